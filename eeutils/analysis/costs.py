@@ -1,0 +1,79 @@
+"""What an image costs at each exit: multiply-adds and parameters."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eeutils.models import MultiExitNet
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """Multiply-adds of one image (convolutions and linear layers) and parameters, part by part.
+
+    Attributes:
+        unit_macs: (U,) float64 of each backbone unit.
+        exit_macs: (E,) float64 of each exit's head.
+        unit_params: (U,) int64.
+        exit_params: (E,) int64.
+        exit_after: the unit that each exit follows.
+    """
+
+    unit_macs: Tensor
+    exit_macs: Tensor
+    unit_params: Tensor
+    exit_params: Tensor
+    exit_after: tuple[int, ...]
+
+    @property
+    def cumulative_macs(self) -> Tensor:
+        """(E,) float64: an image that leaves at exit e has paid the units and *all* heads up to it."""
+        return _up_to_exits(self.unit_macs, self.exit_macs, self.exit_after)
+
+    @property
+    def cumulative_params(self) -> Tensor:
+        """(E,) int64: what has to be stored to answer at exit e, the heads before it included."""
+        return _up_to_exits(self.unit_params, self.exit_params, self.exit_after)
+
+
+def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> NetworkCosts:
+    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed."""
+    net = deepcopy(net).to("meta").eval()
+    x = torch.empty(1, *image_shape, device="meta")
+    unit_macs, exit_macs = [], []
+    for index, unit in enumerate(net.units):
+        macs, x = _macs(unit, x)
+        unit_macs.append(macs)
+        if index in net.exit_after:
+            exit_macs.append(_macs(net.exits[str(index)], x)[0])
+    return NetworkCosts(
+        unit_macs=torch.tensor(unit_macs, dtype=torch.float64),
+        exit_macs=torch.tensor(exit_macs, dtype=torch.float64),
+        unit_params=torch.tensor([_params(unit) for unit in net.units]),
+        exit_params=torch.tensor([_params(head) for head in net.exits.values()]),
+        exit_after=net.exit_after,
+    )
+
+
+def exit_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Tensor:
+    """(E,) float64, multiply-adds of one image up to and including each exit, all heads passed counted."""
+    return measure_costs(net, image_shape).cumulative_macs
+
+
+def _up_to_exits(of_units: Tensor, of_exits: Tensor, exit_after: tuple[int, ...]) -> Tensor:
+    return of_units.cumsum(0)[list(exit_after)] + of_exits.cumsum(0)
+
+
+@torch.inference_mode()
+def _macs(module: nn.Module, x: Tensor) -> tuple[float, Tensor]:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        y = module(x)
+    return counter.get_total_flops() / 2, y
+
+
+def _params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

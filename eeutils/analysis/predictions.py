@@ -1,0 +1,157 @@
+"""The one table that every analysis reads: the logits of every exit for every image of a split."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eeutils.analysis.costs import exit_costs
+from eeutils.errors import IntegrityError
+from eeutils.files import atomic_path, storage_error
+from eeutils.models import MultiExitNet
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network with E exits says of N images in C classes, on the CPU.
+
+    Attributes:
+        logits: (E, N, C) float32, shallowest exit first, finite.
+        labels: (N,) int64.
+        costs: (E,) float64, multiply-adds of one image up to and including each exit, all heads passed counted.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    costs: Tensor
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3 or 0 in self.logits.shape:
+            raise ValueError(f"logits must have shape (E, N, C), none of them 0, got {tuple(self.logits.shape)}")
+        num_exits, num_images, num_classes = self.logits.shape
+        if self.labels.shape != (num_images,) or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be ({num_images},) int64 to fit the logits, got {tuple(self.labels.shape)} {self.labels.dtype}"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels run from {low} to {high}, but the logits are for classes 0..{num_classes - 1}")
+        if self.costs.shape != (num_exits,) or bool((self.costs.diff() <= 0).any()) or bool(self.costs[0] <= 0):
+            raise ValueError(f"costs must be {num_exits} increasing positive numbers, got {self.costs.tolist()}")
+        broken = ~self.logits.isfinite().flatten(1).all(1)
+        if broken.any():
+            exits = broken.nonzero().flatten().tolist()
+            raise ValueError(f"logits of exits {exits} are NaN or infinite; are the network's weights finite?")
+
+    @property
+    def num_exits(self) -> int:
+        return self.logits.shape[0]
+
+    @property
+    def relative_costs(self) -> Tensor:
+        """(E,) costs as shares of the whole network's."""
+        return self.costs / self.costs[-1]
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """(E, N, C) softmax of the logits."""
+        return self.logits.softmax(-1)
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """(E, N) int64, the class with the largest logit."""
+        return self.logits.argmax(-1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """(E, N) the probability of the predicted class."""
+        return self.probs.amax(-1)
+
+    @cached_property
+    def correct(self) -> Tensor:
+        """(E, N) bool."""
+        return self.predicted == self.labels
+
+    def take(self, index: Tensor) -> "Predictions":
+        """The predictions for the images that `index` (positions or a boolean mask) picks."""
+        return Predictions(self.logits[:, index], self.labels[index], self.costs)
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %.
+
+        Raises:
+            StorageError: if the file cannot be written.
+        """
+        tensors = {"logits": self.logits.half(), "labels": self.labels.to(torch.int16), "costs": self.costs}
+        try:
+            with atomic_path(Path(path)) as temporary:
+                save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise storage_error(Path(path), error) from error
+
+    @staticmethod
+    def load(path: Path) -> "Predictions":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            IntegrityError: if it is not a file of predictions.
+        """
+        try:
+            tensors = load_file(path)
+            return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"])
+        except (SafetensorError, KeyError) as error:
+            raise IntegrityError(f"{path} holds no predictions: {error!r}") from error
+
+
+class Batched(Protocol):
+    """A split of images that can be walked in batches (`eeutils.data.Split`)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def batches(self, batch_size: int, device: torch.device | str) -> Iterable[tuple[Tensor, Tensor]]:
+        """Normalised images (n, C, H, W) and labels (n,)."""
+
+
+def predict(
+    net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
+) -> Predictions:
+    """Run `net` over `split` once, in evaluation mode; the network is left in the mode and place it was in.
+
+    Memory: one batch of activations and the logits, whatever the number of images.
+
+    Args:
+        net: the network; its weights are used where they are unless `device` says otherwise.
+        split: images and labels.
+        batch_size: images at a time.
+        device: where to compute; by default where the network is.
+
+    Raises:
+        ValueError: if the network answers NaN, or for fewer classes than the labels name.
+    """
+    logits = collect_logits(net, split, batch_size=batch_size, device=device)
+    costs = exit_costs(net, tuple(split.images.shape[1:]))
+    return Predictions(logits.cpu(), split.labels.cpu(), costs)
+
+
+@torch.inference_mode()
+def collect_logits(
+    net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
+) -> Tensor:
+    """Logits (E, N, C) float32 of every exit for every image of `split`, in evaluation mode, on the device."""
+    home = next(net.parameters()).device
+    device = torch.device(device or home)
+    was_training = net.training
+    try:
+        net.eval().to(device, memory_format=torch.channels_last)
+        answers = [torch.stack(net(images)).float() for images, _ in split.batches(batch_size, device)]
+    finally:
+        net.train(was_training).to(home)
+    return torch.cat(answers, dim=1)

@@ -1,0 +1,19 @@
+"""Verified data sets in memory, and batches made from them."""
+
+from eeutils.data.augmentation import Augmentation, Normalization
+from eeutils.data.batches import TrainBatches
+from eeutils.data.datasets import list_data, load_data
+from eeutils.data.own import data_from_folder, data_from_tensors
+from eeutils.data.splits import ImageData, Split
+
+__all__ = [
+    "Augmentation",
+    "ImageData",
+    "Normalization",
+    "Split",
+    "TrainBatches",
+    "data_from_folder",
+    "data_from_tensors",
+    "list_data",
+    "load_data",
+]

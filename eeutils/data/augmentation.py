@@ -1,0 +1,102 @@
+"""From uint8 images to a network's input: normalisation, and augmentation on whole tensors.
+
+Every image gets its own draw, yet there is no loop over images: flips and shifts are one gather, cutout is one mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per channel: pixel / 255, minus `mean`, over `std` (both on the scale 0..1)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean and std need one value a channel, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    @staticmethod
+    def of(images: Tensor) -> "Normalization":
+        """The mean and standard deviation of each channel of `images` (N, C, H, W) uint8."""
+        pixels = images.transpose(0, 1).flatten(1).double() / 255
+        return Normalization(tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-6).tolist()))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> float32 of the same shape, in channels-last memory."""
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 (0..255), got {images.dtype}")
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        floats = images.to(torch.float32, memory_format=torch.channels_last)
+        return floats.sub_(255 * mean).div_(255 * std)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn anew for every image of a training batch.
+
+    Attributes:
+        flip: mirror left and right, half of the time.
+        translate: shift by up to this many pixels each way; the border is mirrored.
+        cutout: side of a square set to the mean (DeVries & Taylor, arXiv 1708.04552), 0 for none.
+    """
+
+    flip: bool = True
+    translate: int = 4
+    cutout: int = 12
+
+    def __post_init__(self) -> None:
+        if self.translate < 0 or self.cutout < 0:
+            raise ValueError(f"translate and cutout must not be negative, got {self.translate} and {self.cutout}")
+
+
+def augmented_batch(
+    images: Tensor, normalization: Normalization, augmentation: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """(N, C, H, W) uint8 -> augmented, normalised float32 of the same shape, in channels-last memory.
+
+    `generator` lives on the device of `images`; the same state gives the same batch.
+    """
+    batch = normalization(_flip_and_translate(images, augmentation, generator))
+    if augmentation.cutout:
+        batch.masked_fill_(_cutout_mask(images, augmentation.cutout, generator), 0.0)
+    return batch
+
+
+def _flip_and_translate(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    draw = {"generator": generator, "device": images.device}
+    reach = augmentation.translate
+    shifts = torch.randint(-reach, reach + 1, (2, n, 1), **draw)
+    rows = _mirrored(torch.arange(height, device=images.device) + shifts[0], height)  # (N, H)
+    columns = _mirrored(torch.arange(width, device=images.device) + shifts[1], width)  # (N, W)
+    if augmentation.flip:
+        flipped = torch.rand(n, 1, **draw) < 0.5
+        columns = torch.where(flipped, width - 1 - columns, columns)
+    which = torch.arange(n, device=images.device)[:, None, None]
+    # Index tensors around a slice put the channels last, which is the memory order that convolutions want.
+    return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _mirrored(position: Tensor, size: int) -> Tensor:
+    """Positions outside 0..size-1 reflected at the border (clamped, should a shift exceed the image)."""
+    return (size - 1 - (size - 1 - position.abs()).abs()).clamp_(0, size - 1)
+
+
+def _cutout_mask(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    draw = {"generator": generator, "device": images.device}
+
+    def band(size: int) -> Tensor:
+        start = torch.randint(0, max(size - side, 0) + 1, (n, 1), **draw)
+        position = torch.arange(size, device=images.device)
+        return (position >= start) & (position < start + side)
+
+    return band(height)[:, None, :, None] & band(width)[:, None, None, :]

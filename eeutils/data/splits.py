@@ -1,0 +1,108 @@
+"""Images and labels in memory: what every data set looks like to the rest of the package."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from eeutils.data.augmentation import Normalization
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set, on one device.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, each an index into `classes`.
+        classes: the names of the classes.
+        normalization: how these images become a network's input.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    normalization: Normalization
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        _check_labels(self.labels, len(self.images), len(self.classes))
+        channels = self.images.shape[1]
+        if len(self.normalization.mean) != channels:
+            raise ValueError(f"images have {channels} channels, normalization is for {len(self.normalization.mean)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def take(self, index: Tensor | slice) -> "Split":
+        """The images that `index` (positions or a boolean mask) picks; an empty choice is a ValueError."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """In order: normalised images (n, C, H, W) float32, channels last, and labels (n,), on `device`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        for start in range(0, len(self), batch_size):
+            images = self.images[start : start + batch_size].to(device)
+            labels = self.labels[start : start + batch_size].to(device)
+            yield self.normalization(images), labels
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: `train` to learn from, `val` to choose by, `test` to report on."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+    @property
+    def normalization(self) -> Normalization:
+        return self.train.normalization
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+    if images.dtype != torch.uint8:
+        hint = "; floats in 0..1 become uint8 by (images * 255).round().byte(), those in 0..255 by .round().byte()"
+        raise ValueError(f"images must be uint8, got {images.dtype}{hint if images.is_floating_point() else ''}")
+    if 0 in images.shape:
+        raise ValueError(f"a split needs at least one image of at least one pixel, got shape {tuple(images.shape)}")
+
+
+def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64, got {labels.dtype}; convert them with labels.long()")
+    if labels.shape != (num_images,):
+        raise ValueError(f"{num_images} images need labels of shape ({num_images},), got {tuple(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, but {num_classes} classes are numbered 0..{num_classes - 1}"
+        )
+
+
+def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:
+    """Part `split` in two, the second with `holdout` images, every class in proportion; the same for a seed.
+
+    Raises:
+        ValueError: if one part would be empty or could not have every class.
+    """
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    index = torch.arange(len(split))
+    kept, held = train_test_split(
+        index.numpy(), test_size=holdout, random_state=seed, stratify=split.labels.cpu().numpy()
+    )
+    return split.take(torch.from_numpy(kept).sort().values), split.take(torch.from_numpy(held).sort().values)

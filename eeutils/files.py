@@ -1,0 +1,51 @@
+"""Where files are kept, and how they are written: whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eeutils.errors import StorageError
+
+
+def cache_dir() -> Path:
+    """The folder for fetched data and weights: $EEUTILS_CACHE, or `eeutils` in the user's cache folder."""
+    if chosen := os.environ.get("EEUTILS_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "eeutils"
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its name when the block ends well, and is removed otherwise.
+
+    A reader sees the old file or the whole new one, also after a crash.
+
+    Raises:
+        StorageError: if the folder cannot be written or the disk is full.
+    """
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """An error that says which path could not be written and what to do about it."""
+    return StorageError(
+        f"cannot write {path}: {error}. Free some space or make the folder writable, or set EEUTILS_CACHE to a "
+        "folder that is."
+    )

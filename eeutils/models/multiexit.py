@@ -1,0 +1,106 @@
+"""A network is units and exits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+
+class MultiExitNet(nn.Module):
+    """A convolutional network as a list of units and a head after some of them.
+
+    A *unit* is a piece of the backbone (the stem, a block); an *exit* is a head that reads the feature map after
+    one unit. The network's own classifier is its last exit, so a plain CNN is a network with one exit. The keys of
+    `state_dict()` are `units.<unit>...` and `exits.<unit>...`: those of the backbone do not depend on where the
+    exits are.
+
+    Args:
+        units: the backbone, shallow to deep; each maps a feature map to the next.
+        exits: unit index -> head that maps the feature map after that unit to logits; the last unit needs one.
+
+    Raises:
+        ValueError: if there are no units, an exit follows a unit that does not exist, or the last unit has none.
+    """
+
+    def __init__(self, units: Sequence[nn.Module], exits: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        _check_places(len(units), exits)
+        self.units = nn.ModuleList(units)
+        self.exits = nn.ModuleDict({str(unit): exits[unit] for unit in sorted(exits)})
+
+    @property
+    def exit_after(self) -> tuple[int, ...]:
+        """The index of the unit that each exit follows, shallowest first."""
+        return tuple(int(unit) for unit in self.exits)
+
+    @property
+    def num_exits(self) -> int:
+        return len(self.exits)
+
+    def stages(self) -> Iterator[tuple[list[nn.Module], nn.Module]]:
+        """The units between one exit and the next, with the exit they lead to, shallowest first."""
+        start = 0
+        for unit, head in zip(self.exit_after, self.exits.values(), strict=True):
+            yield list(self.units[start : unit + 1]), head
+            start = unit + 1
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Images (N, C, H, W) -> the feature map that each exit reads, shallowest first."""
+        features = []
+        for units, _ in self.stages():
+            for unit in units:
+                x = unit(x)
+            features.append(x)
+        return features
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (N, C, H, W) -> logits of every exit, each (N, classes), shallowest first."""
+        features = self.forward_features(x)
+        return [head(feature) for head, feature in zip(self.exits.values(), features, strict=True)]
+
+
+def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet:
+    """A new network with `exits` (unit index -> head) besides those of `net`.
+
+    Everything is copied: training the new network leaves `net` as it is.
+
+    Raises:
+        ValueError: if a unit does not exist or already has an exit.
+    """
+    taken = sorted(set(exits) & set(net.exit_after))
+    if taken:
+        raise ValueError(f"units {taken} already have an exit; drop_exits() first to replace it")
+    return MultiExitNet(deepcopy(net.units), deepcopy({**_exits(net), **exits}))
+
+
+def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
+    """A new network without the exits after the units `after`; the last one cannot be dropped.
+
+    Weights are shared with `net`: deepcopy the result to train it apart.
+    """
+    missing = sorted(set(after) - set(net.exit_after))
+    if missing:
+        raise ValueError(f"no exits after units {missing}; there are exits after {net.exit_after}")
+    return MultiExitNet(net.units, {unit: head for unit, head in _exits(net).items() if unit not in after})
+
+
+def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
+    """A new network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`."""
+    if not 0 <= exit_index < net.num_exits:
+        raise ValueError(f"exit_index {exit_index} is not in 0..{net.num_exits - 1}")
+    last = net.exit_after[exit_index]
+    return MultiExitNet(net.units[: last + 1], {unit: head for unit, head in _exits(net).items() if unit <= last})
+
+
+def _exits(net: MultiExitNet) -> dict[int, nn.Module]:
+    return dict(zip(net.exit_after, net.exits.values(), strict=True))
+
+
+def _check_places(num_units: int, exits: Mapping[int, nn.Module]) -> None:
+    if not num_units:
+        raise ValueError("a network needs at least one unit")
+    outside = sorted(unit for unit in exits if not 0 <= unit < num_units)
+    if outside:
+        raise ValueError(f"exits after units {outside}, but units are numbered 0..{num_units - 1}")
+    if num_units - 1 not in exits:
+        raise ValueError(f"the last unit ({num_units - 1}) has no exit; there are exits after {sorted(exits)}")

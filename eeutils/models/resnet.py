@@ -1,0 +1,95 @@
+"""ResNet18 with one, two or three exits (He et al., CVPR 2016, arXiv 1512.03385).
+
+Units: 0 is the stem; 1-2, 3-4, 5-6 and 7-8 are the two basic blocks of layer1, layer2, layer3 and layer4. With the
+CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1, 51.7 % after layer2 and 75.8 % after
+layer3.
+
+Where the exits stand by default: after layer2 (two exits), after layer1 and layer2 (three exits). Both come from
+`benchmarks/exit_placement.py`, which gives a trained ResNet18 an exit after every unit and compares all placements
+by the average cost of their cascade at equal validation accuracy.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from eeutils.models.exits import create_exit
+from eeutils.models.layers import BasicBlock, conv_norm_act
+from eeutils.models.multiexit import MultiExitNet
+from eeutils.models.registry import register_model
+
+_LAST_UNIT = 8
+
+
+@register_model
+def resnet18(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    pool: str = "avg",
+    stem: str = "cifar",
+    exit_after: Sequence[int] = (),
+) -> MultiExitNet:
+    """ResNet18 with its own classifier as the only exit, unless `exit_after` asks for more.
+
+    Args:
+        num_classes: logits per image.
+        in_channels: channels of an image.
+        width: channels of layer1; 64 is the published network, cost grows with its square.
+        pool: how every exit, the last included, pools its feature map: "avg" or "spp".
+        stem: "cifar" (3x3, stride 1: small images) or "imagenet" (7x7 and max-pooling, stride 4 together).
+        exit_after: units (0 to 7) that get an early exit.
+
+    Raises:
+        ValueError: if a value is not one of the above.
+    """
+    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if len(set(exit_after)) != len(tuple(exit_after)):
+        raise ValueError(f"two exits after one unit in exit_after={tuple(exit_after)}")
+    channels, units = [width], [_stem(stem, in_channels, width)]
+    for layer in range(4):
+        for block in range(2):
+            out_channels, stride = width * 2**layer, 2 if layer > 0 and block == 0 else 1
+            units.append(BasicBlock(channels[-1], out_channels, stride))
+            channels.append(out_channels)
+    outside = [unit for unit in exit_after if not 0 <= unit < _LAST_UNIT]
+    if outside:
+        raise ValueError(f"exit_after={outside}: early exits of ResNet18 follow units 0 to {_LAST_UNIT - 1}")
+    exits = {unit: create_exit(pool, channels[unit], num_classes) for unit in (*exit_after, _LAST_UNIT)}
+    net = MultiExitNet(units, exits)
+    net.apply(_initialise)
+    return net
+
+
+@register_model
+def resnet18_2exits(*, exit_after: Sequence[int] = (4,), **kwargs) -> MultiExitNet:
+    """`resnet18` with one early exit, after layer2 unless `exit_after` says otherwise."""
+    return _with_early_exits(1, exit_after, kwargs)
+
+
+@register_model
+def resnet18_3exits(*, exit_after: Sequence[int] = (2, 4), **kwargs) -> MultiExitNet:
+    """`resnet18` with two early exits, after layer1 and layer2 unless `exit_after` says otherwise."""
+    return _with_early_exits(2, exit_after, kwargs)
+
+
+def _with_early_exits(count: int, exit_after: Sequence[int], kwargs: dict) -> MultiExitNet:
+    if len(exit_after) != count:
+        raise ValueError(f"a network with {count + 1} exits has {count} early ones, got exit_after={tuple(exit_after)}")
+    return resnet18(exit_after=exit_after, **kwargs)
+
+
+def _stem(name: str, in_channels: int, width: int) -> nn.Module:
+    if name == "cifar":
+        return conv_norm_act(in_channels, width, 3)
+    if name == "imagenet":
+        return conv_norm_act(in_channels, width, 7, stride=2).append(nn.MaxPool2d(3, stride=2, padding=1))
+    raise ValueError(f"unknown stem {name!r}; choose from ['cifar', 'imagenet']")
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

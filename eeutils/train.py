@@ -1,0 +1,105 @@
+"""Train a network from a shell: `python -m eeutils.train slim --model resnet18_3exits --pool spp --width 16`.
+
+The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option.
+"""
+
+import json
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from safetensors.torch import save_file
+
+from eeutils.analysis.predictions import predict
+from eeutils.data import ImageData, load_data
+from eeutils.files import atomic_path
+from eeutils.models import MultiExitNet, create_model
+from eeutils.training import History, TrainConfig, default_device, fit, list_recipes, recipe
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Network, data, recipe, and where the results go.
+
+    Attributes:
+        model: a network of `eeutils.models.list_models()`.
+        pool: how every exit pools its feature map.
+        width: channels of the first layer; 64 is the published network.
+        stem: for small images ("cifar") or large ones ("imagenet").
+        data: a data set of `eeutils.data.list_data()`.
+        out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
+        device: "auto" takes a GPU if there is one.
+        train: the recipe.
+    """
+
+    model: str = "resnet18_3exits"
+    pool: str = "avg"
+    width: int = 64
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    data: str = "cifar10"
+    out: Path | None = None
+    device: str = "auto"
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        name = f"{self.model}-{self.pool}-{self.data}-w{self.width}-s{self.train.seed}"
+        return self.out or Path("runs") / name
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse the command line and train; a wrong value ends with its message, not with a traceback."""
+    choices = {name: (f"{name} recipe", TrainingRun(train=recipe(name))) for name in list_recipes()}
+    run = tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", args=args)
+    try:
+        train(run)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(run: TrainingRun) -> None:
+    """Train one network, or go on with an interrupted run, and write everything to `run.folder`."""
+    torch.manual_seed(run.train.seed)
+    data = load_data(run.data)
+    net = create_model(
+        run.model,
+        num_classes=len(data.classes),
+        in_channels=data.train.images.shape[1],
+        width=run.width,
+        pool=run.pool,
+        stem=run.stem,
+    )
+    device = default_device() if run.device == "auto" else torch.device(run.device)
+    history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
+    history.save_csv(run.folder / "history.csv")
+    with atomic_path(run.folder / "weights.safetensors") as temporary:
+        save_file(net.state_dict(), temporary)
+    report = _report(run, net, data, history, device)
+    (run.folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
+    print(json.dumps(report["test_accuracy"]), f"on test; see {run.folder}")
+
+
+def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:
+    test = predict(net, data.test, device=device)
+    return {
+        "command": "python -m eeutils.train " + shlex.join(sys.argv[1:]),
+        "run": asdict(run),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "seconds": round(sum(row["seconds"] for row in history.rows), 1),
+        "images_per_second": round(history.frame()["images_per_second"].median(), 1),
+        "test_accuracy": [round(share, 4) for share in test.correct.double().mean(1).tolist()],
+        "macs": test.costs.tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What happened in a training run, epoch by epoch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class History:
+    """One row an epoch.
+
+    Columns: `epoch` (1 is the first), `learning_rate` at its end, `train_loss` (weighted), `train_loss_exit1`, ...,
+    `val_accuracy_exit1`, ... (0 to 1), `images_per_second` and `seconds` (training and validation).
+    """
+
+    rows: tuple[dict[str, float], ...]
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as a DataFrame with the epoch as index."""
+        return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")
+
+    def save_csv(self, path: Path) -> None:
+        """Write the rows as CSV."""
+        self.frame().to_csv(path, float_format="%.6g")
+
+    @staticmethod
+    def load_csv(path: Path) -> "History":
+        """Read what `save_csv` wrote."""
+        return History(tuple(pd.read_csv(path).to_dict("records")))

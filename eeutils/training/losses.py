@@ -1,0 +1,75 @@
+"""The loss of a network with several exits."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eeutils.training.config import LossConfig
+
+# UPF-DL-2020's weights for one, two and three exits.
+_UPF_WEIGHTS = {1: (1.0,), 2: (0.3, 0.7), 3: (0.2, 0.3, 0.5)}
+
+
+def _deeper_counts_more(num_exits: int) -> tuple[float, ...]:
+    """0.3/0.7 for two exits, 0.2/0.3/0.5 for three (UPF-DL-2020); proportional to depth for more."""
+    if num_exits in _UPF_WEIGHTS:
+        return _UPF_WEIGHTS[num_exits]
+    total = num_exits * (num_exits + 1) / 2
+    return tuple(depth / total for depth in range(1, num_exits + 1))
+
+
+def _equal(num_exits: int) -> tuple[float, ...]:
+    return (1 / num_exits,) * num_exits
+
+
+_SCHEMES: dict[str, Callable[[int], tuple[float, ...]]] = {
+    "deeper_counts_more": _deeper_counts_more,
+    "equal": _equal,
+}
+
+
+def list_weight_schemes() -> list[str]:
+    """The names that `exit_weights` knows."""
+    return sorted(_SCHEMES)
+
+
+def exit_weights(weights: Sequence[float] | str, num_exits: int) -> tuple[float, ...]:
+    """The weight of each exit's loss, shallowest first.
+
+    Args:
+        weights: numbers, or one of `list_weight_schemes()`.
+        num_exits: of the network.
+
+    Raises:
+        ValueError: if the name is unknown, or the numbers are negative, all zero or not one an exit.
+    """
+    if isinstance(weights, str):
+        if weights not in _SCHEMES:
+            raise ValueError(f"unknown weights {weights!r}; choose from {list_weight_schemes()}")
+        return _SCHEMES[weights](num_exits)
+    if len(weights) != num_exits:
+        raise ValueError(f"{len(weights)} exit weights {tuple(weights)} for a network with {num_exits} exits")
+    if min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(f"exit weights must not be negative or all zero, got {tuple(weights)}")
+    return tuple(weights)
+
+
+def exit_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) -> Tensor:
+    """The loss of each exit by itself, (E,); `logits` are E times (N, C), `labels` (N,).
+
+    With self-distillation an early exit learns in part from the last one's answer, which it cannot move.
+    """
+    hard = [F.cross_entropy(answer, labels, label_smoothing=config.label_smoothing) for answer in logits]
+    if not config.distillation:
+        return torch.stack(hard)
+    teacher = F.softmax(logits[-1].detach() / config.temperature, dim=-1)
+    # Times the temperature squared, so that the gradient's size does not depend on it (Hinton et al., 1503.02531).
+    soft = [
+        config.temperature**2
+        * F.kl_div(F.log_softmax(answer / config.temperature, dim=-1), teacher, reduction="batchmean")
+        for answer in logits[:-1]
+    ]
+    mixed = [torch.lerp(own, taught, config.distillation) for own, taught in zip(hard, soft, strict=False)]
+    return torch.stack([*mixed, hard[-1]])
