@@ -37,7 +37,8 @@ class Predictions:
         num_exits, num_images, num_classes = self.logits.shape
         if self.labels.shape != (num_images,) or self.labels.dtype != torch.int64:
             raise ValueError(
-                f"labels must be ({num_images},) int64 to fit the logits, got {tuple(self.labels.shape)} {self.labels.dtype}"
+                f"labels must be ({num_images},) int64 to fit the logits, got {tuple(self.labels.shape)} "
+                f"{self.labels.dtype}"
             )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= num_classes:

@@ -1,0 +1,110 @@
+"""How good the exits are, one by one and together."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eeutils.analysis.predictions import Predictions
+
+_ENSEMBLES = ("mean", "weighted", "geometric")
+
+
+def accuracy_per_exit(predictions: Predictions) -> Tensor:
+    """(E,) float64, share of the images that each exit gets right."""
+    return predictions.correct.double().mean(1)
+
+
+def exit_table(predictions: Predictions) -> pd.DataFrame:
+    """One row an exit: accuracy, cost in multiply-adds and as a share, mean confidence, calibration error."""
+    return pd.DataFrame(
+        {
+            "accuracy": accuracy_per_exit(predictions).numpy(),
+            "macs": predictions.costs.numpy(),
+            "relative cost": predictions.relative_costs.numpy(),
+            "mean confidence": predictions.confidence.double().mean(1).numpy(),
+            "calibration error": calibration_error(predictions).numpy(),
+        },
+        index=pd.Index(range(1, predictions.num_exits + 1), name="exit"),
+    )
+
+
+def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequence[float] | None = None) -> Tensor:
+    """(N, C) probabilities of all exits taken together.
+
+    Args:
+        predictions: the table.
+        how: "mean" of the probabilities; "weighted" mean of them; "geometric" mean, normalised again.
+        weights: for "weighted", one an exit, not negative; `ensemble_weights` finds some on validation data.
+
+    Raises:
+        ValueError: if `how` is unknown, or `weights` are missing, unasked for, of the wrong number or negative.
+    """
+    if how not in _ENSEMBLES:
+        raise ValueError(f"unknown ensemble {how!r}; choose from {list(_ENSEMBLES)}")
+    if (weights is not None) != (how == "weighted"):
+        raise ValueError(f"weights go with 'weighted' and with nothing else, got how={how!r}, weights={weights}")
+    if how == "mean":
+        return predictions.probs.mean(0)
+    if how == "geometric":
+        return predictions.logits.log_softmax(-1).mean(0).softmax(-1)
+    if len(weights) != predictions.num_exits or min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(f"{predictions.num_exits} exits need as many weights, none negative, got {tuple(weights)}")
+    shares = torch.tensor(weights, dtype=predictions.probs.dtype)
+    return torch.einsum("e,enc->nc", shares / shares.sum(), predictions.probs)
+
+
+def ensemble_weights(validation: Predictions) -> tuple[float, ...]:
+    """One weight an exit, summing to 1: those under which the weighted mean makes the labels most likely.
+
+    Choose them on validation data. The problem is concave, so there is one answer.
+    """
+    picked = validation.probs.gather(2, validation.labels[None, :, None].expand(validation.num_exits, -1, 1))[..., 0]
+    picked = picked.double().clamp_min(1e-12)  # (E, N)
+    weights = torch.full((validation.num_exits,), 1 / validation.num_exits, dtype=torch.float64)
+    for _ in range(500):  # expectation maximisation for mixture weights: each step makes the labels more likely
+        shares = weights[:, None] * picked
+        weights = (shares / shares.sum(0)).mean(1)
+    return tuple(weights.tolist())
+
+
+def accuracy_of(probs: Tensor, labels: Tensor) -> float:
+    """Share of the rows of `probs` (N, C) whose largest entry is at `labels` (N,)."""
+    return float((probs.argmax(-1) == labels).double().mean())
+
+
+def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
+    """(E,) float64, expected calibration error (Guo et al., ICML 2017, arXiv 1706.04599, equation 3).
+
+    The mean gap between confidence and accuracy over `bins` equal slices of confidence, weighted by their size.
+    """
+    slices = (predictions.confidence.double() * bins).long().clamp_max(bins - 1)  # (E, N)
+    gap = predictions.correct.double() - predictions.confidence.double()
+    per_slice = torch.zeros(predictions.num_exits, bins, dtype=torch.float64).scatter_add_(1, slices, gap)
+    return per_slice.abs().sum(1) / len(predictions.labels)
+
+
+def sure_images(predictions: Predictions, exit_index: int, confidence: float) -> Tensor:
+    """Positions of the images that an exit gets right with at least this confidence, surest first, (n,) int64."""
+    sure = predictions.confidence[exit_index]
+    chosen = (predictions.correct[exit_index] & (sure >= confidence)).nonzero().flatten()
+    return chosen[sure[chosen].argsort(descending=True, stable=True)]
+
+
+def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
+    """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64."""
+    new = predictions.correct[exit_index] & ~predictions.correct[:exit_index].any(0)
+    chosen = new.nonzero().flatten()
+    return chosen[predictions.confidence[exit_index][chosen].argsort(descending=True, stable=True)]
+
+
+def gains(accuracy: Tensor, reference: float) -> Tensor:
+    """Percentage points by which each `accuracy` (E,) is above (or, negative, below) `reference`."""
+    return (accuracy - reference) * 100
+
+
+def nll_per_exit(predictions: Predictions) -> Tensor:
+    """(E,) float64, mean negative log-likelihood of the labels."""
+    return torch.stack([F.cross_entropy(logits.double(), predictions.labels) for logits in predictions.logits])

@@ -1,0 +1,122 @@
+"""Early-exit inference that saves real time: whoever is done leaves the batch."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from eeutils.analysis.policies import Policy
+from eeutils.analysis.predictions import Batched
+from eeutils.models import MultiExitNet
+
+
+@dataclass(frozen=True)
+class CascadeResult:
+    """What came out of a cascade.
+
+    Attributes:
+        logits: (N, C) float32 of the exit at which each image left.
+        exit_index: (N,) int64, that exit.
+    """
+
+    logits: Tensor
+    exit_index: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """(N,) int64."""
+        return self.logits.argmax(-1)
+
+
+class Cascade:
+    """A network that stops computing for an image as soon as `policy` lets it go.
+
+    After each exit only the images that stay are carried on, so a batch shrinks on its way down; when it is empty the
+    rest of the network does not run. `eeutils.analysis.policies.decide` answers the same from saved predictions.
+
+    The cascade works on a copy of `net` made for inference (batch normalisation folded into the convolutions).
+
+    Args:
+        net: the network; it is not changed.
+        policy: who leaves where.
+        device: where to compute; by default where the network is.
+
+    Raises:
+        ValueError: if the policy is for another number of exits.
+    """
+
+    def __init__(self, net: MultiExitNet, policy: Policy, *, device: torch.device | str | None = None) -> None:
+        policy.check(net.num_exits)
+        self.policy = policy
+        self.device = torch.device(device or next(net.parameters()).device)
+        self.net = prepared_for_inference(net).to(self.device)
+        self._stages = [(nn.Sequential(*units), head) for units, head in self.net.stages()]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> CascadeResult:
+        """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device."""
+        _check_input(images)
+        x = images.to(self.device, memory_format=torch.channels_last)
+        rows = torch.arange(len(x), device=self.device)  # of the result, for the images still in
+        so_far: list[Tensor] = []  # logits of those images at the exits passed
+        for index, (stage, head) in enumerate(self._stages):
+            x = stage(x)
+            so_far.append(head(x))
+            if index == 0:
+                result = CascadeResult(so_far[0].clone(), torch.zeros_like(rows))
+            else:
+                result.logits[rows], result.exit_index[rows] = so_far[-1], index
+            if index == len(self._stages) - 1:
+                break
+            staying = (~self.policy.leaves(torch.stack(so_far))).nonzero().flatten()
+            if len(staying) == 0:
+                break
+            if len(staying) < len(rows):
+                x, rows = _rows(x, staying), rows[staying]
+                so_far = [logits[staying] for logits in so_far]
+        return result
+
+    def run(self, split: Batched, *, batch_size: int = 256) -> CascadeResult:
+        """The cascade over a whole split of uint8 images, in its order."""
+        return _joined(self(images) for images, _ in split.batches(batch_size, self.device))
+
+
+def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
+    """A copy of `net` in evaluation mode with batch normalisations folded into the convolutions before them.
+
+    It answers the same up to rounding, and a tenth to a third faster on a CPU.
+    """
+    copy = deepcopy(net).eval()
+    for module in list(copy.modules()):
+        if isinstance(module, nn.Sequential):
+            _fold_neighbours(module)
+    return copy.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _fold_neighbours(chain: nn.Sequential) -> None:
+    for index in range(len(chain) - 1):
+        first, second = chain[index], chain[index + 1]
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+            chain[index], chain[index + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Some images of a feature map (N, C, H, W); in channels-last memory an image is one run of bytes to copy."""
+    return x.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+
+
+def _joined(results: Iterable[CascadeResult]) -> CascadeResult:
+    results = list(results)
+    return CascadeResult(
+        torch.cat([result.logits for result in results]), torch.cat([result.exit_index for result in results])
+    )
+
+
+def _check_input(images: Tensor) -> None:
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"a cascade takes normalised floats, got {images.dtype}; apply split.normalization first")
