@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from eeutils.errors import StorageError
 
 
@@ -13,7 +15,26 @@ def cache_dir() -> Path:
     """The folder for fetched data and weights: $EEUTILS_CACHE, or `eeutils` in the user's cache folder."""
     if chosen := os.environ.get("EEUTILS_CACHE"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "eeutils"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eeutils"
+
+
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Let one process at a time make `target`; the others wait. The lock goes with the process that holds it.
+
+    Raises:
+        StorageError: if the folder cannot be written.
+    """
+    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise storage_error(target, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -46,6 +67,6 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def storage_error(path: Path, error: Exception) -> StorageError:
     """An error that says which path could not be written and what to do about it."""
     return StorageError(
-        f"cannot write {path}: {error}. Free some space or make the folder writable, or set EEUTILS_CACHE to a "
-        "folder that is."
+        f"cannot write {path}: {error}. Free some space or make the folder writable, or choose another: the one for "
+        "fetched data and weights is set by EEUTILS_CACHE."
     )

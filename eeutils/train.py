@@ -13,13 +13,14 @@ from typing import Literal
 
 import torch
 import tyro
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
 from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet, create_model
-from eeutils.training import History, TrainConfig, default_device, fit, list_recipes, recipe
+from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,32 @@ def main(args: list[str] | None = None) -> None:
     run = tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", args=args)
     try:
         train(run)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # fit has said what is kept
+        sys.exit(130)
 
 
 def train(run: TrainingRun) -> None:
     """Train one network, or go on with an interrupted run, and write everything to `run.folder`."""
-    torch.manual_seed(run.train.seed)
+    device = choose_device(None if run.device == "auto" else run.device)
+    with torch.device("meta"):
+        _build(run)  # a wrong name is found out before anything is downloaded
     data = load_data(run.data)
-    net = create_model(
-        run.model,
-        num_classes=len(data.classes),
-        in_channels=data.train.images.shape[1],
-        width=run.width,
-        pool=run.pool,
-        stem=run.stem,
-    )
-    device = default_device() if run.device == "auto" else torch.device(run.device)
+    torch.manual_seed(run.train.seed)
+    net = _build(run, num_classes=len(data.classes), in_channels=data.train.images.shape[1])
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
     history.save_csv(run.folder / "history.csv")
     with atomic_path(run.folder / "weights.safetensors") as temporary:
-        save_file(net.state_dict(), temporary)
+        save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, temporary)
     report = _report(run, net, data, history, device)
-    (run.folder / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
+    with atomic_path(run.folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2, default=str) + "\n")
     print(json.dumps(report["test_accuracy"]), f"on test; see {run.folder}")
+
+
+def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
+    return create_model(run.model, width=run.width, pool=run.pool, stem=run.stem, **shape)
 
 
 def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:

@@ -29,9 +29,15 @@ class Normalization:
         return Normalization(tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-6).tolist()))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> float32 of the same shape, in channels-last memory."""
+        """(N, C, H, W) uint8 -> float32 of the same shape, in channels-last memory.
+
+        Raises:
+            ValueError: if the images are not uint8 or have another number of channels.
+        """
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 (0..255), got {images.dtype}")
+        if images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise ValueError(f"images must have shape (N, {len(self.mean)}, H, W), got {tuple(images.shape)}")
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         floats = images.to(torch.float32, memory_format=torch.channels_last)
@@ -63,7 +69,16 @@ def augmented_batch(
     """(N, C, H, W) uint8 -> augmented, normalised float32 of the same shape, in channels-last memory.
 
     `generator` lives on the device of `images`; the same state gives the same batch.
+
+    Raises:
+        ValueError: if the images are too small to be shifted so far or to have so large a square cut out.
     """
+    shorter_side = min(images.shape[2:])
+    if max(augmentation.translate, augmentation.cutout) >= shorter_side:
+        raise ValueError(
+            f"translate {augmentation.translate} and cutout {augmentation.cutout} must be smaller than the images, "
+            f"which have {images.shape[2]} x {images.shape[3]} pixels"
+        )
     batch = normalization(_flip_and_translate(images, augmentation, generator))
     if augmentation.cutout:
         batch.masked_fill_(_cutout_mask(images, augmentation.cutout, generator), 0.0)
@@ -86,8 +101,8 @@ def _flip_and_translate(images: Tensor, augmentation: Augmentation, generator: t
 
 
 def _mirrored(position: Tensor, size: int) -> Tensor:
-    """Positions outside 0..size-1 reflected at the border (clamped, should a shift exceed the image)."""
-    return (size - 1 - (size - 1 - position.abs()).abs()).clamp_(0, size - 1)
+    """Positions outside 0..size-1, by less than the size, reflected at the border."""
+    return size - 1 - (size - 1 - position.abs()).abs()
 
 
 def _cutout_mask(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -95,7 +110,7 @@ def _cutout_mask(images: Tensor, side: int, generator: torch.Generator) -> Tenso
     draw = {"generator": generator, "device": images.device}
 
     def band(size: int) -> Tensor:
-        start = torch.randint(0, max(size - side, 0) + 1, (n, 1), **draw)
+        start = torch.randint(0, size - side + 1, (n, 1), **draw)
         position = torch.arange(size, device=images.device)
         return (position >= start) & (position < start + side)
 

@@ -25,7 +25,6 @@ class TrainBatches:
         self.batch_size = min(batch_size, len(split))
         self.augmentation = augmentation
         self.seed = seed
-        self._generator = torch.Generator(device)
 
     def __len__(self) -> int:
         return len(self.split) // self.batch_size
@@ -33,11 +32,9 @@ class TrainBatches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) float32, channels last, and labels (B,), for each step of epoch `number`."""
         device = self.split.images.device
-        self._generator.manual_seed(self.seed * 1_000_003 + number)
-        order = torch.randperm(len(self.split), generator=self._generator, device=device)
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + number)
+        order = torch.randperm(len(self.split), generator=generator, device=device)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = augmented_batch(
-                self.split.images[index], self.split.normalization, self.augmentation, self._generator
-            )
-            yield images, self.split.labels[index]
+            images, labels = self.split.images[index], self.split.labels[index]
+            yield augmented_batch(images, self.split.normalization, self.augmentation, generator), labels

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eeutils.data.augmentation import Normalization
-from eeutils.data.splits import ImageData, Split, stratified_holdout
+from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
+from eeutils.errors import IntegrityError
 
 
 def data_from_tensors(
@@ -36,21 +38,43 @@ def data_from_tensors(
     """
     if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
         raise ValueError(f"val_share {val_share} and test_share {test_share} must be positive and sum to less than 1")
-    identity = Normalization((0.0,) * images.shape[1], (1.0,) * images.shape[1]) if images.ndim == 4 else None
-    everything = Split(images, labels, tuple(classes), identity)
+    check_images(images)
+    everything = Split(images, labels, tuple(classes), Normalization.of(images))
     rest, test = stratified_holdout(everything, round(test_share * len(images)), seed)
     train, val = stratified_holdout(rest, round(val_share * len(images)), seed)
     normalization = Normalization.of(train.images)  # of what is trained on, and of nothing else
     return ImageData(name, *(replace(split, normalization=normalization) for split in (train, val, test)))
 
 
-def data_from_folder(root: str | Path, size: int = 32, **kwargs) -> ImageData:
-    """`data_from_tensors` of a folder with one folder of images a class, resized and cropped to `size` x `size`."""
+def data_from_folder(root: str | Path, size: int = 32, **kwargs: Any) -> ImageData:
+    """`data_from_tensors` of a folder that has one folder of images a class.
+
+    Args:
+        root: the folder; the names of the folders in it are the classes.
+        size: images are scaled until the shorter side has this many pixels, and the middle square is kept.
+        kwargs: those of `data_from_tensors`.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or a class in it has no image.
+        IntegrityError: if a file is not an image that can be read; it names the file.
+        ValueError: as `data_from_tensors` does.
+    """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
+    if size < 1:
+        raise ValueError(f"size must be positive, got {size}")
     to_square = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    folder = ImageFolder(root, transform=to_square)
+    folder = ImageFolder(root, transform=to_square, loader=_read_image)
     images = torch.stack([image for image, _ in folder])
     labels = torch.tensor(folder.targets)
-    return data_from_tensors(images, labels, tuple(folder.classes), **{"name": Path(root).name, **kwargs})
+    return data_from_tensors(images, labels, tuple(folder.classes), **{"name": Path(root).resolve().name, **kwargs})
+
+
+def _read_image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise IntegrityError(f"{path} is not a readable image: {error}") from error

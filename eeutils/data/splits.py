@@ -26,7 +26,7 @@ class Split:
     normalization: Normalization
 
     def __post_init__(self) -> None:
-        _check_images(self.images)
+        check_images(self.images)
         _check_labels(self.labels, len(self.images), len(self.classes))
         channels = self.images.shape[1]
         if len(self.normalization.mean) != channels:
@@ -71,9 +71,17 @@ class ImageData:
         return self.train.normalization
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise a ValueError that says what is wrong, and how to put it right, unless these are (N, C, H, W) uint8."""
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.from_numpy makes one")
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+    if images.shape[3] in (1, 3) and images.shape[1] > 4:
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} look like (N, H, W, C), but must be (N, C, H, W); convert them "
+            "with images.permute(0, 3, 1, 2)"
+        )
     if images.dtype != torch.uint8:
         hint = "; floats in 0..1 become uint8 by (images * 255).round().byte(), those in 0..255 by .round().byte()"
         raise ValueError(f"images must be uint8, got {images.dtype}{hint if images.is_floating_point() else ''}")
@@ -82,6 +90,8 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.tensor makes one")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64, got {labels.dtype}; convert them with labels.long()")
     if labels.shape != (num_images,):
@@ -101,8 +111,16 @@ def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Sp
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    index = torch.arange(len(split))
-    kept, held = train_test_split(
-        index.numpy(), test_size=holdout, random_state=seed, stratify=split.labels.cpu().numpy()
-    )
-    return split.take(torch.from_numpy(kept).sort().values), split.take(torch.from_numpy(held).sort().values)
+    index, labels = torch.arange(len(split)), split.labels.cpu()
+    try:
+        parts = train_test_split(index.numpy(), test_size=holdout, random_state=seed, stratify=labels.numpy())
+    except ValueError as error:
+        raise ValueError(f"cannot hold out {holdout} of {len(split)} images: {error}") from error
+    kept, held = (torch.from_numpy(part).sort().values for part in parts)
+    present = labels.unique()
+    for part in (kept, held):
+        missing = present[~torch.isin(present, labels[part])].tolist()
+        if missing:
+            names = [split.classes[label] for label in missing]
+            raise ValueError(f"cannot hold out {holdout} of {len(split)} images: too few are of {names}")
+    return split.take(kept), split.take(held)

@@ -30,6 +30,7 @@ class SpatialPyramidExit(nn.Module):
         self.linear = nn.Linear(channels * self.pool.cells, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Feature map (N, C, H, W) -> logits (N, num_classes)."""
         return self.linear(self.pool(x) * self.scale)
 
 

@@ -38,6 +38,7 @@ class SpatialPyramidPool(nn.Module):
         return sum(level * level for level in self.levels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Feature map (N, C, H, W) -> (N, C * cells), level by level, within a level channel by channel."""
         pool = _ADAPTIVE_POOLS[self.reduce]
         pooled: dict[int, Tensor] = {}
         source = x
@@ -52,6 +53,7 @@ class SpatialPyramidPool(nn.Module):
         return torch.cat([pooled[level].flatten(1) for level in self.levels], dim=1)
 
     def extra_repr(self) -> str:
+        """What `print(net)` says of this layer."""
         return f"levels={self.levels}, reduce={self.reduce!r}"
 
 
@@ -81,4 +83,5 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Identity() if same_shape else conv_norm(in_channels, out_channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
         return F.relu(self.residual(x) + self.shortcut(x))

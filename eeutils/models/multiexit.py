@@ -35,6 +35,7 @@ class MultiExitNet(nn.Module):
 
     @property
     def num_exits(self) -> int:
+        """How many answers an image gets."""
         return len(self.exits)
 
     def stages(self) -> Iterator[tuple[list[nn.Module], nn.Module]]:
@@ -70,7 +71,7 @@ def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet
     taken = sorted(set(exits) & set(net.exit_after))
     if taken:
         raise ValueError(f"units {taken} already have an exit; drop_exits() first to replace it")
-    return MultiExitNet(deepcopy(net.units), deepcopy({**_exits(net), **exits}))
+    return _in_mode_of(net, MultiExitNet(deepcopy(net.units), deepcopy({**_exits(net), **exits})))
 
 
 def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
@@ -81,7 +82,8 @@ def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
     missing = sorted(set(after) - set(net.exit_after))
     if missing:
         raise ValueError(f"no exits after units {missing}; there are exits after {net.exit_after}")
-    return MultiExitNet(net.units, {unit: head for unit, head in _exits(net).items() if unit not in after})
+    exits = {unit: head for unit, head in _exits(net).items() if unit not in after}
+    return _in_mode_of(net, MultiExitNet(net.units, exits))
 
 
 def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
@@ -89,11 +91,19 @@ def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
     if not 0 <= exit_index < net.num_exits:
         raise ValueError(f"exit_index {exit_index} is not in 0..{net.num_exits - 1}")
     last = net.exit_after[exit_index]
-    return MultiExitNet(net.units[: last + 1], {unit: head for unit, head in _exits(net).items() if unit <= last})
+    exits = {unit: head for unit, head in _exits(net).items() if unit <= last}
+    return _in_mode_of(net, MultiExitNet(net.units[: last + 1], exits))
 
 
 def _exits(net: MultiExitNet) -> dict[int, nn.Module]:
     return dict(zip(net.exit_after, net.exits.values(), strict=True))
+
+
+def _in_mode_of(net: MultiExitNet, new: MultiExitNet) -> MultiExitNet:
+    # Only the containers are new: train() or eval() would reach into modules that belong to `net` as well.
+    for module in (new, new.units, new.exits):
+        module.training = net.training
+    return new
 
 
 def _check_places(num_units: int, exits: Mapping[int, nn.Module]) -> None:

@@ -1,7 +1,8 @@
 """Training networks with several exits."""
 
 from eeutils.training.config import LossConfig, TrainConfig, list_recipes, recipe
+from eeutils.training.device import choose_device, default_device
 from eeutils.training.history import History
-from eeutils.training.loop import default_device, fit
+from eeutils.training.loop import fit
 
-__all__ = ["History", "LossConfig", "TrainConfig", "default_device", "fit", "list_recipes", "recipe"]
+__all__ = ["History", "LossConfig", "TrainConfig", "choose_device", "default_device", "fit", "list_recipes", "recipe"]

@@ -8,6 +8,8 @@ import torch
 from eeutils.errors import IntegrityError
 from eeutils.files import atomic_path, storage_error
 
+_KEYS = {"epoch", "rows", "config", "data", "net", "optimizer", "scaler"}
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, and lists and dicts of them) to `path`.
@@ -27,11 +29,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         IntegrityError: if the file is truncated or no checkpoint.
+        OSError: if it is not there or must not be read.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
         raise IntegrityError(f"{path} is not a readable checkpoint ({error}); remove it to start afresh") from error
-    if not isinstance(state, dict) or "epoch" not in state:
-        raise IntegrityError(f"{path} is no checkpoint of a training run")
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+        raise IntegrityError(f"{path} is no checkpoint of a training run; use another file, or remove it")
     return state

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from eeutils.files import atomic_path
+
 
 @dataclass(frozen=True)
 class History:
@@ -21,8 +23,13 @@ class History:
         return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")
 
     def save_csv(self, path: Path) -> None:
-        """Write the rows as CSV."""
-        self.frame().to_csv(path, float_format="%.6g")
+        """Write the rows as CSV, six digits a number.
+
+        Raises:
+            StorageError: if the file cannot be written.
+        """
+        with atomic_path(Path(path)) as temporary:
+            self.frame().to_csv(temporary, float_format="%.6g")
 
     @staticmethod
     def load_csv(path: Path) -> "History":

@@ -1,8 +1,10 @@
 """Training: one loop for every network and recipe."""
 
+import math
 import sys
 import time
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,11 +18,11 @@ from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.config import TrainConfig
+from eeutils.training.device import autocast_dtype, choose_device, compute_capability, should_compile
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
+from eeutils.training.schedule import learning_rate
 
-# torch.compile takes a minute or so; a run has to have this many steps to win it back.
-_STEPS_THAT_PAY_FOR_COMPILING = 2_000
 _SECONDS_BETWEEN_REPORTS = 1.0
 
 
@@ -47,46 +49,30 @@ def fit(
         progress: show a bar with loss, validation accuracy of every exit, images/s and the time left.
 
     Raises:
-        ValueError: if network and data do not fit, or the checkpoint is of another config or network.
+        ValueError: if network and data do not fit, or the checkpoint is of another config, data set or network.
+        IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
         KeyboardInterrupt: passed on; the checkpoint of the last finished epoch stands.
     """
-    _check_fit(net, data)
-    home = next(net.parameters()).device
-    run = _Run(net, data, config, torch.device(device or default_device()))
+    device = choose_device(device)
+    _check_fit(net, data, config)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        run.restore(path)
-    elif path is not None:
-        run.save(path)  # an unwritable path is found out now, not after an epoch
-    bar = tqdm(
-        total=config.epochs * run.images_per_epoch,
-        initial=run.epoch * run.images_per_epoch,
-        unit="img",
-        unit_scale=True,
-        smoothing=0.05,
-        disable=not progress,
-        file=sys.stderr,
-    )
+    home = next(net.parameters()).device
     try:
-        with bar:
+        run = _Run(net, data, config, device)
+        run.take_up(path)
+        with run.bar(progress) as bar:
             while run.epoch < config.epochs:
                 run.train_epoch(bar)
-                if path is not None:
-                    run.save(path)
+                run.save(path)
     except KeyboardInterrupt:
-        kept = f"{path} has its first {run.epoch} epochs; call fit again to go on" if path else "nothing was saved"
+        kept = f"{path} has the epochs finished before; call fit again to go on" if path else "nothing was saved"
         print(f"training was interrupted: {kept}", file=sys.stderr)
         raise
     finally:
         net.eval().to(home)
     return History(tuple(run.rows))
-
-
-def default_device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Run:
@@ -97,12 +83,15 @@ class _Run:
         self.net = net.to(device, memory_format=torch.channels_last)
         self.batches = TrainBatches(data.train, config.batch_size, config.augmentation, device, config.seed)
         self.val = data.val.to(device)
+        self.data = {"name": data.name, "images": tuple(data.train.images.shape), "classes": tuple(data.classes)}
         self.weights = torch.tensor(exit_weights(config.loss.weights, net.num_exits), device=device)
         self.optimizer = _optimizer(net, config, device)
-        dtype = _autocast_dtype(config.precision, device)
+        capability = compute_capability(device)
+        dtype = autocast_dtype(config.precision, capability)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-        self.forward = torch.compile(net) if self._compiles() else net
+        steps = config.epochs * len(self.batches)
+        self.compiled = torch.compile(net) if should_compile(config.compile, capability, steps) else net
         self.epoch = 0
         self.rows: list[dict[str, float]] = []
 
@@ -110,8 +99,20 @@ class _Run:
     def images_per_epoch(self) -> int:
         return len(self.batches) * self.batches.batch_size
 
+    def bar(self, shown: bool) -> tqdm:
+        return tqdm(
+            total=self.config.epochs * self.images_per_epoch,
+            initial=self.epoch * self.images_per_epoch,
+            unit="img",
+            unit_scale=True,
+            smoothing=0.05,
+            disable=not shown,
+            file=sys.stderr,
+        )
+
     def train_epoch(self, bar: tqdm) -> None:
         """One pass over the training split and one over the validation split; adds a row to the history."""
+        bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}")
         started = time.perf_counter()
         losses = self._pass_over_training_split(bar)
         seconds_training = time.perf_counter() - started
@@ -124,29 +125,46 @@ class _Run:
         row["images_per_second"] = self.images_per_epoch / seconds_training
         row["seconds"] = time.perf_counter() - started
         self.rows.append(row)
-        bar.set_description(f"epoch {self.epoch}/{self.config.epochs}")
+        self._show(bar, row["train_loss"])
 
-    def save(self, path: Path) -> None:
+    def take_up(self, path: Path | None) -> None:
+        """Go on from `path` if it is there; if there is something to train, see that it can be written."""
+        if path is None:
+            return
+        if path.exists():
+            self._restore(path)
+        if self.epoch < self.config.epochs:
+            self.save(path)  # an unwritable path is found out now, not after an epoch
+
+    def save(self, path: Path | None) -> None:
+        """Write all that changes in a run to `path`, if there is one."""
+        if path is None:
+            return
         state = {
             "epoch": self.epoch,
             "rows": self.rows,
             "config": asdict(self.config),
+            "data": self.data,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
         save_checkpoint(path, state)
 
-    def restore(self, path: Path) -> None:
+    def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
         here = asdict(self.config)
         changed = [name for name in here if state["config"].get(name) != here[name]]
         if changed:
             raise ValueError(f"{path} is of a run with another {', '.join(changed)}; use another file, or remove it")
-        try:
-            self.net.load_state_dict(state["net"])
-        except RuntimeError as error:
-            raise ValueError(f"{path} is of another network: {error}") from error
+        if state["data"] != self.data:
+            raise ValueError(
+                f"{path} is of a run on other data ({state['data']['name']}), not on this {self.data['name']}"
+            )
+        # Looked at beforehand: load_state_dict would have changed some weights by the time it objects.
+        if _shapes(state["net"]) != _shapes(self.net.state_dict()):
+            raise ValueError(f"{path} is of another network; use another file, or remove it")
+        self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.rows = state["epoch"], list(state["rows"])
@@ -174,7 +192,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step + 1)
         with self.autocast:
-            losses = exit_losses(self.forward(images), labels, self.config.loss)
+            losses = exit_losses(self.compiled(images), labels, self.config.loss)
         self.scaler.scale(losses @ self.weights).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -182,37 +200,37 @@ class _Run:
         return losses.detach()
 
     def _report(self, bar: tqdm, losses: Tensor, images: int) -> None:
-        """Update the bar; about once a second, so that reading the losses costs nothing. Stops a diverged run."""
+        """Move the bar on; about once a second, so that reading the losses costs nothing. Stops a diverged run."""
         loss = float(losses @ self.weights)
-        if not loss - loss == 0:  # neither NaN nor infinite
-            raise TrainingDivergedError(
-                f"the loss became {loss} in epoch {self.epoch + 1} at learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}; lower learning_rate (now {self.config.learning_rate}) or "
-                "check the images. The network's weights are spoilt; a checkpoint, if any, is from before"
-            )
-        accuracy = [value for name, value in (self.rows[-1] if self.rows else {}).items() if "accuracy" in name]
-        bar.set_postfix_str(f"loss {loss:.3f}, val " + " ".join(f"{share:.1%}" for share in accuracy), refresh=False)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}")
+        self._show(bar, loss)
         bar.update(images)
+
+    def _show(self, bar: tqdm, loss: float) -> None:
+        parts = [f"loss {loss:.3f}"]
+        if self.rows:
+            accuracy = [share for name, share in self.rows[-1].items() if name.startswith("val_accuracy")]
+            parts.append("val " + " ".join(f"{share:.1%}" for share in accuracy))
+        bar.set_postfix_str(", ".join(parts))
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
+            f"learning_rate (now {self.config.learning_rate}) or check the images. The network's weights are spoilt; "
+            "a checkpoint, if any, is from before"
+        )
 
     def _validate(self) -> Tensor:
         """Accuracy of each exit on the validation split, (E,)."""
         with self.autocast:
             logits = collect_logits(self.net, self.val)
+        if not logits.isfinite().all():  # the epoch's very last update can spoil weights without a loss that shows it
+            raise self._diverged("the network's answers became NaN or infinite")
         return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
 
     def _learning_rate(self, step: int) -> float:
-        """For the `step`-th update, counted from 1."""
-        config, total = self.config, self.config.epochs * len(self.batches)
-        if config.schedule == "halving":
-            return config.learning_rate * 0.5 ** ((step - 1) // (config.halve_every * len(self.batches)))
-        rising = config.warmup * total
-        return config.learning_rate * min(step / max(rising, 1), (total - step) / (total - rising))
-
-    def _compiles(self) -> bool:
-        if self.config.compile != "auto":
-            return self.config.compile == "yes"
-        steps = self.config.epochs * len(self.batches)
-        return self.device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING
+        return learning_rate(self.config, step, len(self.batches))
 
 
 def _optimizer(net: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.SGD:
@@ -228,28 +246,26 @@ def _optimizer(net: nn.Module, config: TrainConfig, device: torch.device) -> tor
     )
 
 
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        native_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if native_bf16 else torch.float16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _cuda_indices(device: torch.device) -> list[int]:
     return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
 
 
-def _check_fit(net: MultiExitNet, data: ImageData) -> None:
-    with torch.inference_mode():
-        first, _ = next(data.val.take(slice(0, 1)).batches(1))
-        was_training = net.training
+def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
+    """Try out a training step's forward pass on a copy; `net` and the random numbers stay as they are."""
+    shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
+    # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
+    images = torch.zeros(min(config.batch_size, len(data.train), 2), *shape, device=home)
+    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_indices(home)):
         try:
-            answers = net.eval()(first.to(next(net.parameters()).device))
-        except RuntimeError as error:
-            raise ValueError(f"the network cannot take images of shape {tuple(first.shape[1:])}: {error}") from error
-        finally:
-            net.train(was_training)
-    if answers[-1].shape[1] < len(data.classes):
-        raise ValueError(f"the network has {answers[-1].shape[1]} outputs, the data {len(data.classes)} classes")
+            answers = deepcopy(net).train()(images)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"
+            ) from error
+    outputs, classes = min(answer.shape[1] for answer in answers), len(data.classes)
+    if outputs < classes:
+        raise ValueError(f"the network has {outputs} outputs, the data {classes} classes")

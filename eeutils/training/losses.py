@@ -51,7 +51,7 @@ def exit_weights(weights: Sequence[float] | str, num_exits: int) -> tuple[float,
         return _SCHEMES[weights](num_exits)
     if len(weights) != num_exits:
         raise ValueError(f"{len(weights)} exit weights {tuple(weights)} for a network with {num_exits} exits")
-    if min(weights) < 0 or sum(weights) == 0:
+    if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
         raise ValueError(f"exit weights must not be negative or all zero, got {tuple(weights)}")
     return tuple(weights)
 
@@ -61,6 +61,7 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) ->
 
     With self-distillation an early exit learns in part from the last one's answer, which it cannot move.
     """
+    logits = [answer.float() for answer in logits]  # under autocast they come in 16 bits: too few for a loss
     hard = [F.cross_entropy(answer, labels, label_smoothing=config.label_smoothing) for answer in logits]
     if not config.distillation:
         return torch.stack(hard)

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from eeutils.analysis.costs import exit_costs, measure_costs
+from eeutils.models import MultiExitNet, resnet18, resnet18_3exits, truncate
+
+
+def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
+    """Multiply-adds of one forward pass: kernel elements x outputs, layer by layer, seen by forward hooks."""
+    counted = []
+
+    def count(layer: nn.Module, _: tuple, output: torch.Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            kernel = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
+            counted.append(kernel * output[0].numel())
+        else:
+            counted.append(layer.in_features * layer.out_features)
+
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    net.eval()(torch.zeros(1, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return sum(counted)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    exit_after=st.sets(st.integers(0, 7), max_size=4).map(tuple),
+    pool=st.sampled_from(["avg", "spp"]),
+    stem=st.sampled_from(["cifar", "imagenet"]),
+    image_shape=st.tuples(st.integers(1, 3), st.integers(4, 17), st.integers(4, 17)),
+)
+def test_costs_are_what_counting_layer_by_layer_gives(exit_after, pool, stem, image_shape):
+    net = resnet18(width=2, in_channels=image_shape[0], pool=pool, stem=stem, exit_after=exit_after)
+    costs = measure_costs(net, image_shape)
+    up_to_each_exit = [truncate(net, index) for index in range(net.num_exits)]
+    assert costs.cumulative_macs.tolist() == [macs_by_hand(short, image_shape) for short in up_to_each_exit]
+    assert costs.cumulative_params.tolist() == [
+        sum(parameter.numel() for parameter in short.parameters()) for short in up_to_each_exit
+    ]
+
+
+def test_a_network_counted_on_paper():
+    net = MultiExitNet(
+        [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1, stride=2)],
+        {0: nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, 2)), 1: nn.Sequential(nn.Flatten(), nn.Linear(4 * 9, 2))},
+    )
+    costs = measure_costs(net, (3, 6, 6))
+    assert costs.unit_macs.tolist() == [27 * 4 * 36, 4 * 4 * 9]
+    assert costs.exit_macs.tolist() == [144 * 2, 36 * 2]
+    assert costs.unit_params.tolist() == [108, 20]
+    assert costs.exit_params.tolist() == [290, 74]
+    assert costs.cumulative_macs.tolist() == [3888 + 288, 3888 + 288 + 144 + 72]
+    assert exit_costs(net, (3, 6, 6)).tolist() == costs.cumulative_macs.tolist()
+
+
+def test_resnet18_costs_what_is_published():
+    costs = measure_costs(resnet18(), (3, 32, 32))
+    assert costs.cumulative_macs.item() == pytest.approx(555.4e6, rel=1e-4)
+    assert costs.cumulative_params.item() == 11_173_962
+    after_layers = costs.unit_macs.cumsum(0)[[2, 4, 6]] / costs.cumulative_macs
+    assert after_layers.tolist() == pytest.approx([0.275, 0.517, 0.758], abs=5e-4)
+    assert exit_costs(resnet18(stem="imagenet"), (3, 32, 32)).item() == pytest.approx(37.0e6, rel=2e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_left_as_it_was(training):
+    net = resnet18_3exits(width=2).train(training)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    measure_costs(net, (3, 8, 8))
+    assert net.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_network_in_half_precision_costs_the_same():
+    net = resnet18_3exits(width=2)
+    costs = exit_costs(net, (3, 8, 8))
+    assert torch.equal(exit_costs(net.half(), (3, 8, 8)), costs)

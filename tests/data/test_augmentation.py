@@ -1,0 +1,172 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch
+
+PLAIN = Normalization((0.0,), (1 / 255,))  # leaves the pixels as they are
+
+
+def random_images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def augment(images: Tensor, augmentation: Augmentation, seed: int = 0, normalization: Normalization = PLAIN) -> Tensor:
+    return augmented_batch(images, normalization, augmentation, torch.Generator().manual_seed(seed))
+
+
+def every_version(image: Tensor, augmentation: Augmentation) -> set[bytes]:
+    """All that translation and flip can make of `image` (C, H, W), the slow way."""
+    reach, (height, width) = augmentation.translate, image.shape[1:]
+    padded = F.pad(image.float()[None], (reach,) * 4, mode="reflect")[0]
+    crops = [
+        padded[:, row : row + height, column : column + width]
+        for row in range(2 * reach + 1)
+        for column in range(2 * reach + 1)
+    ]
+    flips = [crop.flip(2) for crop in crops] if augmentation.flip else []
+    return {as_bytes(version) for version in [*crops, *flips]}
+
+
+def as_bytes(image: Tensor) -> bytes:
+    return image.round().byte().contiguous().numpy().tobytes()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(4, 7),
+    width=st.integers(4, 7),
+    translate=st.integers(0, 3),
+    flip=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_every_image_is_a_shifted_and_perhaps_mirrored_version_of_itself(height, width, translate, flip, seed):
+    images = random_images(5, 1, height, width, seed=seed)
+    augmentation = Augmentation(flip=flip, translate=translate, cutout=0)
+    for image, augmented in zip(images, augment(images, augmentation, seed), strict=True):
+        assert as_bytes(augmented) in every_version(image, augmentation)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_every_version_turns_up_about_equally_often(flip):
+    image, augmentation = random_images(1, 6, 7), Augmentation(flip=flip, translate=2, cutout=0)
+    versions = every_version(image, augmentation)
+    assert len(versions) == (50 if flip else 25)
+    times = 200
+    drawn = [as_bytes(one) for one in augment(image.expand(times * len(versions), -1, -1, -1), augmentation)]
+    assert set(drawn) == versions
+    counts = torch.tensor([drawn.count(version) for version in versions])
+    assert (counts - times).abs().max() < 5 * times**0.5  # five standard deviations
+
+
+def test_the_channels_of_an_image_move_together():
+    image = random_images(1, 8, 8).expand(3, -1, -1)
+    batch = augment(
+        image.expand(20, -1, -1, -1), Augmentation(cutout=3), normalization=Normalization((0.5,) * 3, (1,) * 3)
+    )
+    assert torch.equal(batch, batch[:, :1].expand_as(batch))
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=st.integers(4, 9), width=st.integers(4, 9), side=st.integers(1, 3), seed=st.integers(0, 10_000))
+def test_cutout_sets_exactly_one_square_to_the_mean(height, width, side, seed):
+    white = torch.full((8, 3, height, width), 255, dtype=torch.uint8)
+    batch = augment(white, Augmentation(cutout=side, translate=0), seed, Normalization((0.5,) * 3, (0.25,) * 3))
+    assert set(batch.unique().tolist()) == {0.0, 2.0}
+    hole = batch == 0
+    assert torch.equal(hole.any(3).sum(2), torch.full((8, 3), side))
+    assert torch.equal(hole.any(2).sum(2), torch.full((8, 3), side))
+    assert torch.equal(hole.sum((2, 3)), torch.full((8, 3), side * side))
+    first = hole.flatten(2).int().argmax(2)  # the square is in one piece
+    rows, columns = first // width, first % width
+    for image, channel in [(0, 0), (7, 2)]:
+        row, column = rows[image, channel], columns[image, channel]
+        assert hole[image, channel, row : row + side, column : column + side].all()
+
+
+def test_cutout_reaches_every_position():
+    white = torch.full((500, 1, 5, 6), 255, dtype=torch.uint8)
+    holes = augment(white, Augmentation(cutout=3, translate=0)) == 0
+    assert len({tuple(hole.flatten().tolist()) for hole in holes}) == 3 * 4
+
+
+def test_without_cutout_nothing_is_cut_out():
+    white = torch.full((50, 1, 8, 8), 255, dtype=torch.uint8)
+    assert (augment(white, Augmentation(cutout=0)) == 255).all()
+
+
+def test_the_seed_decides_and_every_image_gets_its_own_draw():
+    images = random_images(1, 3, 16, 16).expand(64, -1, -1, -1)
+    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+    batch = augment(images, Augmentation(), 1, normalization)
+    assert torch.equal(batch, augment(images, Augmentation(), 1, normalization))
+    assert not torch.equal(batch, augment(images, Augmentation(), 2, normalization))
+    assert len({as_bytes(image * 20 + 100) for image in batch}) > 60
+
+
+def test_the_input_is_left_alone_and_the_batch_is_channels_last():
+    images = random_images(4, 3, 16, 16)
+    before = images.clone()
+    batch = augment(images, Augmentation(), normalization=Normalization((0.5,) * 3, (0.25,) * 3))
+    assert torch.equal(images, before)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(cutout=8), Augmentation(translate=8, cutout=0)])
+def test_too_much_augmentation_for_the_images_is_an_error(augmentation):
+    with pytest.raises(ValueError, match="8 x 16 pixels"):
+        augment(random_images(2, 1, 8, 16), augmentation)
+
+
+@pytest.mark.parametrize("wrong", [{"translate": -1}, {"cutout": -1}])
+def test_negative_amounts_are_an_error(wrong):
+    with pytest.raises(ValueError, match=r"must not be negative.*-1"):
+        Augmentation(**wrong)
+
+
+def test_normalization_equals_torchvisions():
+    images, normalization = random_images(6, 3, 9, 7), Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(normalization.mean, normalization.std)])
+    torch.testing.assert_close(normalization(images), theirs(images))
+
+
+def test_normalization_of_images_makes_them_mean_0_and_std_1():
+    images = random_images(50, 3, 8, 8) // torch.tensor([1, 2, 4], dtype=torch.uint8).view(3, 1, 1)
+    normalized = Normalization.of(images)(images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(normalized.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.std(1), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_normalization_of_images_of_one_colour_is_finite():
+    images = torch.full((4, 1, 8, 8), 7, dtype=torch.uint8)
+    assert Normalization.of(images)(images).abs().max() < 1
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), "uint8.*float32"),
+        (torch.rand(2, 3, 8, 8) * 255, "uint8.*float32"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "uint8.*int64"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 8, 8, 3\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(3, 8, 8\)"),
+    ],
+)
+def test_normalization_refuses_other_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        Normalization((0.5,) * 3, (0.25,) * 3)(images)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [((0.5, 0.5), (0.2,), "one value a channel"), ((), (), "one value a channel"), ((0.5,), (0.0,), "std.*positive")],
+)
+def test_normalization_refuses_other_numbers(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        Normalization(mean, std)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eeutils.data import Augmentation, Normalization, Split, TrainBatches
+
+NOTHING = Augmentation(flip=False, translate=0, cutout=0)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def numbered_split(size: int) -> Split:
+    """Image i is of the colour i, so that a batch tells which images it has."""
+    images = torch.arange(size, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+    classes = tuple(map(str, range(7)))
+    return Split(images, torch.arange(size) % 7, classes, Normalization((0.0,), (1 / 255,)))
+
+
+def batches(size: int, batch_size: int, *, seed: int = 0, augmentation: Augmentation = NOTHING, device="cpu"):
+    return TrainBatches(numbered_split(size), batch_size, augmentation, device, seed)
+
+
+def numbers(epoch) -> list[list[int]]:
+    return [images[:, 0, 0, 0].round().int().tolist() for images, _ in epoch]
+
+
+@settings(deadline=None, max_examples=40)
+@given(size=st.integers(1, 200), batch_size=st.integers(1, 250), seed=st.integers(0, 1000), epoch=st.integers(0, 300))
+def test_batches_are_of_one_size_and_no_image_comes_twice(size, batch_size, seed, epoch):
+    made = batches(size, batch_size, seed=seed)
+    steps = list(made.epoch(epoch))
+    assert len(steps) == len(made) == size // min(batch_size, size)
+    assert {(len(images), len(labels)) for images, labels in steps} == {(min(batch_size, size),) * 2}
+    seen = [number for step in numbers(steps) for number in step]
+    assert len(set(seen)) == len(seen)
+    assert torch.equal(torch.cat([labels for _, labels in steps]), torch.tensor(seen) % 7)
+
+
+def test_over_several_epochs_every_image_comes():
+    made = batches(10, 4)
+    seen = {number for epoch in range(10) for step in numbers(made.epoch(epoch)) for number in step}
+    assert seen == set(range(10))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_epoch_does_not_depend_on_what_ran_before(device):
+    augmentation = Augmentation(cutout=3)
+    made = batches(64, 16, augmentation=augmentation, device=device)
+    fresh = list(batches(64, 16, augmentation=augmentation, device=device).epoch(3))
+    abandoned = made.epoch(0)
+    next(abandoned)
+    interleaved = [step for step, _ in zip(made.epoch(3), abandoned, strict=False)]
+    torch.rand(100)  # nor on the global generator
+    for run in (made.epoch(3), made.epoch(3), interleaved):
+        for (images, labels), (expected, expected_labels) in zip(run, fresh, strict=False):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, expected_labels)
+    assert len(list(made.epoch(3))) == len(fresh) == 4
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    orders = [numbers(batches(64, 16, seed=seed).epoch(epoch)) for seed in range(3) for epoch in range(3)]
+    assert all(orders.count(order) == 1 for order in orders)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_live_on_the_device_they_were_made_on(device):
+    images, labels = next(batches(16, 4, augmentation=Augmentation(cutout=3), device=device).epoch(0))
+    assert images.device.type == labels.device.type == device
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_an_image(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
+        batches(4, batch_size)
+    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
+        next(numbered_split(4).batches(batch_size))

@@ -1,0 +1,50 @@
+import socket
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from eeutils.data import list_data, load_data
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_an_unknown_name_lists_the_choices():
+    with pytest.raises(ValueError, match="unknown data set 'cifar11'") as caught:
+        load_data("cifar11")
+    assert list_data()
+    assert all(f"'{name}'" in str(caught.value) for name in list_data())
+
+
+def test_digits_need_no_network_and_no_cache(no_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "cache"))
+    data = load_data("digits")
+    assert data.name == "digits"
+    assert data.classes == tuple("0123456789")
+    assert not (tmp_path / "cache").exists()
+    for split in (data.train, data.val, data.test):
+        assert split.images.dtype == torch.uint8
+        assert split.images.shape[1:] == (3, 32, 32)
+        assert split.labels.unique().tolist() == list(range(10))
+    assert (len(data.train), len(data.val), len(data.test)) == (1_258, 180, 359)
+
+
+def test_digits_are_scikit_learns():
+    data, source = load_data("digits"), load_digits()
+    splits = (data.train, data.val, data.test)
+    counts = sum(split.labels.bincount(minlength=10) for split in splits)
+    assert counts.tolist() == torch.from_numpy(source.target).bincount().tolist()
+    ours = torch.cat([split.images.float().mean((1, 2, 3)) for split in splits]).sort().values
+    theirs = (torch.from_numpy(source.images).mean((1, 2)) * 255 / 16).float().sort().values
+    torch.testing.assert_close(ours, theirs, atol=1.0, rtol=0)  # enlarging keeps an image's mean, but for rounding
+
+
+def test_digits_are_the_same_every_time():
+    assert torch.equal(load_data("digits").val.images, load_data("digits").val.images)

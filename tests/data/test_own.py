@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from eeutils.data import data_from_folder, data_from_tensors
+from eeutils.data.augmentation import Normalization
+from eeutils.errors import IntegrityError
+
+CLASSES = ("red", "blue")
+
+
+def tensors(size: int = 100):
+    images = torch.randint(0, 256, (size, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return images, torch.arange(size) % 2, CLASSES
+
+
+def test_tensors_are_split_by_shares():
+    data = data_from_tensors(*tensors(), val_share=0.1, test_share=0.2, name="mine")
+    assert data.name == "mine"
+    assert [len(split) for split in (data.train, data.val, data.test)] == [70, 10, 20]
+    assert [split.labels.sum().item() for split in (data.train, data.val, data.test)] == [35, 5, 10]
+    everything = torch.cat([split.images for split in (data.train, data.val, data.test)])
+    assert len(everything.flatten(1).unique(dim=0)) == 100
+
+
+def test_normalization_is_the_training_splits_and_shared():
+    data = data_from_tensors(*tensors())
+    assert data.train.normalization == data.val.normalization == data.test.normalization
+    assert data.normalization == Normalization.of(data.train.images)
+
+
+def test_the_seed_decides_the_split():
+    first, again, other = (data_from_tensors(*tensors(), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.test.images, again.test.images)
+    assert not torch.equal(first.test.images, other.test.images)
+
+
+@pytest.mark.parametrize("shares", [(0, 0.2), (0.1, 0), (0.5, 0.5), (0.9, 0.2), (-0.1, 0.2)])
+def test_impossible_shares_are_an_error(shares):
+    with pytest.raises(ValueError, match=f"val_share {shares[0]} and test_share {shares[1]}"):
+        data_from_tensors(*tensors(), val_share=shares[0], test_share=shares[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(100, 3, 8, 8) * 255, torch.arange(100) % 2, "uint8"),
+        (torch.zeros(100, 8, 8, 3, dtype=torch.uint8), torch.arange(100) % 2, "permute"),
+        (torch.zeros(100, 64, dtype=torch.uint8), torch.arange(100) % 2, r"\(N, C, H, W\)"),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0).long(), "at least one image"),
+        (torch.zeros(100, 3, 8, 8, dtype=torch.uint8), torch.arange(100) % 3, "2 classes"),
+        (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1]), "cannot hold out"),
+    ],
+)
+def test_bad_tensors_are_an_error(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        data_from_tensors(images, labels, CLASSES)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Twenty images a class, of several sizes and modes; red ones and blue ones."""
+    root = tmp_path / "colours"
+    for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            image = Image.new("RGB", (20 + number, 40), colour)
+            image.convert("RGBA" if number % 2 else "RGB").save(root / name / f"{number}.png")
+    return root
+
+
+def test_a_folder_of_images_by_class(folder):
+    data = data_from_folder(folder, size=16, val_share=0.2)
+    assert data.name == "colours"
+    assert data.classes == ("blue", "red")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [24, 8, 8]
+    for split in (data.train, data.val, data.test):
+        assert split.images.shape[1:] == (3, 16, 16)
+        red, blue = split.images[split.labels == 1], split.images[split.labels == 0]
+        assert red[:, 0].min() == blue[:, 2].min() == 250
+        assert red[:, 2].max() == blue[:, 0].max() == 0
+
+
+def test_a_name_of_ones_own(folder):
+    assert data_from_folder(folder, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated"])
+def test_a_file_that_is_no_image_is_named(folder, damage):
+    bad = folder / "red" / "7.png"
+    Image.effect_noise((200, 200), 50).save(bad)
+    bad.write_bytes(b"no image" if damage == "text" else bad.read_bytes()[:5_000])
+    with pytest.raises(IntegrityError, match=r"red.7\.png is not a readable image"):
+        data_from_folder(folder)
+
+
+def test_a_missing_folder_and_an_empty_class_are_errors(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        data_from_folder(tmp_path / "nowhere")
+    (folder / "green").mkdir()
+    with pytest.raises(FileNotFoundError, match="green"):
+        data_from_folder(folder)
+
+
+def test_images_have_a_size(folder):
+    with pytest.raises(ValueError, match="size must be positive, got 0"):
+        data_from_folder(folder, size=0)

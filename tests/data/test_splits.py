@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eeutils.data import ImageData, Normalization, Split
+from eeutils.data.splits import stratified_holdout
+
+GREY = Normalization((0.5,), (0.25,))
+
+
+def split_of(counts: list[int]) -> Split:
+    """`counts[c]` images of class c, each of its own colour."""
+    labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    return Split(images, labels, tuple(map(str, range(len(counts)))), GREY)
+
+
+def colours(split: Split) -> set[int]:
+    return set(split.images[:, 0, 0, 0].tolist())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(10, 40), min_size=2, max_size=5), share=st.floats(0.2, 0.6), seed=st.integers(0, 100)
+)
+def test_holdout_parts_every_class_in_proportion(counts, share, seed):
+    whole = split_of(counts)
+    holdout = round(share * len(whole))
+    kept, held = stratified_holdout(whole, holdout, seed)
+    assert (len(kept), len(held)) == (len(whole) - holdout, holdout)
+    assert colours(kept) | colours(held) == colours(whole)
+    assert not colours(kept) & colours(held)
+    for part in (kept, held):
+        assert torch.equal(part.labels, whole.labels[part.images[:, 0, 0, 0].long()])  # labels stay with their images
+        exact = torch.tensor(counts) * len(part) / len(whole)
+        assert (part.labels.bincount(minlength=len(counts)) - exact).abs().max() < 1
+
+
+def test_holdout_is_the_seeds():
+    whole = split_of([30, 30, 30])
+    assert torch.equal(stratified_holdout(whole, 20, 1)[1].images, stratified_holdout(whole, 20, 1)[1].images)
+    assert colours(stratified_holdout(whole, 20, 1)[1]) != colours(stratified_holdout(whole, 20, 2)[1])
+
+
+@pytest.mark.parametrize(
+    ("counts", "holdout"),
+    [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 10), ([5, 5], 11), ([100, 2], 5)],
+)
+def test_holdout_that_cannot_have_every_class_on_both_sides_is_an_error(counts, holdout):
+    with pytest.raises(ValueError, match=f"cannot hold out {holdout} of {sum(counts)} images"):
+        stratified_holdout(split_of(counts), holdout, 0)
+
+
+def test_holdout_names_the_class_that_is_too_small():
+    with pytest.raises(ValueError, match=r"too few are of \['1'\]"):
+        stratified_holdout(split_of([100, 2]), 5, 0)
+
+
+def good() -> dict:
+    return {
+        "images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1, 1, 0]),
+        "classes": ("a", "b"),
+        "normalization": Normalization((0.5,) * 3, (0.25,) * 3),
+    }
+
+
+def test_the_good_split_is_good():
+    assert len(Split(**good())) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": torch.rand(4, 3, 8, 8)}, r"uint8, got torch.float32.*\(images \* 255\)"),
+        ({"images": torch.rand(4, 3, 8, 8) * 255}, r"uint8, got torch.float32.*0\.\.255"),
+        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.int32)}, "uint8, got torch.int32$"),
+        ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"\(N, C, H, W\), got \(3, 8, 8\)"),
+        ({"images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
+        ({"images": torch.zeros(4, 8, 8, 1, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
+        ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "1 channels, normalization is for 3"),
+        ({"images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(0).long()}, "at least one image"),
+        ({"images": torch.zeros(4, 3, 0, 8, dtype=torch.uint8)}, "at least one pixel"),
+        ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "torch.Tensor, got ndarray"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"from 0 to 2, but 2 classes are numbered 0\.\.1"),
+        ({"labels": torch.tensor([0, -1, 1, 0])}, "from -1 to 1"),
+        ({"labels": torch.tensor([0, 1, 1])}, r"4 images need labels of shape \(4,\), got \(3,\)"),
+        ({"labels": torch.tensor([[0, 1, 1, 0]])}, r"got \(1, 4\)"),
+        ({"labels": torch.tensor([0.0, 1, 1, 0])}, "int64, got torch.float32"),
+        ({"labels": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}, r"int64, got torch.uint8.*labels\.long"),
+        ({"labels": [0, 1, 1, 0]}, "torch.Tensor, got list"),
+    ],
+)
+def test_a_split_says_what_is_wrong_with_its_input(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Split(**{**good(), **changes})
+
+
+def test_take_picks_images_with_their_labels():
+    split = split_of([3, 3])
+    assert colours(split.take(torch.tensor([4, 1]))) == {1, 4}
+    assert split.take(split.labels == 1).labels.tolist() == [1, 1, 1]
+    assert len(split.take(slice(0, 2))) == 2
+    with pytest.raises(ValueError, match="at least one image"):
+        split.take(split.labels == 7)
+
+
+def test_batches_give_all_images_in_order_normalised():
+    split = split_of([3, 4])
+    steps = list(split.batches(3))
+    assert [len(labels) for _, labels in steps] == [3, 3, 1]
+    assert torch.equal(torch.cat([labels for _, labels in steps]), split.labels)
+    torch.testing.assert_close(torch.cat([images for images, _ in steps]), (split.images.float() / 255 - 0.5) / 0.25)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_moving_a_split_leaves_the_first_where_it_is():
+    split = split_of([3, 3])
+    moved = split.to("cuda")
+    assert moved.images.device.type == moved.labels.device.type == "cuda"
+    assert split.images.device.type == split.labels.device.type == "cpu"
+    assert torch.equal(moved.images.cpu(), split.images)
+
+
+def test_image_data_speaks_for_its_training_split():
+    train = split_of([3, 3])
+    data = ImageData("own", train, replace(train, normalization=Normalization((0.1,), (1.0,))), train)
+    assert data.classes == ("0", "1")
+    assert data.normalization == GREY

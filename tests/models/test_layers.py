@@ -1,0 +1,70 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from eeutils.models import SpatialPyramidPool
+from eeutils.models.layers import BasicBlock
+
+POOLS = {"max": F.adaptive_max_pool2d, "avg": F.adaptive_avg_pool2d}
+
+
+def level_by_level(x: torch.Tensor, levels: tuple[int, ...], reduce: str) -> torch.Tensor:
+    """The definition: every grid is pooled from the feature map itself."""
+    return torch.cat([POOLS[reduce](x, level).flatten(1) for level in levels], dim=1)
+
+
+@pytest.mark.parametrize("reduce", ["max", "avg"])
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
+    levels=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
+    seed=st.integers(0, 2**16),
+)
+def test_every_grid_is_what_pooling_the_whole_map_gives(reduce, shape, levels, seed):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    pool = SpatialPyramidPool(levels, reduce)
+    pooled, expected = pool(x), level_by_level(x, levels, reduce)
+    assert pooled.shape == (shape[0], shape[1] * pool.cells)
+    if reduce == "max":
+        assert torch.equal(pooled, expected)
+    else:
+        torch.testing.assert_close(pooled, expected)
+
+
+def test_a_map_whose_cells_can_be_read_off():
+    x = torch.tensor([[[[1.0, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]]])
+    assert SpatialPyramidPool((1, 2))(x).tolist() == [[16, 6, 8, 14, 16]]
+    assert SpatialPyramidPool((2, 1), "avg")(x).tolist() == [[3.5, 5.5, 11.5, 13.5, 8.5]]
+
+
+def test_the_gradient_is_that_of_pooling_the_whole_map():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    weights = torch.randn(2, 3 * 21)
+    (ours,) = torch.autograd.grad((SpatialPyramidPool()(x) * weights).sum(), x)
+    (expected,) = torch.autograd.grad((level_by_level(x, (1, 2, 4), "max") * weights).sum(), x)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("levels", [(), (0,), (1, -2)])
+def test_grids_must_be_positive(levels):
+    with pytest.raises(ValueError, match="positive grid sizes"):
+        SpatialPyramidPool(levels)
+
+
+def test_an_unknown_reduction_lists_the_choices():
+    with pytest.raises(ValueError, match=r"'median'.*\['avg', 'max'\]"):
+        SpatialPyramidPool(reduce="median")
+
+
+def test_the_printed_layer_says_its_levels():
+    assert "levels=(1, 3), reduce='avg'" in repr(SpatialPyramidPool((1, 3), "avg"))
+
+
+def test_a_block_whose_residual_is_silent_passes_its_input_on():
+    block = BasicBlock(4, 4).eval()
+    torch.nn.init.zeros_(block.residual[-1].weight)
+    x = torch.rand(2, 4, 5, 5)
+    assert torch.equal(block(x), x)
+    assert (BasicBlock(4, 4)(x - 2) >= 0).all()

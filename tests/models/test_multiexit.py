@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch import nn
+
+from eeutils.models import MultiExitNet, add_exits, create_exit, drop_exits, resnet18, resnet18_3exits, truncate
+
+
+@pytest.fixture
+def net() -> MultiExitNet:
+    torch.manual_seed(0)
+    return resnet18_3exits(width=4).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same_answers(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(ours) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
+
+
+def snapshot(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def test_forward_is_the_heads_on_the_features(net, images):
+    heads = [head(feature) for head, feature in zip(net.exits.values(), net.forward_features(images), strict=True)]
+    assert_same_answers(net(images), heads)
+
+
+def test_stages_walked_by_hand_give_the_forward(net, images):
+    x, answers = images, []
+    for units, head in net.stages():
+        for unit in units:
+            x = unit(x)
+        answers.append(head(x))
+    assert_same_answers(answers, net(images))
+    assert sum(len(units) for units, _ in net.stages()) == len(net.units)
+
+
+def test_exits_are_ordered_by_depth_whatever_order_they_are_given_in():
+    units = [nn.Identity() for _ in range(11)]
+    net = MultiExitNet(units, {10: nn.Flatten(), 2: nn.Flatten(), 9: nn.Flatten()})
+    assert net.exit_after == (2, 9, 10)
+    assert net.num_exits == 3
+
+
+def test_the_backbones_keys_do_not_depend_on_the_exits():
+    def backbone(net: MultiExitNet) -> list[str]:
+        return [key for key in net.state_dict() if key.startswith("units.")]
+
+    assert backbone(resnet18(width=4)) == backbone(resnet18(width=4, exit_after=(0, 3), pool="spp"))
+
+
+def test_added_exits_answer_beside_the_old_ones(net, images):
+    more = add_exits(net, {6: create_exit("spp", 16, 10)})
+    assert more.exit_after == (2, 4, 6, 8)
+    assert_same_answers([more(images)[index] for index in (0, 1, 3)], net(images))
+
+
+def test_training_a_network_with_added_exits_leaves_the_original_untouched(net, images):
+    head = create_exit("avg", 16, 10)
+    before, head_before = snapshot(net), snapshot(head)
+    more = add_exits(net, {6: head}).train()
+    optimizer = torch.optim.SGD(more.parameters(), lr=0.1)
+    sum(answer.square().sum() for answer in more(images)).backward()
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(tensor, head_before[name]) for name, tensor in head.state_dict().items())
+    assert not torch.equal(more.units[0][0].weight, net.units[0][0].weight)
+    assert not net.training
+
+
+def test_dropped_exits_leave_the_others_answers_and_share_the_weights(net, images):
+    fewer = drop_exits(net, [2])
+    assert fewer.exit_after == (4, 8)
+    assert net.exit_after == (2, 4, 8)
+    assert_same_answers(fewer(images), net(images)[1:])
+    assert fewer.units[0][0].weight is net.units[0][0].weight
+
+
+def test_added_and_dropped_again_is_the_network_itself(net, images):
+    same = drop_exits(add_exits(net, {6: create_exit("avg", 16, 10)}), [6])
+    assert_same_answers(same(images), net(images))
+    assert list(same.state_dict()) == list(net.state_dict())
+
+
+@pytest.mark.parametrize(("exit_index", "num_units"), [(0, 3), (1, 5), (2, 9)])
+def test_a_truncated_network_ends_at_its_exit_and_shares_the_weights(net, images, exit_index, num_units):
+    short = truncate(net, exit_index)
+    assert len(short.units) == num_units
+    assert_same_answers(short(images), net(images)[: exit_index + 1])
+    assert short.units[0][0].weight is net.units[0][0].weight
+    assert len(net.units) == 9
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_new_networks_keep_the_mode_of_the_old_one(net, training):
+    net.train(training)
+    for new in (add_exits(net, {6: create_exit("avg", 16, 10)}), drop_exits(net, [2]), truncate(net, 0)):
+        assert new.training is training
+    assert all(module.training is training for module in net.modules())
+
+
+def test_a_network_needs_units():
+    with pytest.raises(ValueError, match="at least one unit"):
+        MultiExitNet([], {})
+
+
+@pytest.mark.parametrize("unit", [-1, 2])
+def test_an_exit_needs_a_unit_to_follow(unit):
+    with pytest.raises(ValueError, match=rf"\[{unit}\].*0\.\.1"):
+        MultiExitNet([nn.Identity(), nn.Identity()], {unit: nn.Flatten(), 1: nn.Flatten()})
+
+
+def test_the_last_unit_needs_an_exit():
+    with pytest.raises(ValueError, match=r"last unit \(1\) has no exit.*\[0\]"):
+        MultiExitNet([nn.Identity(), nn.Identity()], {0: nn.Flatten()})
+
+
+def test_a_unit_takes_one_exit(net):
+    with pytest.raises(ValueError, match=r"\[4\] already have an exit"):
+        add_exits(net, {4: create_exit("avg", 8, 10)})
+
+
+def test_an_exit_cannot_be_added_after_a_unit_that_is_not_there(net):
+    with pytest.raises(ValueError, match=r"\[9\].*0\.\.8"):
+        add_exits(net, {9: create_exit("avg", 8, 10)})
+
+
+def test_only_exits_that_are_there_can_be_dropped(net):
+    with pytest.raises(ValueError, match=r"\[3\].*\(2, 4, 8\)"):
+        drop_exits(net, [2, 3])
+
+
+def test_the_last_exit_cannot_be_dropped(net):
+    with pytest.raises(ValueError, match="last unit"):
+        drop_exits(net, [8])
+
+
+@pytest.mark.parametrize("exit_index", [-1, 3])
+def test_a_network_is_cut_at_an_exit_that_is_there(net, exit_index):
+    with pytest.raises(ValueError, match=rf"{exit_index} is not in 0\.\.2"):
+        truncate(net, exit_index)

@@ -1,0 +1,145 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eeutils import train as cli
+from eeutils.analysis.predictions import predict
+from eeutils.data import load_data
+from eeutils.models import create_model
+from eeutils.training.checkpoint import load_checkpoint
+
+COMMAND = [sys.executable, "-m", "eeutils.train"]
+TINY = [
+    "digits",
+    "--model",
+    "resnet18_2exits",
+    "--pool",
+    "spp",
+    "--width",
+    "2",
+    "--stem",
+    "imagenet",
+    "--data",
+    "digits",
+]
+
+
+def error_of(capsys, *args: str) -> str:
+    """The message that `args` end with."""
+    with pytest.raises(SystemExit) as exit:
+        cli.main(list(args))
+    assert exit.value.code not in (0, None)
+    return str(exit.value.code) + "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("args", [["--help"], ["digits", "--help"]])
+def test_help_is_shown(capsys, args):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(args)
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    assert "digits" in shown
+    assert "upf" in shown if args == ["--help"] else "--train.learning-rate" in shown
+
+
+def test_a_run_writes_its_files_and_a_second_one_only_reads_them(tmp_path, capsys, monkeypatch):
+    args = [*TINY, "--train.epochs", "1", "--out", str(tmp_path / "run")]
+    cli.main(args)
+    folder = tmp_path / "run"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint.pt",
+        "history.csv",
+        "report.json",
+        "weights.safetensors",
+    ]
+    report = json.loads((folder / "report.json").read_text())
+    data = load_data("digits")
+    net = create_model("resnet18_2exits", pool="spp", width=2, stem="imagenet")
+    net.load_state_dict(load_file(folder / "weights.safetensors"))
+    test = predict(net, data.test)
+    assert report["test_accuracy"] == pytest.approx(test.correct.double().mean(1).tolist(), abs=1e-4)
+    assert report["macs"] == test.costs.tolist()
+    assert report["run"]["train"]["epochs"] == 1
+    assert str(report["test_accuracy"]) in capsys.readouterr().out
+    assert len(pd.read_csv(folder / "history.csv")) == 1
+
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr("eeutils.data.TrainBatches.epoch", None)  # nothing is trained again
+    cli.main(args)
+    unchanged = ("checkpoint.pt", "history.csv", "weights.safetensors")
+    assert {name: (folder / name).read_bytes() for name in unchanged} == {name: before[name] for name in unchanged}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "resnet19"], "unknown model 'resnet19'; choose from ['resnet18', "),
+        (["--pool", "mean"], "unknown pool 'mean'; choose from ['avg', 'spp']"),
+        (["--data", "cifar11"], "unknown data set 'cifar11'; choose from "),
+        (["--width", "0"], "width must be positive, got 0"),
+        (["--device", "tpu9"], "unknown device 'tpu9'; choose from ['cpu', 'cuda']"),
+        (["--train.learning-rate", "-1"], "learning_rate must be positive, got -1.0"),
+        (["--train.loss.weights", "deepest"], "unknown weights 'deepest'; choose from "),
+    ],
+)
+def test_a_wrong_value_ends_with_one_clear_line(capsys, tmp_path, args, message):
+    shown = error_of(capsys, *TINY, "--out", str(tmp_path), *args)
+    assert message in " ".join(shown.replace("│", " ").split())  # long lines are broken in a frame
+    assert "Traceback" not in shown
+
+
+def test_a_wrong_name_is_found_out_before_any_data_is_fetched(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "load_data", None)
+    assert "unknown model" in error_of(capsys, "digits", "--model", "resnet19")
+
+
+def test_an_unknown_recipe_lists_the_choices(capsys):
+    shown = error_of(capsys, "fast")
+    assert "fast" in shown
+    assert all(name in shown for name in ("digits", "modern", "slim", "upf"))
+
+
+def test_an_unwritable_folder_is_named(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot write" in error_of(capsys, *TINY, "--out", str(tmp_path / "file"))
+
+
+def test_a_shell_gets_an_exit_code_and_a_line(tmp_path):
+    done = subprocess.run([*COMMAND, *TINY, "--model", "resnet19"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown model 'resnet19'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def wait_for_epoch(epoch: int, checkpoint: Path, process: subprocess.Popen) -> None:
+    """Until the process has saved so many epochs."""
+    while not (checkpoint.exists() and load_checkpoint(checkpoint)["epoch"] >= epoch):
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_message(tmp_path):
+    args = [*COMMAND, *TINY, "--train.epochs", "100000", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            wait_for_epoch(1, tmp_path / "checkpoint.pt", process)
+            process.send_signal(signal.SIGINT)
+            _, shown = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "training was interrupted" in shown
+    assert "Traceback" not in shown
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["epoch"] >= 1
+    assert all(torch.isfinite(tensor).all() for tensor in state["net"].values())

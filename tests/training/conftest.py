@@ -1,0 +1,40 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from eeutils.data import Augmentation, ImageData, data_from_tensors
+from eeutils.models import MultiExitNet, resnet18_3exits
+from eeutils.training import TrainConfig
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> ImageData:
+    """160 images of 8 x 8 pixels in four classes, told apart by where they are bright."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(160) % 4
+    images = torch.randint(0, 100, (160, 3, 2, 4, 2, 4), generator=generator, dtype=torch.uint8)
+    images[torch.arange(160), :, labels // 2, :, labels % 2] += 120
+    return data_from_tensors(images.reshape(160, 3, 8, 8), labels, ("a", "b", "c", "d"), name="tiny")
+
+
+@pytest.fixture
+def tiny_net() -> Callable[..., MultiExitNet]:
+    """A network for `tiny_data`, always with the same first weights."""
+
+    def build(**kwargs) -> MultiExitNet:
+        torch.manual_seed(0)
+        return resnet18_3exits(**{"width": 2, "num_classes": 4, "pool": "spp", **kwargs})
+
+    return build
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., TrainConfig]:
+    """A recipe for `tiny_data`: 7 steps an epoch."""
+
+    def build(**kwargs) -> TrainConfig:
+        quiet = Augmentation(flip=False, translate=1, cutout=2)
+        return TrainConfig(**{"epochs": 3, "batch_size": 16, "augmentation": quiet, **kwargs})
+
+    return build

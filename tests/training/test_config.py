@@ -1,0 +1,62 @@
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from eeutils.training import LossConfig, TrainConfig, list_recipes, recipe
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_is_a_config_of_which_fields_can_be_changed(name):
+    assert recipe(name, epochs=3, seed=7) == replace(recipe(name), epochs=3, seed=7)
+
+
+def test_the_published_recipe_of_upf_dl_2020():
+    upf = recipe("upf")
+    assert (upf.learning_rate, upf.momentum, upf.weight_decay, upf.batch_size) == (0.1, 0.6, 5e-4, 256)
+    assert (upf.schedule, upf.halve_every, upf.nesterov, upf.augmentation.cutout) == ("halving", 25, False, 0)
+
+
+def test_digits_are_not_mirrored():
+    assert not recipe("digits").augmentation.flip
+
+
+def test_a_config_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        recipe("slim").epochs = 3
+
+
+def test_an_unknown_recipe_lists_the_choices():
+    with pytest.raises(ValueError, match=r"'fast'.*'digits', 'modern', 'slim', 'upf'"):
+        recipe("fast")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs must be positive, got 0"),
+        ("batch_size", -1, "batch_size must be positive, got -1"),
+        ("learning_rate", 0.0, "learning_rate must be positive"),
+        ("learning_rate", float("nan"), "learning_rate must be positive, got nan"),
+        ("halve_every", 0, "halve_every must be positive"),
+        ("warmup", 1.0, r"warmup .* \[0, 1\), got 1.0"),
+        ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1.0"),
+        ("momentum", 0.0, "nesterov needs a momentum"),
+        ("weight_decay", -1e-4, "weight_decay must not be negative"),
+        ("seed", -1, "seed must be in"),
+        ("seed", 2**64, "seed must be in"),
+        ("schedule", "cosine", r"'cosine'.*\['linear', 'halving'\]"),
+        ("precision", "fp8", r"'fp8'.*\['auto', 'fp32', 'bf16', 'fp16'\]"),
+        ("compile", "maybe", r"'maybe'.*\['auto', 'yes', 'no'\]"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("distillation", 1.0), ("distillation", -0.1), ("label_smoothing", 1.5), ("temperature", 0.0)]
+)
+def test_a_loss_that_makes_no_sense_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be .*{value}"):
+        LossConfig(**{field: value})

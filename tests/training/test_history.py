@@ -1,0 +1,26 @@
+import pandas as pd
+import pytest
+
+from eeutils.errors import StorageError
+from eeutils.training import History
+
+ROWS = ({"epoch": 1, "train_loss": 2.25, "seconds": 1.0}, {"epoch": 2, "train_loss": 1 / 3, "seconds": 2.5})
+
+
+def test_the_frame_has_one_row_an_epoch():
+    frame = History(ROWS).frame()
+    assert frame.index.tolist() == [1, 2]
+    assert frame.index.name == "epoch"
+    assert frame["train_loss"].tolist() == [2.25, 1 / 3]
+
+
+def test_a_saved_history_is_read_back_to_six_digits(tmp_path):
+    History(ROWS).save_csv(tmp_path / "new" / "history.csv")
+    back = History.load_csv(tmp_path / "new" / "history.csv")
+    pd.testing.assert_frame_equal(back.frame(), History(ROWS).frame(), rtol=1e-5)
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"history\.csv"):
+        History(ROWS).save_csv(tmp_path / "file" / "history.csv")

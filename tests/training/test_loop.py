@@ -1,0 +1,308 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eeutils.data import TrainBatches
+from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
+from eeutils.models import MultiExitNet, resnet18
+from eeutils.training import History, LossConfig, fit
+from eeutils.training.checkpoint import load_checkpoint
+from eeutils.training.loop import _Run
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+TIMES = ["images_per_second", "seconds"]
+
+
+def weights(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+def assert_same_weights(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(expected)
+    assert [name for name in ours if not torch.equal(ours[name], expected[name])] == []
+
+
+def assert_same_results(ours: History, expected: History) -> None:
+    assert ours.frame().drop(columns=TIMES).equals(expected.frame().drop(columns=TIMES))
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Make the third epoch of the next run end in Ctrl-C after two steps."""
+    original = TrainBatches.epoch
+
+    def epoch(self, number):
+        for step, batch in enumerate(original(self, number)):
+            if number == 2 and step == 2:
+                monkeypatch.setattr(TrainBatches, "epoch", original)
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(TrainBatches, "epoch", epoch)
+
+
+def test_a_run_learns_and_tells_what_happened(tiny_net, tiny_data, tiny_config):
+    net, config = tiny_net(), tiny_config(epochs=8)
+    frame = fit(net, tiny_data, config, progress=False).frame()
+    assert list(frame.columns) == [
+        "learning_rate",
+        "train_loss",
+        *(f"train_loss_exit{number}" for number in (1, 2, 3)),
+        *(f"val_accuracy_exit{number}" for number in (1, 2, 3)),
+        *TIMES,
+    ]
+    assert frame.index.tolist() == list(range(1, 9))
+    assert frame["train_loss"].iloc[-1] < 0.7 * frame["train_loss"].iloc[0]
+    exits = frame[["train_loss_exit1", "train_loss_exit2", "train_loss_exit3"]]
+    assert (exits @ [0.2, 0.3, 0.5]).tolist() == pytest.approx(frame["train_loss"].tolist(), rel=1e-5)
+    assert (frame[TIMES] > 0).all(axis=None)
+    assert not net.training
+    images, labels = next(tiny_data.val.batches(len(tiny_data.val)))
+    accuracy = [(answer.argmax(1) == labels).float().mean().item() for answer in net(images)]
+    assert frame.iloc[-1][[f"val_accuracy_exit{number}" for number in (1, 2, 3)]].tolist() == pytest.approx(accuracy)
+
+
+def test_the_first_step_is_sgd_on_the_weighted_loss(tiny_net, tiny_data, tiny_config):
+    config = tiny_config(epochs=1, batch_size=len(tiny_data.train), warmup=0.0, schedule="halving", weight_decay=0.01)
+    net, reference = tiny_net(), tiny_net().train()
+    images, labels = next(TrainBatches(tiny_data.train, 10**6, config.augmentation, "cpu", config.seed).epoch(0))
+    losses = [nn.functional.cross_entropy(answer, labels) for answer in reference(images)]
+    (0.2 * losses[0] + 0.3 * losses[1] + 0.5 * losses[2]).backward()
+    fit(net, tiny_data, config, progress=False)
+    trained = dict(net.named_parameters())
+    for name, parameter in reference.named_parameters():
+        step = parameter.grad + (0.01 * parameter if parameter.ndim > 1 else 0)
+        expected = parameter - config.learning_rate * 1.9 * step  # Nesterov's first step: 1 + momentum gradients
+        torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_does_not(tiny_net, tiny_data, tiny_config):
+    nets = [tiny_net(), tiny_net(), tiny_net()]
+    for drawn_before, (net, seed) in enumerate(zip(nets, (1, 1, 2), strict=True)):
+        torch.manual_seed(drawn_before)  # what the caller draws does not matter
+        fit(net, tiny_data, tiny_config(epochs=1, seed=seed), progress=False)
+    assert_same_weights(weights(nets[0]), weights(nets[1]))
+    assert not torch.equal(nets[0].units[0][0].weight, nets[2].units[0][0].weight)
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tiny_net, tiny_data, tiny_config):
+    net = tiny_net()
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    fit(net, tiny_data, tiny_config(epochs=1), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bits_train_too(tiny_net, tiny_data, tiny_config, precision):
+    net = tiny_net()
+    frame = fit(net, tiny_data, tiny_config(epochs=4, precision=precision), progress=False).frame()
+    assert frame["train_loss"].iloc[-1] < frame["train_loss"].iloc[0]
+    assert {tensor.dtype for tensor in weights(net).values()} == {torch.float32, torch.int64}
+
+
+def test_self_distillation_trains(tiny_net, tiny_data, tiny_config):
+    config = tiny_config(epochs=4, loss=LossConfig(weights="equal", distillation=0.5))
+    frame = fit(tiny_net(), tiny_data, config, progress=False).frame()
+    assert frame["train_loss_exit3"].iloc[-1] < frame["train_loss_exit3"].iloc[0]
+
+
+class _Operations(TorchDispatchMode):
+    """Writes down every operation that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_never_waits_for_the_device(tiny_net, tiny_data, tiny_config, device):
+    run = _Run(tiny_net(), tiny_data, tiny_config(loss=LossConfig(distillation=0.5)), torch.device(device))
+    images, labels = next(run.batches.epoch(0))
+    run._step(images, labels, 0)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with _Operations() as operations:
+            run._step(images, labels, 1)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert "aten.convolution.default" in operations.names
+    assert not [name for name in operations.names if "local_scalar" in name or "nonzero" in name]
+
+
+def test_the_bar_shows_loss_accuracy_speed_and_time_left(tiny_net, tiny_data, tiny_config, capsys):
+    fit(tiny_net(), tiny_data, tiny_config(epochs=2))
+    shown = capsys.readouterr().err.split("\r")[-1]
+    accuracies = shown.split("val")[1].split("]")[0].split()
+    assert "epoch 2/2" in shown
+    assert "loss" in shown
+    assert len(accuracies) == 3
+    assert all(share.endswith("%") for share in accuracies)
+    assert "img/s" in shown
+    assert "<00:00" in shown
+
+
+def test_without_progress_nothing_is_printed(tiny_net, tiny_data, tiny_config, capsys):
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    tiny_net, tiny_data, tiny_config, tmp_path, interrupted, capsys
+):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, tiny_data, tiny_config(epochs=4), checkpoint=path, progress=False)
+    assert "checkpoint.pt has the epochs finished before; call fit again" in capsys.readouterr().err
+    assert not net.training
+    assert load_checkpoint(path)["epoch"] == 2
+    resumed, undisturbed = tiny_net(), tiny_net()
+    nn.init.zeros_(resumed.units[0][0].weight)  # what counts is in the checkpoint
+    history = fit(resumed, tiny_data, tiny_config(epochs=4), checkpoint=path, progress=False)
+    expected = fit(undisturbed, tiny_data, tiny_config(epochs=4), progress=False)
+    assert_same_weights(weights(resumed), weights(undisturbed))
+    assert_same_results(history, expected)
+
+
+def test_an_interrupted_run_without_a_checkpoint_says_that_nothing_is_kept(
+    tiny_net, tiny_data, tiny_config, interrupted, capsys
+):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_net(), tiny_data, tiny_config(), progress=False)
+    assert "interrupted: nothing was saved" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_only_read(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
+    path, net, again = tmp_path / "checkpoint.pt", tiny_net(), tiny_net()
+    history = fit(net, tiny_data, tiny_config(), checkpoint=str(path), progress=False)
+    content = path.read_bytes()
+    monkeypatch.setattr(TrainBatches, "epoch", None)
+    assert fit(again, tiny_data, tiny_config(), checkpoint=path, progress=False) == history
+    assert_same_weights(weights(again), weights(net))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"epochs": 5, "learning_rate": 0.2}}, "another epochs, learning_rate;"),
+        ({"config": {"loss": LossConfig(weights="equal")}}, "another loss;"),
+        ({"net": {"width": 3}}, "of another network"),
+        ({"net": {"exit_after": (1, 4)}}, "of another network"),
+        ({"data": {"name": "other"}}, r"other data \(tiny\), not on this other"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, changes, message):
+    path = tmp_path / "checkpoint.pt"
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    net, content = tiny_net(**changes.get("net", {})), path.read_bytes()
+    before = weights(net)
+    with pytest.raises(ValueError, match=message):
+        fit(
+            net,
+            replace(tiny_data, **changes.get("data", {})),
+            tiny_config(**{"epochs": 1, **changes.get("config", {})}),
+            checkpoint=path,
+            progress=False,
+        )
+    assert_same_weights(weights(net), before)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match="remove it to start afresh"):
+        fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+
+
+def test_an_unwritable_checkpoint_is_found_out_before_the_first_epoch(tiny_net, tiny_data, tiny_config, tmp_path):
+    (tmp_path / "file").touch()
+    net = tiny_net()
+    before = weights(net)
+    with pytest.raises(StorageError, match=r"file/checkpoint\.pt"):
+        fit(net, tiny_data, tiny_config(), checkpoint=tmp_path / "file" / "checkpoint.pt", progress=False)
+    assert_same_weights(weights(net), before)
+
+
+def test_a_checkpoint_that_has_become_unwritable_is_found_out_before_the_next_epoch(
+    tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch, interrupted
+):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False)
+
+    def refuse(state, target):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    monkeypatch.setattr(TrainBatches, "epoch", None)
+    with pytest.raises(StorageError, match="read-only"):
+        fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False)
+
+
+def test_a_diverged_run_stops_and_keeps_the_checkpoint_from_before(
+    tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch
+):
+    def blow_up(config, step, steps_per_epoch):
+        return 1e-3 if step <= steps_per_epoch else 1e30
+
+    monkeypatch.setattr("eeutils.training.loop.learning_rate", blow_up)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf|-inf) in epoch 2 .*lower learning_rate"):
+        fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    assert state["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["net"].values())
+
+
+def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
+    def blow_up(config, step, steps_per_epoch):
+        return 1e-3 if step < 2 * steps_per_epoch else float("inf")
+
+    monkeypatch.setattr("eeutils.training.loop.learning_rate", blow_up)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(TrainingDivergedError, match="answers became NaN or infinite in epoch 2"):
+        fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False)
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("net", "config", "message"),
+    [
+        ({"in_channels": 1}, {}, r"images of shape \(3, 8, 8\), 16 at a time: .* to have 1 channels"),
+        ({"num_classes": 3}, {}, "the network has 3 outputs, the data 4 classes"),
+        ({}, {"batch_size": 1}, "1 at a time: .*more than 1 value per channel"),
+        ({}, {"loss": LossConfig(weights=(0.3, 0.7))}, r"2 exit weights .* with 3 exits"),
+        ({}, {"loss": LossConfig(weights="deepest")}, "unknown weights 'deepest'"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(tiny_net, tiny_data, tiny_config, net, config, message):
+    built = tiny_net(**net)
+    before = weights(built)
+    with pytest.raises(ValueError, match=message):
+        fit(built, tiny_data, tiny_config(**config), progress=False)
+    assert_same_weights(weights(built), before)
+
+
+def test_every_exit_needs_an_output_for_every_class(tiny_data, tiny_config):
+    whole = resnet18(width=2, num_classes=4)
+    net = MultiExitNet(whole.units, {2: resnet18(width=2, num_classes=2).exits["8"], 8: whole.exits["8"]})
+    net.exits["2"][-1] = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="2 outputs, the data 4 classes"):
+        fit(net, tiny_data, tiny_config(), progress=False)
+
+
+def test_a_network_may_have_more_outputs_than_there_are_classes(tiny_net, tiny_data, tiny_config):
+    assert len(fit(tiny_net(num_classes=9), tiny_data, tiny_config(epochs=1), progress=False).rows) == 1

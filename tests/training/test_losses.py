@@ -1,0 +1,96 @@
+from math import exp, log
+
+import pytest
+import torch
+
+from eeutils.training import LossConfig
+from eeutils.training.losses import exit_losses, exit_weights, list_weight_schemes
+
+# Two images, two classes, two exits. The first exit answers (log 3, 0): 3/4 and 1/4; the last (log 9, 0): 9/10, 1/10.
+EARLY = torch.tensor([[log(3), 0.0], [log(3), 0.0]])
+LAST = torch.tensor([[log(9), 0.0], [log(9), 0.0]])
+LABELS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("weights", "num_exits", "expected"),
+    [
+        ("deeper_counts_more", 1, (1.0,)),
+        ("deeper_counts_more", 2, (0.3, 0.7)),
+        ("deeper_counts_more", 3, (0.2, 0.3, 0.5)),
+        ("deeper_counts_more", 4, (0.1, 0.2, 0.3, 0.4)),
+        ("equal", 4, (0.25, 0.25, 0.25, 0.25)),
+        ((1, 0, 2), 3, (1, 0, 2)),
+        ([0.5, 0.5], 2, (0.5, 0.5)),
+    ],
+)
+def test_weights_of_the_exits(weights, num_exits, expected):
+    assert exit_weights(weights, num_exits) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scheme", list_weight_schemes())
+@pytest.mark.parametrize("num_exits", range(1, 8))
+def test_every_scheme_sums_to_one_and_never_falls_with_depth(scheme, num_exits):
+    weights = exit_weights(scheme, num_exits)
+    assert len(weights) == num_exits
+    assert sum(weights) == pytest.approx(1)
+    assert list(weights) == sorted(weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("deepest", r"'deepest'.*\['deeper_counts_more', 'equal'\]"),
+        ((0.3, 0.7), r"2 exit weights \(0.3, 0.7\) for a network with 3 exits"),
+        ((0.5, -0.1, 0.6), "must not be negative"),
+        ((0.0, 0.0, 0.0), "all zero"),
+        ((0.2, float("nan"), 0.5), "must not be negative"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(weights, message):
+    with pytest.raises(ValueError, match=message):
+        exit_weights(weights, 3)
+
+
+def test_cross_entropy_by_hand():
+    losses = exit_losses([EARLY, LAST], LABELS, LossConfig())
+    assert losses.tolist() == pytest.approx([-(log(3 / 4) + log(1 / 4)) / 2, -(log(0.9) + log(0.1)) / 2])
+
+
+def test_label_smoothing_by_hand():
+    (loss,) = exit_losses([EARLY[:1]], LABELS[:1], LossConfig(label_smoothing=0.2))
+    assert loss.item() == pytest.approx(-(0.9 * log(3 / 4) + 0.1 * log(1 / 4)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_self_distillation_by_hand(temperature):
+    config = LossConfig(distillation=0.25, temperature=temperature)
+    losses = exit_losses([EARLY, LAST], LABELS, config)
+    student, teacher = (1 / (1 + exp(-log(odds) / temperature)) for odds in (3, 9))
+    divergence = teacher * log(teacher / student) + (1 - teacher) * log((1 - teacher) / (1 - student))
+    hard = -(log(3 / 4) + log(1 / 4)) / 2
+    assert losses.tolist() == pytest.approx(
+        [0.75 * hard + 0.25 * temperature**2 * divergence, -(log(0.9) + log(0.1)) / 2], rel=1e-5
+    )
+
+
+def test_self_distillation_does_not_move_the_last_exit():
+    early, last = EARLY.clone().requires_grad_(), LAST.clone().requires_grad_()
+    losses = exit_losses([early, last], LABELS, LossConfig(distillation=0.5))
+    losses[0].backward()
+    assert early.grad.abs().sum() > 0
+    assert not last.grad.any()
+
+
+def test_the_only_exit_has_nobody_to_learn_from():
+    alone = exit_losses([LAST], LABELS, LossConfig(distillation=0.5))
+    assert torch.equal(alone, exit_losses([LAST], LABELS, LossConfig()))
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_answers_in_16_bits_have_a_loss_in_32(distillation):
+    logits = [EARLY.bfloat16(), LAST.bfloat16()]
+    losses = exit_losses(logits, LABELS, LossConfig(distillation=distillation))
+    expected = exit_losses([answer.float() for answer in logits], LABELS, LossConfig(distillation=distillation))
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, expected)

@@ -1,0 +1,23 @@
+import pytest
+
+from eeutils.training import TrainConfig
+from eeutils.training.schedule import learning_rate
+
+
+def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
+    steps = range(1, config.epochs * steps_per_epoch + 1)
+    return [learning_rate(config, step, steps_per_epoch) for step in steps]
+
+
+def test_linear_rises_over_the_first_fifth_and_falls_to_nothing():
+    config = TrainConfig(epochs=5, learning_rate=0.8, warmup=0.2)
+    assert rates(config, 2) == pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+
+
+def test_linear_without_a_warmup_only_falls():
+    assert rates(TrainConfig(epochs=4, learning_rate=0.4, warmup=0.0), 1) == pytest.approx([0.3, 0.2, 0.1, 0.0])
+
+
+def test_halving_after_every_so_many_epochs():
+    config = TrainConfig(epochs=5, learning_rate=0.4, schedule="halving", halve_every=2)
+    assert rates(config, 2) == pytest.approx([0.4] * 4 + [0.2] * 4 + [0.1] * 2)
