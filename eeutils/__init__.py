@@ -1,0 +1,93 @@
+"""Early exits in convolutional networks: learn them, reproduce them, use them.
+
+A network is units and exits (`eeutils.models`); one pass over a data set gives a table of every exit's logits, and all
+analysis reads that table (`eeutils.analysis`); `Cascade` is the live counterpart, which stops computing for an image
+as soon as an exit is sure of it:
+
+    data = load_data("cifar10")
+    net = load_weights("resnet18_3exits-spp-cifar10-w16")
+    choice = choose_for_accuracy(predict(net, data.val), max_drop=0.005)
+    result = Cascade(net, choice.policy).run(data.test)
+    print((result.predicted == data.test.labels).double().mean(), result.exit_index.bincount())
+
+The names below are imported when they are first used, so that `import eeutils` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eeutils.analysis.policies import ThresholdPolicy, decide
+    from eeutils.analysis.predictions import Predictions, predict
+    from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
+    from eeutils.cascade import Cascade
+    from eeutils.data import load_data
+    from eeutils.models import create_model, list_models
+    from eeutils.training import TrainConfig, fit, recipe
+    from eeutils.weights import list_weights, load_predictions, load_weights
+
+    __version__: str
+    __repository__: str
+
+__all__ = [
+    "Cascade",
+    "Predictions",
+    "ThresholdPolicy",
+    "TrainConfig",
+    "choose_for_accuracy",
+    "choose_for_budget",
+    "create_model",
+    "decide",
+    "fit",
+    "list_models",
+    "list_weights",
+    "load_data",
+    "load_predictions",
+    "load_weights",
+    "predict",
+    "recipe",
+]
+
+_MODULE_OF = {
+    "Cascade": "eeutils.cascade",
+    "Predictions": "eeutils.analysis.predictions",
+    "ThresholdPolicy": "eeutils.analysis.policies",
+    "TrainConfig": "eeutils.training",
+    "choose_for_accuracy": "eeutils.analysis.thresholds",
+    "choose_for_budget": "eeutils.analysis.thresholds",
+    "create_model": "eeutils.models",
+    "decide": "eeutils.analysis.policies",
+    "fit": "eeutils.training",
+    "list_models": "eeutils.models",
+    "list_weights": "eeutils.weights",
+    "load_data": "eeutils.data",
+    "load_predictions": "eeutils.weights",
+    "load_weights": "eeutils.weights",
+    "predict": "eeutils.analysis.predictions",
+    "recipe": "eeutils.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    elif name in ("__version__", "__repository__"):
+        value = _from_metadata(name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next access finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__repository__", "__version__"})
+
+
+def _from_metadata(name: str) -> str:
+    """Version and address are written down once, in pyproject.toml, and come with the installed package."""
+    from importlib.metadata import metadata
+
+    about = metadata("eeutils")
+    if name == "__version__":
+        return about["Version"]
+    return dict(entry.split(", ", 1) for entry in about.get_all("Project-URL"))["Repository"]

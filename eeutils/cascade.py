@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from eeutils.analysis.policies import Policy
+from eeutils.analysis.policies import Policy, leaving
 from eeutils.analysis.predictions import Batched
 from eeutils.models import MultiExitNet
 
@@ -45,49 +45,63 @@ class Cascade:
         device: where to compute; by default where the network is.
 
     Raises:
-        ValueError: if the policy is for another number of exits.
+        ValueError: if the policy is for another number of exits, or a weight of the network is NaN or infinite.
     """
 
     def __init__(self, net: MultiExitNet, policy: Policy, *, device: torch.device | str | None = None) -> None:
         policy.check(net.num_exits)
+        _check_weights(net)
         self.policy = policy
         self.device = torch.device(device or next(net.parameters()).device)
+        self.dtype = next(net.parameters()).dtype
         self.net = prepared_for_inference(net).to(self.device)
         self._stages = [(nn.Sequential(*units), head) for units, head in self.net.stages()]
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> CascadeResult:
-        """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device."""
+        """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device.
+
+        Raises:
+            ValueError: if the images have another shape or type, or an answer is NaN or infinite.
+        """
         _check_input(images)
-        x = images.to(self.device, memory_format=torch.channels_last)
-        rows = torch.arange(len(x), device=self.device)  # of the result, for the images still in
-        so_far: list[Tensor] = []  # logits of those images at the exits passed
-        for index, (stage, head) in enumerate(self._stages):
-            x = stage(x)
-            so_far.append(head(x))
-            if index == 0:
-                result = CascadeResult(so_far[0].clone(), torch.zeros_like(rows))
-            else:
-                result.logits[rows], result.exit_index[rows] = so_far[-1], index
-            if index == len(self._stages) - 1:
-                break
-            staying = (~self.policy.leaves(torch.stack(so_far))).nonzero().flatten()
-            if len(staying) == 0:
-                break
-            if len(staying) < len(rows):
-                x, rows = _rows(x, staying), rows[staying]
-                so_far = [logits[staying] for logits in so_far]
-        return result
+        with torch.inference_mode():
+            logits, exit_index = self._descend(images.to(self.device, self.dtype, memory_format=torch.channels_last))
+        # Copied outside inference mode, so that the caller may do with them what one may do with a tensor.
+        return CascadeResult(logits.float().clone(), exit_index.clone())
 
     def run(self, split: Batched, *, batch_size: int = 256) -> CascadeResult:
         """The cascade over a whole split of uint8 images, in its order."""
         return _joined(self(images) for images, _ in split.batches(batch_size, self.device))
 
+    def _descend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(len(x), device=self.device)  # whose images are still in
+        exit_index = torch.zeros_like(rows)
+        last = len(self._stages) - 1
+        for index, (stage, head) in enumerate(self._stages):
+            x = stage(x)
+            answer = head(x)
+            if index == 0:
+                logits, so_far = answer.clone(), answer[None]
+            else:  # a deeper answer takes the place of the one before
+                logits.index_copy_(0, rows, answer)
+                exit_index.index_fill_(0, rows, index)
+                so_far = torch.cat([so_far, answer[None]])  # (exits passed, images still in, classes)
+            if index == last:
+                break
+            staying = (~leaving(self.policy, so_far)).nonzero().flatten()
+            if len(staying) == 0:
+                break
+            if len(staying) < len(rows):
+                x, rows, so_far = _images(x, staying), rows[staying], so_far.index_select(1, staying)
+        _check_answers(logits)
+        return logits, exit_index
+
 
 def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
     """A copy of `net` in evaluation mode with batch normalisations folded into the convolutions before them.
 
-    It answers the same up to rounding, and a tenth to a third faster on a CPU.
+    It answers the same up to rounding. On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 %
+    an image at a time, by 19 % in batches of 256 (one thread, best of alternated repeats).
     """
     copy = deepcopy(net).eval()
     for module in list(copy.modules()):
@@ -103,9 +117,9 @@ def _fold_neighbours(chain: nn.Sequential) -> None:
             chain[index], chain[index + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Some images of a feature map (N, C, H, W); in channels-last memory an image is one run of bytes to copy."""
-    return x.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+def _images(x: Tensor, index: Tensor) -> Tensor:
+    """Some images of a feature map (N, C, H, W); in channels-last memory each is one run of bytes to copy."""
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def _joined(results: Iterable[CascadeResult]) -> CascadeResult:
@@ -120,3 +134,16 @@ def _check_input(images: Tensor) -> None:
         raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"a cascade takes normalised floats, got {images.dtype}; apply split.normalization first")
+
+
+def _check_weights(net: nn.Module) -> None:
+    broken = [name for name, tensor in net.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{len(broken)} weights of the network are NaN or infinite, the first is {broken[0]!r}")
+
+
+def _check_answers(logits: Tensor) -> None:
+    """A NaN reaches no threshold: its image gets to the last exit, and here."""
+    if not logits.isfinite().all():
+        rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        raise ValueError(f"the answers for images {rows[:10]} of the batch are NaN or infinite; are the images finite?")

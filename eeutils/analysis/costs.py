@@ -41,7 +41,7 @@ class NetworkCosts:
 
 def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> NetworkCosts:
     """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed."""
-    net = deepcopy(net).to("meta").eval()
+    net = deepcopy(net).to("meta", torch.float32).eval()
     x = torch.empty(1, *image_shape, device="meta")
     unit_macs, exit_macs = [], []
     for index, unit in enumerate(net.units):

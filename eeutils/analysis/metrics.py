@@ -1,5 +1,6 @@
 """How good the exits are, one by one and together."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -40,7 +41,8 @@ def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequenc
         weights: for "weighted", one an exit, not negative; `ensemble_weights` finds some on validation data.
 
     Raises:
-        ValueError: if `how` is unknown, or `weights` are missing, unasked for, of the wrong number or negative.
+        ValueError: if `how` is unknown, or `weights` are missing, unasked for, of the wrong number, negative, infinite
+            or all zero.
     """
     if how not in _ENSEMBLES:
         raise ValueError(f"unknown ensemble {how!r}; choose from {list(_ENSEMBLES)}")
@@ -50,8 +52,11 @@ def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequenc
         return predictions.probs.mean(0)
     if how == "geometric":
         return predictions.logits.log_softmax(-1).mean(0).softmax(-1)
-    if len(weights) != predictions.num_exits or min(weights) < 0 or sum(weights) == 0:
-        raise ValueError(f"{predictions.num_exits} exits need as many weights, none negative, got {tuple(weights)}")
+    usable = all(weight >= 0 for weight in weights) and 0 < sum(weights) < math.inf
+    if len(weights) != predictions.num_exits or not usable:
+        raise ValueError(
+            f"{predictions.num_exits} exits need as many weights, none negative and not all 0, got {tuple(weights)}"
+        )
     shares = torch.tensor(weights, dtype=predictions.probs.dtype)
     return torch.einsum("e,enc->nc", shares / shares.sum(), predictions.probs)
 
@@ -79,7 +84,12 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
     """(E,) float64, expected calibration error (Guo et al., ICML 2017, arXiv 1706.04599, equation 3).
 
     The mean gap between confidence and accuracy over `bins` equal slices of confidence, weighted by their size.
+
+    Raises:
+        ValueError: if there is no slice.
     """
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more, got {bins}")
     slices = (predictions.confidence.double() * bins).long().clamp_max(bins - 1)  # (E, N)
     gap = predictions.correct.double() - predictions.confidence.double()
     per_slice = torch.zeros(predictions.num_exits, bins, dtype=torch.float64).scatter_add_(1, slices, gap)
@@ -108,3 +118,35 @@ def gains(accuracy: Tensor, reference: float) -> Tensor:
 def nll_per_exit(predictions: Predictions) -> Tensor:
     """(E,) float64, mean negative log-likelihood of the labels."""
     return torch.stack([F.cross_entropy(logits.double(), predictions.labels) for logits in predictions.logits])
+
+
+def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """95 % interval of the accuracy gained over `reference` on the same images, by drawing the images anew.
+
+    Covers the luck of the test images, not that of a training seed.
+
+    Args:
+        correct: (E, N) bool.
+        reference: (E, N) bool, of the same images in the same order.
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper ends, each (E,) float64.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if correct.shape != reference.shape:
+        raise ValueError(
+            f"both need the same exits and images, got {tuple(correct.shape)} and {tuple(reference.shape)}"
+        )
+    difference = correct.double() - reference.double()
+    num_images = correct.shape[1]
+    # How often each image is drawn is all that matters: one matrix product instead of `draws` gathers.
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(num_images, (draws, num_images), generator=generator)
+    times = torch.zeros(draws, num_images, dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks).double())
+    means = difference @ times.T / num_images  # (E, draws)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
+    return low, high

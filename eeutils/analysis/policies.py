@@ -3,6 +3,7 @@
 One piece of code decides for the table (`decide`) and for live inference (`eeutils.cascade.Cascade`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,11 @@ from eeutils.analysis.predictions import Predictions
 
 
 class Policy(Protocol):
-    """A rule that sees what every exit has said so far of the images still in the network."""
+    """A rule that sees what every exit has said so far of the images still in the network.
+
+    It has to judge every image by itself, whatever others are in the batch: then the live cascade, whose batches
+    shrink, and the table agree.
+    """
 
     def leaves(self, logits: Tensor) -> Tensor:
         """Logits (e + 1, n, C) of the exits 0..e -> (n,) bool, True for the images that leave at exit e."""
@@ -35,7 +40,7 @@ def certainty(logits: Tensor) -> Tensor:
     """(..., C) -> (...), one minus the softmax's entropy as a share of the largest (BranchyNet, arXiv 1709.01686)."""
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return 1 - entropy / torch.log(torch.tensor(float(logits.shape[-1])))
+    return (1 - entropy / math.log(logits.shape[-1])).clamp(0, 1)  # rounding puts an even softmax a little below 0
 
 
 def margin(logits: Tensor) -> Tensor:
@@ -63,7 +68,8 @@ class ThresholdPolicy:
     """Leave at the first exit whose score reaches its threshold.
 
     Attributes:
-        thresholds: one number in [0, 1] for every early exit, or one each, shallowest first.
+        thresholds: one number for every early exit, or one each, shallowest first: in [0, 1], or infinity where nobody
+            is to leave (a network sure of itself scores 1 after rounding, so a threshold of 1 may still let images go).
         score: how sure an answer is: "confidence", "entropy" or "margin".
     """
 
@@ -73,9 +79,9 @@ class ThresholdPolicy:
     def __post_init__(self) -> None:
         if self.score not in _SCORES:
             raise ValueError(f"unknown score {self.score!r}; choose from {sorted(_SCORES)}")
-        wrong = [value for value in self._as_tuple if not 0 <= value <= 1]
+        wrong = [value for value in self._as_tuple if not (0 <= value <= 1 or value == math.inf)]
         if wrong:
-            raise ValueError(f"thresholds must be in [0, 1], got {wrong}")
+            raise ValueError(f"thresholds must be in [0, 1], or infinite where nobody is to leave, got {wrong}")
 
     @property
     def _as_tuple(self) -> tuple[float, ...]:
@@ -129,15 +135,15 @@ class Decisions:
 
     @property
     def exit_rates(self) -> Tensor:
-        """(E,) share of the images that left at each exit."""
-        return torch.bincount(self.exit_index, minlength=len(self.costs)) / len(self.exit_index)
+        """(E,) float64, share of the images that left at each exit."""
+        return torch.bincount(self.exit_index, minlength=len(self.costs)).double() / len(self.exit_index)
 
 
 def decide(predictions: Predictions, policy: Policy) -> Decisions:
     """Let `policy` decide for every image of the table.
 
     Raises:
-        ValueError: if the policy is for another number of exits.
+        ValueError: if the policy is for another number of exits, or does not answer one bool an image.
     """
     index = exit_indices(predictions.logits, policy)
     predicted = predictions.predicted.gather(0, index[None])[0]
@@ -148,7 +154,22 @@ def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
     """Logits (E, N, C) -> the exit at which each image leaves, (N,) int64; the last takes whoever is left."""
     num_exits = len(logits)
     policy.check(num_exits)
-    left_at = torch.full(logits.shape[1:2], num_exits - 1)
+    left_at = torch.full(logits.shape[1:2], num_exits - 1, device=logits.device)
     for index in reversed(range(num_exits - 1)):  # from deep to shallow: the first exit to let an image go wins
-        left_at[policy.leaves(logits[: index + 1])] = index
+        left_at[leaving(policy, logits[: index + 1])] = index
     return left_at
+
+
+def leaving(policy: Policy, logits: Tensor) -> Tensor:
+    """What `policy` says of logits (e + 1, n, C): (n,) bool.
+
+    Raises:
+        ValueError: if it says something else.
+    """
+    leaves = policy.leaves(logits)
+    if leaves.dtype != torch.bool or leaves.shape != logits.shape[1:2]:
+        raise ValueError(
+            f"{type(policy).__name__}.leaves() must answer ({logits.shape[1]},) bool for logits of shape "
+            f"{tuple(logits.shape)}, got {tuple(leaves.shape)} {leaves.dtype}"
+        )
+    return leaves

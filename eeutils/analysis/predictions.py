@@ -1,6 +1,7 @@
 """The one table that every analysis reads: the logits of every exit for every image of a split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ class Predictions:
     """What a network with E exits says of N images in C classes, on the CPU.
 
     Attributes:
-        logits: (E, N, C) float32, shallowest exit first, finite.
+        logits: (E, N, C) float32, shallowest exit first, finite, of two classes or more.
         labels: (N,) int64.
         costs: (E,) float64, multiply-adds of one image up to and including each exit, all heads passed counted.
     """
@@ -32,8 +33,10 @@ class Predictions:
     costs: Tensor
 
     def __post_init__(self) -> None:
-        if self.logits.ndim != 3 or 0 in self.logits.shape:
-            raise ValueError(f"logits must have shape (E, N, C), none of them 0, got {tuple(self.logits.shape)}")
+        if self.logits.ndim != 3 or 0 in self.logits.shape or self.logits.shape[2] < 2:
+            raise ValueError(
+                f"logits must have shape (E, N, C), E and N 1 or more, C 2 or more, got {tuple(self.logits.shape)}"
+            )
         num_exits, num_images, num_classes = self.logits.shape
         if self.labels.shape != (num_images,) or self.labels.dtype != torch.int64:
             raise ValueError(
@@ -43,8 +46,11 @@ class Predictions:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= num_classes:
             raise ValueError(f"labels run from {low} to {high}, but the logits are for classes 0..{num_classes - 1}")
-        if self.costs.shape != (num_exits,) or bool((self.costs.diff() <= 0).any()) or bool(self.costs[0] <= 0):
-            raise ValueError(f"costs must be {num_exits} increasing positive numbers, got {self.costs.tolist()}")
+        steps = self.costs.diff(prepend=self.costs.new_zeros(1)) if self.costs.shape == (num_exits,) else None
+        if steps is None or not self.costs.is_floating_point() or not bool(((steps > 0) & steps.isfinite()).all()):
+            raise ValueError(
+                f"costs must be {num_exits} increasing positive floats, got {self.costs.tolist()} {self.costs.dtype}"
+            )
         broken = ~self.logits.isfinite().flatten(1).all(1)
         if broken.any():
             exits = broken.nonzero().flatten().tolist()
@@ -87,9 +93,14 @@ class Predictions:
         """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %.
 
         Raises:
+            ValueError: if a logit is too large for float16.
             StorageError: if the file cannot be written.
         """
-        tensors = {"logits": self.logits.half(), "labels": self.labels.to(torch.int16), "costs": self.costs}
+        largest = float(self.logits.abs().max())
+        if largest > torch.finfo(torch.float16).max:
+            raise ValueError(f"a logit of size {largest:.4g} does not fit into float16; is the network trained?")
+        tensors = {"logits": self.logits.half(), "labels": self.labels.to(torch.int32), "costs": self.costs}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             with atomic_path(Path(path)) as temporary:
                 save_file(tensors, temporary)
@@ -102,12 +113,12 @@ class Predictions:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            IntegrityError: if it is not a file of predictions.
+            IntegrityError: if it is not a file of predictions, or is damaged so that it shows; a sha256 shows the rest.
         """
         try:
             tensors = load_file(path)
             return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"])
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise IntegrityError(f"{path} holds no predictions: {error!r}") from error
 
 
@@ -135,24 +146,36 @@ def predict(
         device: where to compute; by default where the network is.
 
     Raises:
-        ValueError: if the network answers NaN, or for fewer classes than the labels name.
+        ValueError: if the network answers NaN or infinity, or for fewer classes than the labels name.
     """
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
     costs = exit_costs(net, tuple(split.images.shape[1:]))
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could not be differentiated later, to fit a temperature say
 def collect_logits(
     net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
 ) -> Tensor:
     """Logits (E, N, C) float32 of every exit for every image of `split`, in evaluation mode, on the device."""
+    device = torch.device(device or next(net.parameters()).device)
+    with _evaluating(net, device):
+        answers = [torch.stack(net(images)).float() for images, _ in split.batches(batch_size, device)]
+    return torch.cat(answers, dim=1)
+
+
+@contextmanager
+def _evaluating(net: MultiExitNet, device: torch.device) -> Iterator[None]:
+    """`net` on `device` in evaluation mode, and afterwards back where it was, each part in the mode it was in.
+
+    Each part by itself: while exits alone are trained the backbone is held in evaluation mode.
+    """
     home = next(net.parameters()).device
-    device = torch.device(device or home)
-    was_training = net.training
+    training = [module for module in net.modules() if module.training]
     try:
         net.eval().to(device, memory_format=torch.channels_last)
-        answers = [torch.stack(net(images)).float() for images, _ in split.batches(batch_size, device)]
+        yield
     finally:
-        net.train(was_training).to(home)
-    return torch.cat(answers, dim=1)
+        net.to(home)
+        for module in training:
+            module.training = True

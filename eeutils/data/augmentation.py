@@ -4,6 +4,7 @@ Every image gets its own draw, yet there is no loop over images: flips and shift
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,10 +39,15 @@ class Normalization:
             raise ValueError(f"images must be uint8 (0..255), got {images.dtype}")
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"images must have shape (N, {len(self.mean)}, H, W), got {tuple(images.shape)}")
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(255 * mean).div_(255 * std)
+        mean, std = _levels(self, images.device)
+        return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=16)
+def _levels(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std on the scale 0..255, (C, 1, 1) each; kept, for copying to a GPU makes the host wait for it."""
+    levels = 255 * torch.tensor([normalization.mean, normalization.std], device=device)
+    return levels[0, :, None, None], levels[1, :, None, None]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,262 @@
+"""How much time leaving early saves, on real images: `python -m benchmarks.cascade`.
+
+Everything is measured in one run, the contenders taking turns, so that a busy machine slows all alike. A speed-up is
+over the same network, prepared in the same way, computing every exit of every image. It is held against two limits:
+
+- what the multiply-adds saved would allow if time were proportional to them;
+- what the network's stages allow: the time of each stage (from one exit to the next, head included) on a full batch,
+  weighted by the share of images that still come to it. The rest is the cascade's own cost: scores, gathering those
+  who stay, and smaller batches being slower an image.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import tyro
+from torch import Tensor
+
+from eeutils.analysis.policies import Policy
+from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
+from eeutils.cascade import Cascade, prepared_for_inference
+from eeutils.data import Split, load_data
+from eeutils.files import atomic_path
+from eeutils.models import MultiExitNet
+from eeutils.training import choose_device
+from eeutils.weights import load_predictions, load_weights, weight_entry
+
+MAX_DROPS = (0.0, 0.005, 0.01)
+BUDGET = 0.5
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to measure, and how.
+
+    Attributes:
+        weights: the network with early exits.
+        plain: the network without.
+        device: "cpu" or "cuda".
+        batch_sizes: by default 1 and 256, on a GPU 1 and 4096.
+        images: at least so many are timed where batches are larger than 1; a tenth of them one by one.
+        repeats: of everything; the first pass warms up and is not counted.
+        out: the report; by default results/benchmark.md, on a GPU results/benchmark-cuda.md.
+    """
+
+    weights: str = "resnet18_3exits-spp-cifar10-w16"
+    plain: str = "resnet18-avg-cifar10-w16"
+    device: str = "cpu"
+    batch_sizes: tuple[int, ...] | None = None
+    images: int = 2048
+    repeats: int = 5
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How the contenders did on the same images.
+
+    Attributes:
+        batch_size: images at a time.
+        num_images: how many were timed.
+        seconds: contender -> (R,) float64, one number a repeat; "no early exit" is what speed-ups are over.
+        stage_seconds: (R, E) float64, what each stage takes when nobody leaves.
+        predicted: contender -> (N,) classes.
+        exit_index: contender -> (N,) exits, for those that leave early.
+        labels: (N,) of the images.
+        costs: (E,) multiply-adds up to each exit.
+    """
+
+    batch_size: int
+    num_images: int
+    seconds: dict[str, Tensor]
+    stage_seconds: Tensor
+    predicted: dict[str, Tensor]
+    exit_index: dict[str, Tensor]
+    labels: Tensor
+    costs: Tensor
+
+
+WHOLE, PLAIN = "no early exit", "plain network"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
+    options = tyro.cli(Benchmark, prog="python -m benchmarks.cascade", description=__doc__, args=args)
+    try:
+        report = run(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(report)
+    out = options.out or Path("results") / ("benchmark-cuda.md" if options.device == "cuda" else "benchmark.md")
+    with atomic_path(out) as temporary:
+        temporary.write_text(report)
+
+
+def run(options: Benchmark) -> str:
+    """The whole report, in Markdown."""
+    device = choose_device(options.device)
+    net, plain = load_weights(options.weights, device), load_weights(options.plain, device)
+    validation, test = load_predictions(options.weights, "val"), load_predictions(options.weights, "test")
+    split = load_data(weight_entry(options.weights).data).test
+    sizes = options.batch_sizes or ((1, 4096) if device.type == "cuda" else (1, 256))
+    parts = [f"# Leaving early: {options.weights}\n\n{machine(device)}\n"]
+    for size in sizes:
+        images = split.take(slice(0, max(options.images // 10 if size == 1 else options.images, size)))
+        timing = measure(net, plain, policies(validation), images, size, options.repeats, validation.costs)
+        parts.append(f"## Batches of {size}\n\n{timing.num_images:,} test images.\n\n{as_markdown(summary(timing))}\n")
+    parts.append(f"## A sweep over 1,000 thresholds\n\n{sweep_report(test, options.repeats)}\n")
+    parts.append(f"## What is what\n\n{__doc__.partition(chr(10))[2].strip()}\n")
+    return "\n".join(parts)
+
+
+def policies(validation: Predictions) -> dict[str, Policy]:
+    """The rules to compare, chosen on validation."""
+    chosen = {f"at most {100 * drop:g} points lost": choose_for_accuracy(validation, drop).policy for drop in MAX_DROPS}
+    if validation.relative_costs[0] <= BUDGET:
+        chosen[f"at most {BUDGET:.0%} of the cost"] = choose_for_budget(validation, BUDGET).policy
+    return chosen
+
+
+def measure(
+    net: MultiExitNet,
+    plain: MultiExitNet,
+    rules: dict[str, Policy],
+    split: Split,
+    batch_size: int,
+    repeats: int,
+    costs: Tensor,
+) -> Timing:
+    """Time everything on the images of `split`, on the device where the networks are; contenders take turns."""
+    device = next(net.parameters()).device
+    batches = [images for images, _ in split.batches(batch_size, device)]
+    whole, bare = prepared_for_inference(net), prepared_for_inference(plain)
+    cascades = {name: Cascade(net, policy) for name, policy in rules.items()}
+    contenders: dict[str, Callable[[Tensor], object]] = {PLAIN: bare, WHOLE: whole, **cascades}
+    results = {name: [cascade(images) for images in batches] for name, cascade in cascades.items()}
+    predicted = {name: torch.cat([part.predicted for part in parts]).cpu() for name, parts in results.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    stages: list[Tensor] = []
+    with torch.inference_mode():
+        for name, forward in ((PLAIN, bare), (WHOLE, whole)):
+            predicted[name] = torch.cat([forward(images)[-1].argmax(-1) for images in batches]).cpu()
+        for repeat in range(repeats + 1):
+            of_stages = stage_seconds(whole, batches, device)
+            times = {name: seconds_for(contender, batches, device) for name, contender in contenders.items()}
+            if repeat:  # the first has warmed up
+                stages.append(of_stages)
+                for name, value in times.items():
+                    seconds[name].append(value)
+    return Timing(
+        batch_size=batch_size,
+        num_images=len(split),
+        seconds={name: torch.tensor(values, dtype=torch.float64) for name, values in seconds.items()},
+        stage_seconds=torch.stack(stages),
+        predicted=predicted,
+        exit_index={name: torch.cat([part.exit_index for part in parts]).cpu() for name, parts in results.items()},
+        labels=split.labels.cpu(),
+        costs=costs,
+    )
+
+
+def seconds_for(work: Callable[[Tensor], object], batches: Sequence[Tensor], device: torch.device) -> float:
+    """How long `work` takes for all batches."""
+    started = _now(device)
+    for images in batches:
+        work(images)
+    return _now(device) - started
+
+
+def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.device) -> Tensor:
+    """(E,) float64, how long each stage of `net` takes for all batches when nobody leaves."""
+    total = torch.zeros(net.num_exits, dtype=torch.float64)
+    stages = list(net.stages())
+    for x in batches:
+        for index, (units, head) in enumerate(stages):
+            started = _now(device)
+            for unit in units:
+                x = unit(x)
+            head(x)
+            total[index] += _now(device) - started
+    return total
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def allowed_by_stages(stages: Tensor, exit_index: Tensor) -> Tensor:
+    """Stage times (R, E) and exits (N,) -> (R,) the speed-up if stages cost an image what they do in full batches."""
+    still_in = (exit_index[None] >= torch.arange(stages.shape[1])[:, None]).double().mean(1)
+    return stages.sum(1) / (stages @ still_in)
+
+
+def summary(timing: Timing) -> pd.DataFrame:
+    """One row a contender."""
+    rows = []
+    for name, seconds in timing.seconds.items():
+        speed_up = timing.seconds[WHOLE] / seconds  # repeat by repeat: both met the same machine
+        row = {
+            "": name,
+            "images/s": f"{timing.num_images / seconds.median():,.0f}",
+            "speed-up": f"{speed_up.median():.2f} ({speed_up.min():.2f} to {speed_up.max():.2f})",
+        }
+        if name in timing.exit_index:
+            exits = timing.exit_index[name]
+            allowed = allowed_by_stages(timing.stage_seconds, exits)
+            target = 0.85 if timing.batch_size == 1 else 0.90
+            row["stages allow"] = f"{allowed.median():.2f}"
+            row["reached"] = f"{(speed_up / allowed).median():.2f} (target {target:.2f})"
+            row["multiply-adds allow"] = f"{timing.costs[-1] / timing.costs[exits].mean():.2f}"
+        row["accuracy"] = f"{(timing.predicted[name] == timing.labels).double().mean():.2%}"
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("").set_index("")
+
+
+def sweep_report(predictions: Predictions, repeats: int) -> str:
+    """How long the accuracy-cost curve takes, in a sentence."""
+    thresholds = torch.linspace(0, 1, 1000)
+    cpu = torch.device("cpu")
+    seconds = [seconds_for(lambda _: accuracy_cost_curve(predictions, thresholds), [thresholds], cpu)]
+    seconds += [
+        seconds_for(lambda _: accuracy_cost_curve(predictions, thresholds), [thresholds], cpu) for _ in range(repeats)
+    ]
+    median = torch.tensor(seconds[1:]).median()
+    return (
+        f"Accuracy and cost of 1,000 thresholds on {len(predictions.labels):,} images and {predictions.num_exits} "
+        f"exits, from saved predictions: {1000 * median:.0f} ms (median of {repeats})."
+    )
+
+
+def machine(device: torch.device) -> str:
+    """What it ran on, in a line."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{device.type} ({name}), {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. "
+        "Medians, and in brackets the range over the repeats."
+    )
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A table of text, its index first."""
+    header = [frame.index.name or "", *frame.columns]
+    lines = [
+        header,
+        ["---"] * len(header),
+        *([index, *values] for index, values in zip(frame.index, frame.values, strict=True)),
+    ]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The main job in a minute: `python -m eeutils.demo` (or `make demo`).
+
+Gets CIFAR-10, runs the five shipped networks over its 10,000 test images, chooses thresholds on validation, and lets
+the best one leave early for real.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws to files: there may be no screen
+
+import matplotlib.pyplot as plt
+import torch
+
+from eeutils.analysis.policies import decide
+from eeutils.analysis.predictions import predict
+from eeutils.analysis.thresholds import choose_for_accuracy
+from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
+from eeutils.data import ImageData
+from eeutils.notebook import Session
+from eeutils.plots import plot_curves, use_style
+from eeutils.scoreboard import MAX_DROP, Evaluation, as_markdown, scoreboard
+from eeutils.training import default_device
+
+NETWORKS = (
+    "resnet18-avg",
+    "resnet18_2exits-avg",
+    "resnet18_2exits-spp",
+    "resnet18_3exits-avg",
+    "resnet18_3exits-spp",
+)
+BEST = NETWORKS[-1]
+FIGURE = Path("runs") / "demo.png"
+
+
+def main() -> None:
+    """Run it all and print what came out."""
+    session = Session(quick=os.environ.get("EEUTILS_QUICK") == "1")
+    device = default_device()
+    started = time.perf_counter()
+    data = session.data
+    print(f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test images.")
+    evaluations = {}
+    for network in NETWORKS:
+        net = session.network(network).to(device)
+        evaluations[network] = Evaluation(session.predictions(network, "val"), predict(net, data.test))
+        print(f"  {session.weights_name(network)}: all test images in {time.perf_counter() - started:.0f} s")
+    print("\nAccuracy on the test images (%), measured just now:\n")
+    print(as_markdown(scoreboard(evaluations)))
+    _leave_early(session, data, evaluations[BEST], device)
+    _draw(evaluations)
+    print(f"\nFigure: {FIGURE}. All of this took {time.perf_counter() - started:.0f} s.")
+
+
+def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, device: torch.device) -> None:
+    """Time the whole network against its cascade on the same images, and say what came out."""
+    choice = choose_for_accuracy(evaluation.val, MAX_DROP)
+    net = session.network(BEST)
+    whole = prepared_for_inference(net).to(device)
+    cascade = Cascade(net, choice.policy, device=device)
+    seconds_whole, seconds_cascade = [], []
+    for _ in range(2):  # taking turns, so that a busy machine slows both alike
+        seconds_whole.append(_timed(lambda: predict(whole, data.test, batch_size=256), device)[0])
+        seconds, result = _timed(lambda: cascade.run(data.test, batch_size=256), device)
+        seconds_cascade.append(seconds)
+    planned = decide(evaluation.test, choice.policy)
+    _report(evaluation, choice.policy.thresholds, result, min(seconds_whole) / min(seconds_cascade))
+    agreeing = float((result.exit_index.cpu() == planned.exit_index).double().mean())
+    print(f"The live cascade and the table of predictions agree on {agreeing:.2%} of the images.")
+
+
+def _report(evaluation: Evaluation, thresholds: object, result: CascadeResult, speed_up: float) -> None:
+    test = evaluation.test
+    accuracy = float((result.predicted.cpu() == test.labels).double().mean())
+    rates = torch.bincount(result.exit_index.cpu(), minlength=test.num_exits) / len(test.labels)
+    cost = float(rates.double() @ test.relative_costs)
+    values = ", ".join(f"{value:.3f}" for value in thresholds)
+    print(f"\nLeaving early for real ({BEST}), thresholds {values} chosen on validation:")
+    print(f"  images leaving at exits 1, 2, ...: {', '.join(f'{float(rate):.1%}' for rate in rates)}")
+    print(f"  accuracy {accuracy:.2%} against {float(test.correct[-1].double().mean()):.2%} for the last exit")
+    print(f"  {cost:.1%} of the multiply-adds: at most {1 / cost:.2f}x as fast; measured {speed_up:.2f}x")
+
+
+def _timed(work, device: torch.device) -> tuple[float, object]:
+    started = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started, result
+
+
+def _draw(evaluations: dict[str, Evaluation]) -> None:
+    use_style()
+    ax = plot_curves({name: evaluation.test for name, evaluation in evaluations.items()})
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    ax.figure.savefig(FIGURE, dpi=120, bbox_inches="tight")
+    plt.close(ax.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What every notebook starts with: what it runs on, and networks that are ready to look at.
+
+With EEUTILS_QUICK=1 in the environment a notebook runs in seconds, for real, without a network connection: on the
+digits data, with slim networks that are trained on the spot (and kept in the cache folder).
+"""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from eeutils.analysis.predictions import Predictions, predict
+from eeutils.data import ImageData, load_data
+from eeutils.files import cache_dir
+from eeutils.models import MultiExitNet, create_model
+from eeutils.plots import use_style
+from eeutils.scoreboard import Evaluation
+from eeutils.training import History, TrainConfig, default_device, fit, recipe
+from eeutils.weights import default_registry, load_history, load_predictions, load_weights
+
+QUICK_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Session:
+    """Data and trained networks for a notebook.
+
+    Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the widest trained one is taken.
+
+    Attributes:
+        quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
+    """
+
+    quick: bool
+
+    @cached_property
+    def data(self) -> ImageData:
+        """CIFAR-10, or digits in quick mode."""
+        return load_data("digits" if self.quick else "cifar10")
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """For a training run that a reader can wait for: one epoch on a CPU, more where there is a GPU."""
+        if self.quick:
+            return recipe("digits", epochs=2)
+        return recipe("modern", epochs=26) if torch.cuda.is_available() else recipe("slim", epochs=1)
+
+    @property
+    def width(self) -> int:
+        """Of the networks that a notebook trains itself: slim without a GPU."""
+        return QUICK_WIDTH if self.quick else 64 if torch.cuda.is_available() else 16
+
+    def weights_name(self, network: str) -> str:
+        """The name of the weights that stand for `network`.
+
+        Raises:
+            ValueError: if none of that kind are trained.
+        """
+        if self.quick:
+            return f"{network}-digits-w{QUICK_WIDTH}"
+        fitting = [
+            entry
+            for entry in default_registry().entries
+            if entry.status == "trained" and f"{entry.model}-{entry.model_args['pool']}" == network and not _seed(entry)
+        ]
+        if not fitting:
+            raise ValueError(f"no trained weights of {network!r}; see eeutils.list_weights()")
+        return max(fitting, key=lambda entry: entry.model_args["width"]).name
+
+    def network(self, network: str) -> MultiExitNet:
+        """The trained network, in evaluation mode on the CPU."""
+        return self._quick_run(network)[0] if self.quick else load_weights(self.weights_name(network))
+
+    def history(self, network: str) -> History:
+        """How it was trained."""
+        return self._quick_run(network)[1] if self.quick else load_history(self.weights_name(network))
+
+    def evaluation(self, network: str) -> Evaluation:
+        """Its predictions on validation and test."""
+        return Evaluation(*(self.predictions(network, split) for split in ("val", "test")))
+
+    def predictions(self, network: str, split: str) -> Predictions:
+        """Its predictions on one split ("val" or "test")."""
+        if self.quick:
+            return predict(self.network(network), getattr(self.data, split))
+        return load_predictions(self.weights_name(network), split)
+
+    def _quick_run(self, network: str) -> tuple[MultiExitNet, History]:
+        model, pool = network.split("-")
+        torch.manual_seed(0)
+        net = create_model(model, pool=pool, width=QUICK_WIDTH)
+        kept = cache_dir() / "quick" / f"{self.weights_name(network)}.pt"
+        return net, fit(net, self.data, recipe("digits"), checkpoint=kept, progress=False)
+
+
+def start() -> Session:
+    """Say what this notebook runs on, set the figures' style, and hand out data and networks."""
+    use_style()
+    session = Session(quick=os.environ.get("EEUTILS_QUICK") == "1")
+    print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, {_device_in_words()}.")
+    if session.quick:
+        print("Quick mode: digits instead of CIFAR-10, and slim networks trained on the spot.")
+    return session
+
+
+def _device_in_words() -> str:
+    device = default_device()
+    if device.type == "cuda":
+        return f"GPU {torch.cuda.get_device_name(device)}"
+    return (
+        f"{os.cpu_count()} CPU cores, no GPU: fine for this notebook, whose networks are slim.\n"
+        "In Colab, Runtime > Change runtime type > T4 GPU lets you train the wide ones too"
+    )
+
+
+def _seed(entry) -> int:
+    return entry.training.config["seed"] if entry.training else 0

@@ -1,0 +1,254 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from eeutils.analysis import thresholds as module
+from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget, threshold_grid
+
+SCORES = st.sampled_from(["confidence", "entropy", "margin"])
+FEW = [0.0, 1.0, 2.0, 400.0]  # so that scores tie, and some answers are sure beyond rounding
+
+
+@st.composite
+def tables(draw, max_exits: int = 4, max_images: int = 12) -> Predictions:
+    num_exits, num_images = draw(st.integers(1, max_exits)), draw(st.integers(1, max_images))
+    classes = draw(st.integers(2, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
+    logits = torch.randn(num_exits, num_images, classes, generator=generator) * 2
+    if draw(st.booleans()):
+        logits = torch.tensor(FEW)[torch.randint(0, len(FEW), logits.shape, generator=generator)]
+    labels = torch.randint(0, classes, (num_images,), generator=generator)
+    costs = torch.tensor(draw(st.lists(st.integers(1, 100), min_size=num_exits, max_size=num_exits))).cumsum(0)
+    return Predictions(logits, labels, costs.double())
+
+
+def outcome(predictions: Predictions, thresholds, score_name: str = "confidence") -> tuple[float, float]:
+    decisions = decide(predictions, ThresholdPolicy(thresholds, score_name))
+    return decisions.accuracy, decisions.mean_cost
+
+
+def every_choice(predictions: Predictions, score_name: str) -> list[tuple[float, float]]:
+    """What all thresholds that make a difference come to, exit by exit and in all combinations."""
+    candidates = [
+        [*sorted(set(scores.clamp(0, 1).tolist())), math.inf] for scores in score(predictions.logits[:-1], score_name)
+    ]
+    return [outcome(predictions, choice, score_name) for choice in itertools.product(*candidates)]
+
+
+@pytest.fixture
+def table() -> Predictions:
+    """Two exits, four images of class 0; confidence at exit 1 .9 .8 .7 .6, wrong on the third; exit 2 on the last."""
+    first = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]
+    second = [[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]]
+    logits = torch.tensor([first, second], dtype=torch.float64).log().float()
+    return Predictions(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
+
+
+def test_a_curve_by_hand(table):
+    curve = accuracy_cost_curve(table, [0.95, 0.0, 0.65, 0.75])
+    assert curve.thresholds.tolist() == [0, 0.65, 0.75, 0.95]
+    assert curve.accuracy.tolist() == [0.75, 0.5, 0.75, 0.75]
+    assert curve.cost.tolist() == [1, 2, 3, 5]
+    assert curve.relative_cost.tolist() == [0.2, 0.4, 0.6, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(predictions=tables(), score_name=SCORES, values=st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_the_curve_is_what_decide_says_at_every_threshold(predictions, score_name, values):
+    ties = score(predictions.logits, score_name).clamp(0, 1).flatten().tolist()
+    thresholds = [*values, 0.9, 0.0, 1.0, 1.0, math.inf, *ties]
+    curve = accuracy_cost_curve(predictions, thresholds, score_name)
+    assert len(curve.thresholds) == len(thresholds)
+    for threshold, accuracy, cost in zip(curve.thresholds, curve.accuracy, curve.cost, strict=True):
+        assert (accuracy.item(), cost.item()) == pytest.approx(outcome(predictions, float(threshold), score_name))
+
+
+@settings(max_examples=60, deadline=None)
+@given(predictions=tables(), score_name=SCORES, data=st.data())
+def test_moving_one_threshold_is_what_decide_says(predictions, score_name, data):
+    assume(predictions.num_exits > 1)
+    early = predictions.num_exits - 1
+    scores = score(predictions.logits[:-1], score_name)
+    values = st.one_of(st.floats(0, 1), st.just(math.inf), st.sampled_from(scores.clamp(0, 1).flatten().tolist()))
+    thresholds = data.draw(st.lists(values, min_size=early, max_size=early))
+    moving = data.draw(st.integers(0, early - 1))
+    candidates = torch.tensor(data.draw(st.lists(values, min_size=1, max_size=5))).double()
+    accuracy, cost = module._sweep_one(predictions, scores, torch.tensor(thresholds).double(), moving, candidates)
+    for index, candidate in enumerate(candidates.tolist()):
+        changed = (*thresholds[:moving], candidate, *thresholds[moving + 1 :])
+        assert (accuracy[index].item(), cost[index].item()) == pytest.approx(outcome(predictions, changed, score_name))
+
+
+@pytest.mark.parametrize("thresholds", [[-0.1], [0.5, 1.01], [math.nan], [-math.inf], []])
+def test_curves_over_impossible_thresholds_are_refused(table, thresholds):
+    with pytest.raises(ValueError, match=r"thresholds must be one or more numbers in \[0, 1\]"):
+        accuracy_cost_curve(table, thresholds)
+
+
+def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "score", lambda *args: calls.append(1) or score(*args))
+    accuracy_cost_curve(table, torch.linspace(0, 1, 1000))
+    assert len(calls) == 1
+    choose_for_accuracy(table, 0.1)
+    choose_for_budget(table, 0.5)
+    assert len(calls) == 3
+
+
+@given(predictions=tables(), count=st.integers(2, 40), score_name=SCORES)
+def test_a_grid_runs_from_zero_to_one_through_scores(predictions, count, score_name):
+    grid = threshold_grid(predictions, count, score_name)
+    assert grid[0] == 0
+    assert grid[-1] == 1
+    assert (grid.diff() > 0).all()
+    assert len(grid) <= count
+    scores = score(predictions.logits[:-1], score_name).clamp(0, 1).flatten()
+    assert set(grid[1:-1].tolist()) <= set(scores.tolist())
+    if count - 2 >= len(scores):
+        assert set(scores.tolist()) <= set(grid.tolist())
+
+
+def test_a_grid_has_its_ends(table):
+    with pytest.raises(ValueError, match="count=1"):
+        threshold_grid(table, 1)
+
+
+def test_choosing_for_accuracy_by_hand(table):
+    # At the last exit 3 of 4 are right. Leaving always keeps that, at a fifth of the cost.
+    choice = choose_for_accuracy(table)
+    assert (choice.accuracy, choice.relative_cost) == (0.75, 0.2)
+    assert decide(table, choice.policy).exit_index.tolist() == [0, 0, 0, 0]
+
+
+def test_choosing_for_accuracy_pays_for_what_the_first_exit_gets_wrong():
+    first = [[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.6, 0.4]]
+    logits = torch.tensor([first, [[0.9, 0.1]] * 4], dtype=torch.float64).log().float()
+    predictions = Predictions(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
+    exact = choose_for_accuracy(predictions)
+    assert decide(predictions, exact.policy).exit_index.tolist() == [0, 1, 1, 1]
+    assert exact.accuracy == 1
+    lenient = choose_for_accuracy(predictions, max_drop=0.25)
+    assert decide(predictions, lenient.policy).exit_index.tolist() == [0, 0, 1, 1]
+    assert lenient.accuracy == 0.75
+
+
+def test_choosing_for_a_budget_by_hand(table):
+    choice = choose_for_budget(table, 0.65)
+    # Leaving always is as accurate as anything within the budget, and of such the cheapest is taken.
+    assert (choice.accuracy, choice.relative_cost) == (0.75, 0.2)
+
+
+def test_an_exit_that_is_sure_and_wrong_is_switched_off():
+    logits = torch.tensor([[[0.0, 999.0], [0.0, 999.0]], [[9.0, 0.0], [9.0, 0.0]]])
+    predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    assert outcome(predictions, 1.0)[0] == 0
+    choice = choose_for_accuracy(predictions)
+    assert choice.policy.thresholds == (math.inf,)
+    assert (choice.accuracy, choice.relative_cost) == (1, 1)
+
+
+def test_one_bad_exit_is_switched_off_and_the_good_one_used():
+    wrong, right = [[0.0, 999.0]] * 2, [[9.0, 0.0]] * 2
+    predictions = Predictions(torch.tensor([wrong, right, right]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0, 9.0]))
+    choice = choose_for_accuracy(predictions)
+    assert (choice.accuracy, choice.relative_cost) == (1, pytest.approx(2 / 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(predictions=tables(), score_name=SCORES, max_drop=st.floats(0, 1))
+def test_choosing_for_accuracy_keeps_the_floor_and_is_no_dearer_than_a_shared_threshold(
+    predictions, score_name, max_drop
+):
+    choice = choose_for_accuracy(predictions, max_drop, score_name)
+    floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
+    assert choice.accuracy >= floor
+    shared = [*threshold_grid(predictions, score_name=score_name).tolist(), math.inf]
+    allowed = [cost for accuracy, cost in (outcome(predictions, t, score_name) for t in shared) if accuracy >= floor]
+    assert choice.relative_cost * predictions.costs[-1] <= min(allowed) * (1 + 1e-9)
+    assert outcome(predictions, choice.policy.thresholds, score_name) == pytest.approx(
+        (choice.accuracy, choice.relative_cost * float(predictions.costs[-1]))
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(predictions=tables(), score_name=SCORES, share=st.floats(0, 1))
+def test_choosing_for_a_budget_keeps_it_and_is_no_worse_than_a_shared_threshold(predictions, score_name, share):
+    cheapest = float(predictions.relative_costs[0])
+    budget = min(cheapest + share * (1 - cheapest), 1)
+    choice = choose_for_budget(predictions, budget, score_name)
+    assert choice.relative_cost <= budget * (1 + 1e-9)
+    shared = [*threshold_grid(predictions, score_name=score_name).tolist(), math.inf]
+    results = [outcome(predictions, threshold, score_name) for threshold in shared]
+    ceiling = budget * float(predictions.costs[-1]) * (1 + 1e-9)
+    assert choice.accuracy >= max(accuracy for accuracy, cost in results if cost <= ceiling)
+
+
+@settings(max_examples=40, deadline=None)
+@given(predictions=tables(max_exits=2), score_name=SCORES, max_drop=st.floats(0, 0.5), budget=st.floats(0.01, 1))
+def test_with_one_early_exit_the_choice_is_the_best_there_is(predictions, score_name, max_drop, budget):
+    results = every_choice(predictions, score_name)
+    full = float(predictions.costs[-1])
+    floor = float(predictions.correct[-1].double().mean()) - max_drop
+    cheapest = min(cost for accuracy, cost in results if accuracy >= floor - 1e-9)
+    choice = choose_for_accuracy(predictions, max_drop, score_name)
+    assert choice.relative_cost * full == pytest.approx(cheapest)
+    budget = max(budget, float(predictions.relative_costs[0]))
+    best = max(accuracy for accuracy, cost in results if cost <= budget * full * (1 + 1e-9))
+    assert choose_for_budget(predictions, budget, score_name).accuracy == best
+
+
+@settings(max_examples=25, deadline=None)
+@given(predictions=tables(max_exits=3, max_images=6), score_name=SCORES, max_drop=st.floats(0, 0.5))
+def test_no_move_of_one_threshold_makes_a_choice_better(predictions, score_name, max_drop):
+    choice = choose_for_accuracy(predictions, max_drop, score_name)
+    floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
+    chosen = choice.policy.thresholds
+    candidates = [*threshold_grid(predictions, score_name=score_name).tolist(), math.inf]
+    for index, candidate in itertools.product(range(len(chosen)), candidates):
+        moved = (*chosen[:index], candidate, *chosen[index + 1 :])
+        accuracy, cost = outcome(predictions, moved, score_name)
+        assert accuracy < floor or cost >= choice.relative_cost * float(predictions.costs[-1]) * (1 - 1e-9)
+
+
+def test_two_thresholds_beat_one_where_the_exits_are_not_equally_trustworthy():
+    # Exit 1 errs at 0.9 of confidence, exit 2 is right at 0.6: a shared threshold has to distrust both.
+    first = [[0.05, 0.95], [0.1, 0.9], [0.2, 0.8]]
+    logits = torch.tensor([first, [[0.6, 0.4]] * 3, [[0.9, 0.1]] * 3], dtype=torch.float64).log().float()
+    predictions = Predictions(logits, torch.zeros(3, dtype=torch.int64), torch.tensor([1.0, 2.0, 9.0]).double())
+    shared = [outcome(predictions, t) for t in [*threshold_grid(predictions).tolist(), math.inf]]
+    choice = choose_for_accuracy(predictions)
+    assert (choice.accuracy, choice.relative_cost * 9) == (1, pytest.approx(2))
+    assert min(cost for accuracy, cost in shared if accuracy == 1) == 9
+    assert min(cost for _, cost in every_choice(predictions, "confidence")) == 1
+
+
+def test_a_network_with_one_exit_has_nothing_to_choose():
+    one = Predictions(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), torch.tensor([3.0]))
+    assert accuracy_cost_curve(one).cost.tolist() == [3, 3]
+    for choice in (choose_for_accuracy(one), choose_for_budget(one, 1.0)):
+        assert choice.policy.thresholds == ()
+        assert (choice.accuracy, choice.relative_cost) == (1, 1)
+
+
+@pytest.mark.parametrize("max_drop", [-0.01, 1.5, math.nan])
+def test_an_impossible_drop_is_refused(table, max_drop):
+    with pytest.raises(ValueError, match="max_drop is a share"):
+        choose_for_accuracy(table, max_drop)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 50, math.nan])
+def test_a_budget_that_is_no_share_is_refused(table, budget):
+    with pytest.raises(ValueError, match="budget is a share"):
+        choose_for_budget(table, budget)
+
+
+def test_a_budget_below_the_first_exit_is_refused_with_its_price(table):
+    with pytest.raises(ValueError, match=r"budget of 10.0% cannot be met: the first exit alone costs 20.0%"):
+        choose_for_budget(table, 0.1)
+    assert choose_for_budget(table, 0.2).relative_cost == 0.2

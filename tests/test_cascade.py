@@ -1,0 +1,268 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.predictions import Predictions, predict
+from eeutils.cascade import Cascade, prepared_for_inference
+from eeutils.data import Normalization, Split
+from eeutils.models import MultiExitNet, resnet18
+
+PLACES = {1: (), 2: (4,), 3: (2, 4), 6: (0, 1, 2, 4, 6)}
+NEVER, ALWAYS = ThresholdPolicy(float("inf")), ThresholdPolicy(0.0)
+
+
+def make_net(num_exits: int = 3, **kwargs) -> MultiExitNet:
+    """Untrained, but with BatchNorm statistics that matter when they are folded."""
+    torch.manual_seed(num_exits)
+    net = resnet18(width=4, exit_after=PLACES[num_exits], **kwargs)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+def make_split(count: int, size: int = 8, num_classes: int = 10) -> Split:
+    pixels = torch.randint(
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
+    )
+    normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Split(pixels, torch.arange(count) % num_classes, tuple(map(str, range(num_classes))), normalization)
+
+
+def between_scores(scores: Tensor, share: float) -> float:
+    """A threshold that about this share of the images (N,) does not reach, halfway between two scores."""
+    ordered = scores.double().sort().values
+    place = min(int(share * len(ordered)), len(ordered) - 1)
+    return float((ordered[max(place - 1, 0)] + ordered[place]).clamp(0, 2) / 2)
+
+
+def close_calls(predictions: Predictions, policy: ThresholdPolicy) -> Tensor:
+    """(N,) bool: the images that rounding may send either way."""
+    scores = score(predictions.logits[:-1], policy.score)
+    return ((scores - torch.tensor(policy.thresholds)[:, None]).abs() < 1e-5).any(0)
+
+
+def assert_agreement(net: MultiExitNet, split: Split, policy: ThresholdPolicy, batch_size: int) -> None:
+    predictions = predict(net, split)
+    result, decisions = Cascade(net, policy).run(split, batch_size=batch_size), decide(predictions, policy)
+    clear = ~close_calls(predictions, policy)
+    assert torch.equal(result.exit_index[clear], decisions.exit_index[clear])
+    expected = predictions.logits[decisions.exit_index, torch.arange(len(split))]
+    torch.testing.assert_close(result.logits[clear], expected[clear], rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_exits=st.sampled_from([1, 2, 3, 6]),
+    pool=st.sampled_from(["avg", "spp"]),
+    stem=st.sampled_from(["cifar", "imagenet"]),
+    score_name=st.sampled_from(["confidence", "entropy", "margin"]),
+    count=st.integers(1, 12),
+    data=st.data(),
+)
+def test_the_cascade_and_the_table_agree_image_by_image(num_exits, pool, stem, score_name, count, data):
+    net, split = make_net(num_exits, pool=pool, stem=stem), make_split(count, 32 if stem == "imagenet" else 8)
+    shares = data.draw(st.lists(st.floats(0, 1), min_size=num_exits - 1, max_size=num_exits - 1))
+    scores = score(predict(net, split).logits[:-1], score_name)
+    policy = ThresholdPolicy(tuple(map(between_scores, scores, shares)), score_name)
+    assert_agreement(net, split, policy, batch_size=data.draw(st.integers(1, count)))
+
+
+def test_thresholds_halfway_down_part_the_images_and_the_table_agrees_on_each():
+    net, split = make_net(3), make_split(60)
+    scores = score(predict(net, split).logits[:-1])
+    policy = ThresholdPolicy((between_scores(scores[0], 0.6), between_scores(scores[1], 0.5)))
+    assert set(decide(predict(net, split), policy).exit_index.tolist()) == {0, 1, 2}  # else this shows little
+    for batch_size in (1, 7, 60, 500):
+        assert_agreement(net, split, policy, batch_size)
+
+
+def test_a_batch_of_thousands():
+    net, split = make_net(3), make_split(4096, size=4)
+    scores = score(predict(net, split).logits[:-1])
+    policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
+    assert_agreement(net, split, policy, batch_size=4096)
+
+
+def images_seen(cascade: Cascade) -> list[list[int]]:
+    """For each unit the sizes of the batches that come to it, filled as the cascade runs."""
+    seen = [[] for _ in cascade.net.units]
+    for unit, sizes in zip(cascade.net.units, seen, strict=True):
+        unit.register_forward_hook(lambda _, inputs, __, sizes=sizes: sizes.append(len(inputs[0])))
+    return seen
+
+
+@settings(max_examples=10, deadline=None)
+@given(shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), count=st.integers(1, 20))
+def test_no_unit_computes_for_images_that_have_left(shares, count):
+    net, split = make_net(3), make_split(count)
+    scores = score(predict(net, split).logits[:-1])
+    policy = ThresholdPolicy(tuple(map(between_scores, scores, shares)))
+    cascade = Cascade(net, policy)
+    seen = images_seen(cascade)
+    exit_index = cascade.run(split).exit_index
+    for unit, sizes in enumerate(seen):
+        exits_before = sum(place < unit for place in net.exit_after)
+        still_in = int((exit_index >= exits_before).sum())
+        assert sizes == ([still_in] if still_in else [])  # an empty batch does not run at all
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_when_all_leave_at_once_nothing_behind_the_first_exit_runs(count):
+    cascade = Cascade(make_net(3), ALWAYS)
+    seen = images_seen(cascade)
+    assert cascade.run(make_split(count)).exit_index.tolist() == [0] * count
+    assert seen == [[count]] * 3 + [[]] * 6
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_when_nobody_leaves_the_answers_are_the_last_exits(count):
+    net, split = make_net(3), make_split(count)
+    result = Cascade(net, NEVER).run(split)
+    assert result.exit_index.tolist() == [2] * count
+    torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class TwoInARow:
+    """Leave when an exit names the class that the one before named."""
+
+    def leaves(self, logits: Tensor) -> Tensor:
+        named = logits.argmax(-1)
+        return named[-1] == named[-2] if len(named) > 1 else torch.zeros_like(named[-1], dtype=torch.bool)
+
+    def check(self, num_exits: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_a_rule_that_looks_back_agrees_as_well(batch_size):
+    net, split = make_net(6, num_classes=2), make_split(40, num_classes=2)
+    with torch.no_grad():  # an untrained head names one class for all images; moved so that it names both
+        for head, logits in zip(net.exits.values(), predict(net, split).logits, strict=True):
+            head[2].bias -= logits.mean(0)
+    decisions = decide(predict(net, split), TwoInARow())
+    assert len(decisions.exit_index.unique()) > 2  # else this shows little
+    result = Cascade(net, TwoInARow()).run(split, batch_size=batch_size)
+    assert torch.equal(result.exit_index, decisions.exit_index)
+    assert torch.equal(result.predicted, decisions.predicted)
+
+
+def test_a_rule_that_does_not_answer_a_bool_an_image_is_named():
+    class Careless(TwoInARow):
+        def leaves(self, logits: Tensor) -> Tensor:
+            return logits[-1].argmax(-1)
+
+    with pytest.raises(ValueError, match=r"Careless\.leaves\(\) must answer"):
+        Cascade(make_net(3), Careless()).run(make_split(4))
+
+
+def test_the_network_given_stays_as_it_was():
+    net = make_net(3).train()
+    net.units[0].eval()
+    modes = [module.training for module in net.modules()]
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    cascade = Cascade(net, ThresholdPolicy(0.2))
+    cascade.run(make_split(4))
+    assert [module.training for module in net.modules()] == modes
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    sum(answer.sum() for answer in net(torch.randn(2, 3, 8, 8))).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_training_the_network_on_does_not_change_a_cascade():
+    net, split = make_net(2), make_split(3)
+    cascade = Cascade(net, NEVER)
+    before = cascade.run(split).logits
+    with torch.no_grad():
+        net.units[0][0].weight.zero_()
+    assert torch.equal(cascade.run(split).logits, before)
+
+
+def test_a_prepared_network_answers_the_same_and_has_no_batch_norm_left():
+    net = make_net(6, pool="spp")
+    prepared = prepared_for_inference(net)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    images = torch.randn(5, 3, 16, 16)
+    for folded, plain in zip(prepared(images), net(images), strict=True):
+        torch.testing.assert_close(folded, plain.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_results_can_be_used_like_any_tensor():
+    result = Cascade(make_net(2), NEVER)(torch.randn(2, 3, 8, 8))
+    result.logits[0] = 0
+    temperature = torch.ones((), requires_grad=True)
+    ((result.logits / temperature) ** 2).sum().backward()
+    assert temperature.grad is not None
+
+
+def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precision():
+    cascade = Cascade(make_net(3), ThresholdPolicy(0.15))
+    images = torch.randn(6, 3, 8, 8).to(memory_format=torch.channels_last)
+    before = images.clone()
+    expected = cascade(images)
+    assert torch.equal(images, before)
+    for other in (images.contiguous(), images.double(), images.repeat_interleave(2, 0)[::2]):
+        result = cascade(other)
+        assert torch.equal(result.exit_index, expected.exit_index)
+        torch.testing.assert_close(result.logits, expected.logits)
+        assert result.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 8, 8), r"shape \(N, C, H, W\) with N of 1 or more, got \(3, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), "N of 1 or more"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "normalised floats, got torch.uint8"),
+        (torch.full((2, 3, 8, 8), torch.nan), r"answers for images \[0, 1\] of the batch are NaN"),
+    ],
+)
+@pytest.mark.parametrize("policy", [NEVER, ALWAYS])
+def test_images_that_make_no_sense_are_refused(images, message, policy):
+    with pytest.raises(ValueError, match=message):
+        Cascade(make_net(2), policy)(images)
+
+
+def test_a_nan_image_among_others_is_named():
+    images = torch.randn(5, 3, 8, 8)
+    images[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"images \[3\] of the batch"):
+        Cascade(make_net(3), ThresholdPolicy(0.1))(images)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_network_with_broken_weights_is_refused(value):
+    net = make_net(3)
+    with torch.no_grad():
+        net.exits["2"][2].bias[0] = value
+    with pytest.raises(
+        ValueError, match=r"1 weights of the network are NaN or infinite, the first is 'exits\.2\.2\.bias'"
+    ):
+        Cascade(net, NEVER)
+
+
+def test_a_policy_for_another_network_is_refused():
+    with pytest.raises(ValueError, match="a network with 3 exits has 2 early ones"):
+        Cascade(make_net(3), ThresholdPolicy((0.5, 0.5, 0.5)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_answers_are_the_same():
+    net, split = make_net(3), make_split(50)
+    scores = score(predict(net, split).logits[:-1])
+    policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
+    there, here = Cascade(net, policy, device="cuda").run(split), Cascade(net, policy).run(split)
+    assert torch.equal(there.exit_index.cpu(), here.exit_index)
+    assert next(net.parameters()).device.type == "cpu"
