@@ -95,7 +95,7 @@ def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: Histo
         "run": asdict(run),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
+        else f"CPU, {torch.get_num_threads()} thread(s)",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
         "images_per_second": round(history.frame()["images_per_second"].median(), 1),

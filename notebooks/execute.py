@@ -2,8 +2,12 @@
 
 Each runs top to bottom in a fresh kernel and is written only if all went well: no error, nothing on stderr (which is
 where warnings go), no absolute path of this machine, not too large.
+
+Prose quotes numbers without anyone typing them: a text cell may have a `template` in its metadata, in which every
+[[expression]] is replaced by its value at that place of the run.
 """
 
+import json
 import os
 import re
 import sys
@@ -26,6 +30,8 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+_EXPRESSION = re.compile(r"\[\[(.+?)\]\](?!\])", re.DOTALL)
+_KEPT_METADATA = ("tags", "template")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Users|content)/[\w.-]+")
 
 
@@ -59,7 +65,7 @@ def execute(path: Path, *, quick: bool, environment: Mapping[str, str] | None = 
         The notebook with its outputs, without what depends on the run or the machine (times, widgets' states).
 
     Raises:
-        CellExecutionError: if a cell raises.
+        CellExecutionError: if a cell raises, or an expression in the prose does.
         CellTimeoutError: if a cell takes more than 10 minutes.
     """
     notebook = nbformat.read(path, as_version=4)
@@ -72,8 +78,23 @@ def execute(path: Path, *, quick: bool, environment: Mapping[str, str] | None = 
         record_timing=False,
         coalesce_streams=True,
     )
-    client.execute(env=_kernel_environment(quick, environment or {}))
+    with client.setup_kernel(env=_kernel_environment(quick, environment or {})):
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code":
+                client.execute_cell(cell, index)
+            elif "template" in cell.metadata:
+                cell.source = _quoting_numbers(cell.metadata["template"], client)
     return _tidy(notebook)
+
+
+def _quoting_numbers(template: str, client: NotebookClient) -> str:
+    """`template` with every [[expression]] replaced by the str() of its value in the running kernel."""
+    expressions = _EXPRESSION.findall(template)
+    source = "import json as _json\nprint(_json.dumps([" + ", ".join(f"str({each})" for each in expressions) + "]))"
+    scratch = nbformat.v4.new_code_cell(source)
+    client.execute_cell(scratch, len(client.nb.cells), store_history=False)
+    values = iter(json.loads(scratch.outputs[0].text))
+    return _EXPRESSION.sub(lambda _: next(values), template)
 
 
 def problems(notebook: NotebookNode) -> Iterator[str]:
@@ -122,7 +143,7 @@ def _tidy(notebook: NotebookNode) -> NotebookNode:
     """Drop what differs from run to run or cannot be shown without a kernel, such as progress bars."""
     notebook.metadata = nbformat.from_dict(_METADATA)
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {})
+        cell.metadata = nbformat.from_dict({name: cell.metadata[name] for name in _KEPT_METADATA if name in cell.metadata})
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
     return notebook

@@ -20,12 +20,18 @@ def _deeper_counts_more(num_exits: int) -> tuple[float, ...]:
     return tuple(depth / total for depth in range(1, num_exits + 1))
 
 
+def _deeper_mean_one(num_exits: int) -> tuple[float, ...]:
+    """The same ratios, averaging 1: a head then learns about as fast as a plain network's."""
+    return tuple(num_exits * weight for weight in _deeper_counts_more(num_exits))
+
+
 def _equal(num_exits: int) -> tuple[float, ...]:
     return (1 / num_exits,) * num_exits
 
 
 _SCHEMES: dict[str, Callable[[int], tuple[float, ...]]] = {
     "deeper_counts_more": _deeper_counts_more,
+    "deeper_mean_one": _deeper_mean_one,
     "equal": _equal,
 }
 

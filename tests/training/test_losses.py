@@ -19,6 +19,7 @@ LABELS = torch.tensor([0, 1])
         ("deeper_counts_more", 2, (0.3, 0.7)),
         ("deeper_counts_more", 3, (0.2, 0.3, 0.5)),
         ("deeper_counts_more", 4, (0.1, 0.2, 0.3, 0.4)),
+        ("deeper_mean_one", 2, (0.6, 1.4)),
         ("equal", 4, (0.25, 0.25, 0.25, 0.25)),
         ((1, 0, 2), 3, (1, 0, 2)),
         ([0.5, 0.5], 2, (0.5, 0.5)),
@@ -40,7 +41,7 @@ def test_every_scheme_sums_to_one_and_never_falls_with_depth(scheme, num_exits):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("deepest", r"'deepest'.*\['deeper_counts_more', 'equal'\]"),
+        ("deepest", r"'deepest'.*\['deeper_counts_more', 'deeper_mean_one', 'equal'\]"),
         ((0.3, 0.7), r"2 exit weights \(0.3, 0.7\) for a network with 3 exits"),
         ((0.5, -0.1, 0.6), "must not be negative"),
         ((0.0, 0.0, 0.0), "all zero"),

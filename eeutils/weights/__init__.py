@@ -1,0 +1,33 @@
+"""Trained weights by name: `load_weights("resnet18_3exits-spp-cifar10-w16")`."""
+
+from eeutils.weights.compare import TensorReport, compare_with
+from eeutils.weights.load import (
+    list_weights,
+    load_history,
+    load_predictions,
+    load_weights,
+    weight_entry,
+    weights_table,
+)
+from eeutils.weights.pickles import read_pickled_tensors
+from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
+from eeutils.weights.tensors import put_tensors, read_tensors
+
+__all__ = [
+    "Registry",
+    "StoredFile",
+    "TensorReport",
+    "TrainingRecord",
+    "WeightEntry",
+    "compare_with",
+    "default_registry",
+    "list_weights",
+    "load_history",
+    "load_predictions",
+    "load_weights",
+    "put_tensors",
+    "read_pickled_tensors",
+    "read_tensors",
+    "weight_entry",
+    "weights_table",
+]

@@ -1,0 +1,140 @@
+"""Tensors of another implementation against a network's own, one by one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from eeutils.models import MultiExitNet
+
+Shape = tuple[int, ...]
+Layer = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """Which of the file's tensors is which of the network's.
+
+    Attributes:
+        matched: (the network's name, the file's name, tensor of the file); same kind and shape.
+        mismatched: (the network's name and shape, the file's name and shape): the likeliest partner of a tensor that
+            has none of its shape.
+        missing: (name, shape) of the network that the file lacks.
+        unexpected: (name, shape) of the file that the network has no place for.
+    """
+
+    matched: tuple[tuple[str, str, Tensor], ...]
+    mismatched: tuple[tuple[str, Shape, str, Shape], ...]
+    missing: tuple[tuple[str, Shape], ...]
+    unexpected: tuple[tuple[str, Shape], ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tensor has its place."""
+        return not (self.mismatched or self.missing or self.unexpected)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} tensors match"]
+        lines += [f"  = {own} <- {theirs} {tuple(tensor.shape)}" for own, theirs, tensor in self.matched]
+        lines += [f"  ! {own} {a} against {theirs} {b}: other shape" for own, a, theirs, b in self.mismatched]
+        lines += [f"  - {own} {shape} is missing in the file" for own, shape in self.missing]
+        lines += [f"  + {theirs} {shape} of the file has no place" for theirs, shape in self.unexpected]
+        return "\n".join(lines)
+
+
+def compare_with(net: MultiExitNet, tensors: Mapping[str, Tensor]) -> TensorReport:
+    """Find the place of each of `tensors` in `net`, layer by layer.
+
+    A layer (the tensors of one prefix) goes to the network's layer of its name if all shapes agree, else to the first
+    free one with the same kinds of tensors of the same shapes: networks built alike list their layers in the same
+    order, whatever the names. What is left is compared with the first layer of the same kinds of tensors.
+    BatchNorm's counters of batches, which change no answer, are left out on both sides.
+    """
+    own, theirs = _layers(net.state_dict()), _layers(tensors)
+    same = {name: name for name in own if name in theirs and _shapes(own[name]) == _shapes(theirs[name])}
+    same |= _pair(own, theirs, same, _shapes)
+    alike = same | _pair(own, theirs, same, _dimensions)
+    matched, mismatched = [], []
+    for name in (name for name in own if name in alike):
+        for kind, tensor in own[name].items():
+            found = theirs[alike[name]][kind]
+            ours, other = _join(name, kind), _join(alike[name], kind)
+            if tensor.shape == found.shape:
+                matched.append((ours, other, found))
+            else:
+                mismatched.append((ours, tuple(tensor.shape), other, tuple(found.shape)))
+    return TensorReport(
+        tuple(matched),
+        tuple(mismatched),
+        missing=_listed(own, set(own) - set(alike)),
+        unexpected=_listed(theirs, set(theirs) - set(alike.values())),
+    )
+
+
+def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]:
+    """The file's tensors under the network's names; pyramid heads are scaled to compute what the file's network did.
+
+    Our pyramid head scales its pooled cells before the linear layer, others do not: the layer's weights are divided
+    by the same numbers.
+
+    Raises:
+        ValueError: if the report says that the tensors do not fit; the message is the report.
+    """
+    if not report.fits:
+        raise ValueError(f"the file holds another network, tensor by tensor:\n{report}")
+    counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(_COUNTER)}
+    tensors = counters | {own: tensor.float() for own, _, tensor in report.matched}
+    for unit, head in net.exits.items():
+        if hasattr(head, "scale"):
+            name = f"exits.{unit}.linear.weight"
+            tensors[name] = tensors[name] / head.scale
+    return tensors
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """Prefix -> kind (weight, bias, running_mean, ...) -> tensor."""
+    layers: dict[str, Layer] = {}
+    for name, tensor in tensors.items():
+        prefix, _, kind = name.rpartition(".")
+        if kind != _COUNTER:
+            layers.setdefault(prefix, {})[kind] = tensor
+    return layers
+
+
+def _shapes(layer: Layer) -> object:
+    return sorted((kind, tuple(tensor.shape)) for kind, tensor in layer.items())
+
+
+def _dimensions(layer: Layer) -> object:
+    return sorted((kind, tensor.ndim) for kind, tensor in layer.items())
+
+
+def _pair(
+    own: Mapping[str, Layer], theirs: Mapping[str, Layer], paired: Mapping[str, str], looks: Callable[[Layer], object]
+) -> dict[str, str]:
+    """The first of ours with the first of theirs that looks like it, the second with the second, and so on."""
+    taken = set(paired.values())
+    free = [name for name in theirs if name not in taken]
+    pairs = {}
+    for name in (name for name in own if name not in paired):
+        partner = next((other for other in free if looks(theirs[other]) == looks(own[name])), None)
+        if partner is not None:
+            free.remove(partner)
+            pairs[name] = partner
+    return pairs
+
+
+def _listed(layers: Mapping[str, Layer], names: set[str]) -> tuple[tuple[str, Shape], ...]:
+    return tuple(
+        (_join(name, kind), tuple(tensor.shape))
+        for name, layer in layers.items()
+        if name in names
+        for kind, tensor in layer.items()
+    )
+
+
+def _join(prefix: str, kind: str) -> str:
+    return f"{prefix}.{kind}" if prefix else kind

@@ -1,0 +1,170 @@
+"""From an entry's file to verified bytes on this disk: the repository's copy, the cache's, or a download."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
+from eeutils.files import cache_dir, exclusive, storage_error
+from eeutils.weights.registry import StoredFile
+
+TIMEOUT_S = (10.0, 30.0)
+"""To connect, and between two pieces of an answer: a server that hangs is given up, a slow one is not."""
+
+
+def local_file(file: StoredFile, folder: Path | None, *, timeout_s: tuple[float, float] = TIMEOUT_S) -> Path:
+    """Where the verified file lies on this disk, after fetching it into the cache if it has to be.
+
+    A file that is there is used without a network. Several processes may ask at once: one fetches, the others wait.
+
+    Args:
+        file: which file.
+        folder: the repository's weights folder, if there is one.
+        timeout_s: to connect, and between two pieces of an answer.
+
+    Raises:
+        IntegrityError: if the repository's copy is damaged.
+        DataUnavailableError: if no source delivers it; the message says for each why, and what to do by hand.
+        StorageError: if the cache cannot be written.
+    """
+    if folder is not None and "repository" in file.sources and (folder / file.path).is_file():
+        return _intact_in_repository(folder / file.path, file)
+    cached = cache_dir() / "weights" / file.path
+    if _is_intact(cached, file):
+        return cached
+    with exclusive(cached):
+        if not _is_intact(cached, file):
+            _fetch(file, cached, timeout_s)
+    return cached
+
+
+def verify(path: Path, file: StoredFile) -> None:
+    """Check that `path` holds `file`.
+
+    Raises:
+        IntegrityError: if it holds a web page, or its size or sha256 differ.
+    """
+    check_no_web_page(path)
+    if file.size is not None and path.stat().st_size != file.size:
+        raise IntegrityError(f"{path} has {path.stat().st_size} bytes, expected {file.size}")
+    if file.sha256 is not None and (actual := sha256_of(path)) != file.sha256:
+        raise IntegrityError(f"{path} has sha256 {actual[:16]}..., expected {file.sha256[:16]}...")
+
+
+def sha256_of(path: Path) -> str:
+    """In hex."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_no_web_page(path: Path) -> None:
+    """Raise IntegrityError if the file begins like HTML, which is how sign-in and quota pages arrive."""
+    with path.open("rb") as opened:
+        beginning = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if beginning.startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml")):
+        raise IntegrityError(
+            f"the server answered a web page, not weights: {beginning[:60].decode('utf-8', 'replace')!r}"
+        )
+
+
+def _intact_in_repository(path: Path, file: StoredFile) -> Path:
+    try:
+        verify(path, file)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}. Restore it: git checkout -- {path}") from error
+    return path
+
+
+def _is_intact(path: Path, file: StoredFile) -> bool:
+    try:
+        verify(path, file)
+    except (OSError, IntegrityError):
+        return False
+    return True
+
+
+def _fetch(file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+    failures = []
+    for source in file.sources:
+        try:
+            _fetcher(source)(source, file, cached, timeout_s)
+            return
+        except StorageError:
+            raise
+        except Exception as error:  # whatever goes wrong in one source, the next gets its turn
+            reason = str(error).strip() or type(error).__name__
+            failures.append(f"  - {source}: {reason}\n    -> {_remedy(source, file, cached)}")
+    raise DataUnavailableError(f"no source could deliver {file.path}. Tried, in this order:\n" + "\n".join(failures))
+
+
+def _fetcher(source: str) -> Callable[[str, StoredFile, Path, tuple[float, float]], None]:
+    kind = source.partition(":")[0]
+    return {"repository": _not_in_repository, "drive": _fetch_from_drive}.get(kind, _fetch_from_url)
+
+
+def _remedy(source: str, file: StoredFile, cached: Path) -> str:
+    if source == "repository":
+        return f"in a clone of the repository: git checkout -- weights/{file.path}"
+    page = drive_page(source.removeprefix("drive:")) if source.startswith("drive:") else source
+    return f"download {page} with a browser and save it as {cached}"
+
+
+def drive_page(file_id: str) -> str:
+    """The address of a Drive file for a browser."""
+    return f"https://drive.google.com/file/d/{file_id}/view"
+
+
+def _not_in_repository(source: str, file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+    raise FileNotFoundError(f"there is no weights/{file.path} beside the package")
+
+
+def _fetch_from_url(url: str, file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+    import pooch  # here and below: what is on the disk is used without the half second that these take to import
+    import requests
+
+    download = pooch.HTTPDownloader(timeout=timeout_s, progressbar=True)
+
+    def download_and_sniff(url: str, output: str, registry: object) -> None:
+        download(url, output, registry)
+        check_no_web_page(Path(output))
+
+    known_hash = None if file.sha256 is None else f"sha256:{file.sha256}"
+    try:
+        pooch.retrieve(url, known_hash, fname=cached.name, path=cached.parent, downloader=download_and_sniff)
+    except requests.RequestException as error:  # an OSError, but no trouble with the disk
+        raise ConnectionError(str(error)) from error
+    except ValueError as error:  # how pooch reports another hash
+        raise IntegrityError(f"the download is not the file that was published: {error}") from error
+    except OSError as error:
+        raise storage_error(cached, error) from error
+
+
+def _fetch_from_drive(source: str, file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+    import gdown
+    import requests
+
+    with _folder_beside(cached) as folder:
+        output = folder / cached.name
+        try:
+            gdown.download(
+                id=source.removeprefix("drive:"), output=str(output), timeout=timeout_s, use_cookies=False, retries=1
+            )
+        except requests.RequestException as error:
+            raise ConnectionError(str(error)) from error
+        except OSError as error:
+            raise storage_error(cached, error) from error
+        verify(output, file)
+        output.replace(cached)
+
+
+@contextmanager
+def _folder_beside(cached: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk: what is left of a broken download goes away with it."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{cached.name}.")
+    except OSError as error:
+        raise storage_error(cached, error) from error
+    with folder as name:
+        yield Path(name)

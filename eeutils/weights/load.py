@@ -1,0 +1,150 @@
+"""Trained networks by name, with what they predict and how they were trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from eeutils.analysis.predictions import Predictions
+from eeutils.models import MultiExitNet, create_model
+from eeutils.training import History
+from eeutils.weights.compare import compare_with, mapped_tensors
+from eeutils.weights.fetch import local_file
+from eeutils.weights.pickles import read_pickled_tensors
+from eeutils.weights.registry import Registry, WeightEntry, default_registry
+from eeutils.weights.tensors import put_tensors, read_tensors
+
+
+def list_weights(registry: Registry | None = None) -> list[str]:
+    """The names that `load_weights` knows, those that are not trained yet included (see `weights_table`)."""
+    return (registry or default_registry()).names
+
+
+def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
+    """Everything that is recorded of the weights `name`.
+
+    Raises:
+        ValueError: if the name is not one of `list_weights()`.
+    """
+    return (registry or default_registry()).entry(name)
+
+
+def weights_table(registry: Registry | None = None) -> pd.DataFrame:
+    """One row a name: status, network, size, then test accuracy (0 to 1) and cumulative multiply-adds of each exit."""
+    rows = [_row(entry) for entry in (registry or default_registry()).entries]
+    return pd.DataFrame(rows, columns=None if rows else ["name"]).set_index("name")
+
+
+def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Registry | None = None) -> MultiExitNet:
+    """A trained network: float32, channels last, in evaluation mode, on `device`.
+
+    The file is verified before it is read; what is not on this disk is fetched into the cache folder first.
+
+    Args:
+        name: one of `list_weights()`.
+        device: where the network is wanted.
+        registry: another one than the repository's.
+
+    Raises:
+        ValueError: if the name is unknown or its weights are not trained yet (the message gives the command), or if
+            the file holds the weights of another network.
+        IntegrityError: if the repository's file is damaged.
+        DataUnavailableError: if no source can deliver the file.
+    """
+    registry = registry or default_registry()
+    entry = registry.entry(name)
+    if entry.status == "not trained":
+        raise ValueError(_not_trained(entry, registry))
+    path = local_file(entry.weights, registry.folder)
+    net = _from_pickle(entry, path) if entry.status == "external" else _from_safetensors(entry, path)
+    return net.eval().to(device, memory_format=torch.channels_last)
+
+
+def load_predictions(name: str, split: str, *, registry: Registry | None = None) -> Predictions:
+    """What the weights `name` answer for every image of a split, computed when they were published.
+
+    Args:
+        name: one of `list_weights()`.
+        split: "val" or "test".
+        registry: another one than the repository's.
+
+    Raises:
+        ValueError: if there are no such predictions.
+        IntegrityError: if the file is damaged.
+        DataUnavailableError: if no source can deliver the file.
+    """
+    registry = registry or default_registry()
+    entry = registry.entry(name)
+    if entry.status == "not trained":
+        raise ValueError(_not_trained(entry, registry))
+    if split not in entry.predictions:
+        raise ValueError(f"{name} has no predictions for {split!r}; choose from {sorted(entry.predictions)}")
+    return Predictions.load(local_file(entry.predictions[split], registry.folder))
+
+
+def load_history(name: str, *, registry: Registry | None = None) -> History:
+    """How the training of the weights `name` went, epoch by epoch.
+
+    Raises:
+        ValueError: if there is no history.
+        IntegrityError: if the file is damaged.
+        DataUnavailableError: if no source can deliver the file.
+    """
+    registry = registry or default_registry()
+    entry = registry.entry(name)
+    if entry.status == "not trained":
+        raise ValueError(_not_trained(entry, registry))
+    if entry.history is None:
+        raise ValueError(f"the training history of {name} was not published")
+    return History.load_csv(local_file(entry.history, registry.folder))
+
+
+def _from_safetensors(entry: WeightEntry, path: Path) -> MultiExitNet:
+    net = _untrained_network(entry.model, entry.model_args)
+    put_tensors(net, read_tensors(path), str(path))
+    return net
+
+
+def _from_pickle(entry: WeightEntry, path: Path) -> MultiExitNet:
+    """The network with the stem that fits the file, if the entry leaves that open."""
+    tensors = read_pickled_tensors(path)
+    stems = [entry.model_args["stem"]] if "stem" in entry.model_args else ["imagenet", "cifar"]
+    nets = [_untrained_network(entry.model, {**entry.model_args, "stem": stem}) for stem in stems]
+    reports = [compare_with(net, tensors) for net in nets]
+    net, report = max(zip(nets, reports, strict=True), key=lambda pair: len(pair[1].matched))
+    put_tensors(net, mapped_tensors(net, report), str(path))
+    return net
+
+
+def _untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet:
+    with torch.random.fork_rng(devices=[]):  # loading weights leaves the caller's random numbers as they were
+        return create_model(model, **model_args)
+
+
+def _not_trained(entry: WeightEntry, registry: Registry) -> str:
+    trained = [other for other in registry.entries if other.status == "trained"]
+    siblings = [other.name for other in trained if _same_but_width(other, entry)]
+    if siblings:
+        instead = f"A slim network of this kind ships: load_weights({siblings[0]!r})."
+    else:
+        instead = f"Trained are: {[other.name for other in trained] or 'none yet'}."
+    return f"{entry.name} is not trained yet. To train it:\n  {entry.command}\n{instead}"
+
+
+def _same_but_width(one: WeightEntry, other: WeightEntry) -> bool:
+    def identity(entry: WeightEntry) -> tuple:
+        return entry.model, entry.data, {key: value for key, value in entry.model_args.items() if key != "width"}
+
+    return identity(one) == identity(other)
+
+
+def _row(entry: WeightEntry) -> dict[str, object]:
+    size = entry.weights.size if entry.weights else None
+    row = {"name": entry.name, "status": entry.status, "model": entry.model, "data": entry.data}
+    row |= {"pool": entry.model_args.get("pool"), "width": entry.model_args.get("width")}
+    row["megabytes"] = float("nan") if size is None else size / 1e6
+    row |= {f"test_accuracy_exit{number}": share for number, share in enumerate(entry.accuracy.get("test", ()), 1)}
+    row |= {f"macs_exit{number}": macs for number, macs in enumerate(entry.macs, 1)}
+    return row

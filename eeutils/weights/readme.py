@@ -1,0 +1,90 @@
+"""The page beside the weights, written from the registry so that it cannot disagree with it."""
+
+from collections.abc import Iterable
+
+from eeutils.files import atomic_path
+from eeutils.weights.fetch import drive_page
+from eeutils.weights.registry import Registry, WeightEntry
+
+
+def write_readme(registry: Registry) -> None:
+    """Write `README.md` into the registry's folder.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    with atomic_path(registry.folder / "README.md") as temporary:
+        temporary.write_text(readme_text(registry), "utf-8")
+
+
+def readme_text(registry: Registry) -> str:
+    """Markdown: what ships with accuracy and cost, what is not trained and how to, what others published."""
+
+    def having(status: str) -> list[WeightEntry]:
+        return [entry for entry in registry.entries if entry.status == status]
+
+    parts = [
+        _INTRODUCTION,
+        _section("Trained", _TRAINED, _trained_table(having("trained"))),
+        _section("Not trained", _NOT_TRAINED, map(_not_trained_item, having("not trained"))),
+        _section("Published elsewhere", _EXTERNAL, map(_external_item, having("external"))),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+_INTRODUCTION = """\
+# Weights
+
+    from eeutils.weights import load_history, load_predictions, load_weights
+    net = load_weights("<name>")                       # float32, evaluation mode
+    predictions = load_predictions("<name>", "test")   # logits of every exit for every image; or "val"
+    history = load_history("<name>")
+
+Every file is checked against the sha256 in `registry.json` before it is read. This page is written from that file by
+`python -m eeutils.weights.publish <folder of a training run>`, which adds a run or replaces the one of its name.
+"""
+_TRAINED = (
+    "Accuracy of each exit, shallowest first, of the weights as they ship (half precision); cost is the multiply-adds "
+    "of one image up to and including that exit. One seed each unless the name says otherwise."
+)
+_NOT_TRAINED = "Full width wants a GPU. These commands train the networks and add them here:"
+_EXTERNAL = (
+    "Whole-module pickles, which Python would execute: `load_weights` reads their tensors without running anything "
+    "(`eeutils.weights.pickles`), and raises with a report, tensor by tensor, if they do not fit the network. They "
+    "were not measured here."
+)
+
+
+def _section(title: str, introduction: str, lines: Iterable[str]) -> str:
+    body = "\n".join(lines)
+    return f"## {title}\n\n{introduction}\n\n{body}\n" if body else ""
+
+
+def _trained_table(entries: list[WeightEntry]) -> list[str]:
+    if not entries:
+        return []
+    head = ["name", "test accuracy, %", "validation accuracy, %", "million multiply-adds", "size, MB", "recipe, device"]
+    return [_row(head), _row(["---"] * len(head)), *(_row(_trained_cells(entry)) for entry in entries)]
+
+
+def _trained_cells(entry: WeightEntry) -> list[str]:
+    def percent(split: str) -> str:
+        return " / ".join(f"{share:.2%}".rstrip("%") for share in entry.accuracy.get(split, ()))
+
+    macs = " / ".join(f"{macs / 1e6:.1f}" for macs in entry.macs)
+    made = entry.training
+    origin = f"{made.recipe}, {made.device}, {made.seconds / 60:.0f} min" if made else "not recorded"
+    return [f"`{entry.name}`", percent("test"), percent("val"), macs, f"{entry.weights.size / 1e6:.1f}", origin]
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _not_trained_item(entry: WeightEntry) -> str:
+    return f"- `{entry.name}`\n\n      {entry.command}\n"
+
+
+def _external_item(entry: WeightEntry) -> str:
+    pages = [drive_page(source.removeprefix("drive:")) for source in entry.weights.sources if "drive:" in source]
+    return f'- `{entry.name}`: `load_weights("{entry.name}")`; {", ".join(pages)}. {entry.note}'

@@ -1,0 +1,55 @@
+"""Files of tensors into networks, with errors that name the tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eeutils.errors import IntegrityError
+from eeutils.models import MultiExitNet
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; half precision comes back as float32.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        IntegrityError: if it is truncated or no safetensors file.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}") from error
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+
+
+def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Give `net` the weights `tensors`; they must be exactly its own, finite, and of its shapes.
+
+    Raises:
+        ValueError: if not; it names the tensors (a few of each kind), and nothing was changed.
+    """
+    own = net.state_dict()
+    both = sorted(own.keys() & tensors.keys())
+    complaints = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in both
+            if tensors[name].shape != own[name].shape
+        ],
+        "NaN or infinite": [name for name, tensor in tensors.items() if not tensor.isfinite().all()],
+    }
+    if any(complaints.values()):
+        listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in complaints.items() if names)
+        raise ValueError(f"the weights in {origin} do not fit the network: {listed}")
+    net.load_state_dict(dict(tensors))
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest

@@ -1,0 +1,124 @@
+"""A site on localhost that can misbehave, and a registry with one small untrained network."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eeutils.data import Normalization
+from eeutils.models import MultiExitNet, create_model
+from eeutils.weights import Registry, StoredFile, WeightEntry
+from eeutils.weights.fetch import sha256_of
+from eeutils.weights.publish import halved
+
+TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the site says; it falls silent or hangs up after `sent` bytes of the body if that is given."""
+
+    body: bytes
+    status: int = 200
+    sent: int | None = None
+    hangs: bool = False
+    delay_s: float = 0.0
+
+
+@dataclass
+class Site:
+    """Answers by path, and the paths that were asked for."""
+
+    url: str = ""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def serve(self, path: str, body: bytes, **how) -> str:
+        self.answers[path] = Answer(body, **how)
+        return self.url + path
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site, over = Site(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.asked.append(self.path)
+            answer = site.answers.get(self.path, Answer(b"no such page", status=404))
+            over.wait(answer.delay_s)
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body[: answer.sent])
+            self.wfile.flush()
+            if answer.hangs:
+                over.wait(30)
+
+        def log_message(self, *args) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    yield site
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "weights"
+
+
+@pytest.fixture
+def tiny_net() -> MultiExitNet:
+    torch.manual_seed(0)
+    return create_model("resnet18_3exits", **TINY_ARGS).eval()
+
+
+@pytest.fixture
+def tiny_registry(tmp_path, tiny_net) -> Registry:
+    """`resnet18_3exits-spp-toy-w4` ships; the same at width 64 is not trained."""
+    folder = tmp_path / "weights"
+    file = folder / "tiny" / "weights.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(halved(tiny_net.state_dict()), file)
+    slim = WeightEntry(
+        name="resnet18_3exits-spp-toy-w4",
+        model="resnet18_3exits",
+        model_args=TINY_ARGS,
+        data="toy",
+        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
+        status="trained",
+        weights=StoredFile("tiny/weights.safetensors", sha256_of(file), file.stat().st_size, ("repository",)),
+    )
+    full = WeightEntry(
+        name="resnet18_3exits-spp-toy",
+        model="resnet18_3exits",
+        model_args={**TINY_ARGS, "width": 64},
+        data="toy",
+        normalization=slim.normalization,
+        status="not trained",
+        command="train --width 64 && publish",
+    )
+    registry = Registry((), folder).with_entry(slim).with_entry(full)
+    registry.save()
+    return registry
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """Every request goes to a proxy that is not there."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)

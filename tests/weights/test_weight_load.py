@@ -1,0 +1,217 @@
+from dataclasses import replace
+
+import gdown
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eeutils.analysis.predictions import Predictions
+from eeutils.errors import DataUnavailableError, IntegrityError
+from eeutils.models import create_model
+from eeutils.training import History
+from eeutils.weights import (
+    Registry,
+    StoredFile,
+    default_registry,
+    list_weights,
+    load_history,
+    load_predictions,
+    load_weights,
+    put_tensors,
+    read_tensors,
+    weight_entry,
+    weights_table,
+)
+from eeutils.weights.fetch import sha256_of
+
+NAME = "resnet18_3exits-spp-toy-w4"
+
+
+def tampered(registry: Registry, tensors: dict[str, torch.Tensor]) -> Registry:
+    """The registry with other tensors under a right hash."""
+    entry = registry.entry(NAME)
+    path = registry.folder / entry.weights.path
+    save_file(tensors, path)
+    file = replace(entry.weights, sha256=sha256_of(path), size=path.stat().st_size)
+    return registry.with_entry(replace(entry, weights=file))
+
+
+def shipped(registry: Registry) -> dict[str, torch.Tensor]:
+    return load_file(registry.folder / registry.entry(NAME).weights.path)
+
+
+def test_the_network_is_ready_to_use(tiny_registry, tiny_net):
+    net = load_weights(NAME, registry=tiny_registry)
+    assert not any(module.training for module in net.modules())
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in net.state_dict().values())
+    assert net.units[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 32, 32)
+    for loaded, original in zip(net(images), tiny_net(images), strict=True):
+        torch.testing.assert_close(loaded, original, rtol=2e-2, atol=2e-2)  # half precision on the disk
+
+
+def test_loading_leaves_the_random_numbers_alone(tiny_registry):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    load_weights(NAME, registry=tiny_registry)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_is_not_trained_says_how_and_what_there_is(tiny_registry):
+    name = "resnet18_3exits-spp-toy"
+    for load in (load_weights, load_history, lambda name, registry: load_predictions(name, "test", registry=registry)):
+        with pytest.raises(ValueError, match="not trained") as caught:
+            load(name, registry=tiny_registry)
+        assert "train --width 64 && publish" in str(caught.value)
+        assert f"load_weights('{NAME}')" in str(caught.value)
+
+
+def test_without_a_slim_sibling_the_trained_ones_are_listed(tiny_registry):
+    other = replace(tiny_registry.entry("resnet18_3exits-spp-toy"), name="other", data="elsewhere")
+    with pytest.raises(ValueError, match=rf"Trained are: \['{NAME}'\]"):
+        load_weights("other", registry=tiny_registry.with_entry(other))
+
+
+def test_unknown_name(tiny_registry):
+    for load in (load_weights, load_history, weight_entry):
+        with pytest.raises(ValueError, match=f"unknown weights 'resnet'.*{NAME}"):
+            load("resnet", registry=tiny_registry)
+
+
+def test_an_altered_file_is_not_loaded(tiny_registry):
+    path = tiny_registry.folder / tiny_registry.entry(NAME).weights.path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="git checkout"):
+        load_weights(NAME, registry=tiny_registry)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_named(tiny_registry, value):
+    tensors = shipped(tiny_registry)
+    tensors["units.3.residual.0.weight"][0] = value
+    with pytest.raises(ValueError, match=r"NaN or infinite: units\.3\.residual\.0\.weight"):
+        load_weights(NAME, registry=tampered(tiny_registry, tensors))
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(tiny_registry):
+    tensors = shipped(tiny_registry)
+    del tensors["units.0.1.bias"]
+    tensors["stranger"] = torch.ones(1)
+    tensors["exits.2.linear.bias"] = torch.ones(7)
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        load_weights(NAME, registry=tampered(tiny_registry, tensors))
+    message = str(caught.value)
+    assert "missing: units.0.1.bias" in message
+    assert "unexpected: stranger" in message
+    assert "exits.2.linear.bias (7,) instead of (3,)" in message
+
+
+def test_weights_of_another_architecture_change_nothing(tiny_net):
+    before = {name: tensor.clone() for name, tensor in tiny_net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"missing: .* and \d+ more"):
+        put_tensors(tiny_net, create_model("resnet18", width=5).state_dict(), "a file")
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny_net.state_dict().items())
+
+
+def test_a_file_that_is_no_safetensors(tmp_path):
+    (tmp_path / "w").write_bytes(b"not tensors at all")
+    with pytest.raises(IntegrityError, match="not a readable safetensors"):
+        read_tensors(tmp_path / "w")
+
+
+def test_predictions_and_history(tiny_registry):
+    folder = tiny_registry.folder / "tiny"
+    Predictions(torch.randn(3, 5, 3), torch.arange(5) % 3, torch.arange(1.0, 4.0)).save(folder / "p.safetensors")
+    History(({"epoch": 1, "seconds": 2.0},)).save_csv(folder / "h.csv")
+
+    def stored(name: str) -> StoredFile:
+        return StoredFile(f"tiny/{name}", sha256_of(folder / name), (folder / name).stat().st_size)
+
+    entry = tiny_registry.entry(NAME)
+    registry = tiny_registry.with_entry(
+        replace(entry, predictions={"test": stored("p.safetensors")}, history=stored("h.csv"))
+    )
+    assert load_predictions(NAME, "test", registry=registry).num_exits == 3
+    assert load_history(NAME, registry=registry).rows[0]["seconds"] == 2.0
+    with pytest.raises(ValueError, match=r"'train'; choose from \['test'\]"):
+        load_predictions(NAME, "train", registry=registry)
+    with pytest.raises(ValueError, match="not published"):
+        load_history(NAME, registry=tiny_registry)
+
+
+def test_the_table_has_a_row_a_name(tiny_registry):
+    entry = replace(tiny_registry.entry(NAME), accuracy={"test": (0.25, 0.5)}, macs=(10, 20))
+    table = weights_table(tiny_registry.with_entry(entry))
+    assert list(table.index) == list_weights(tiny_registry)
+    assert table.loc[NAME, "test_accuracy_exit2"] == 0.5
+    assert table.loc[NAME, "macs_exit1"] == 10
+    assert table.loc["resnet18_3exits-spp-toy", "status"] == "not trained"
+    assert weights_table(Registry(())).empty
+
+
+# What was published as a pickled module.
+
+
+@pytest.fixture
+def external(tiny_registry) -> Registry:
+    entry = replace(
+        tiny_registry.entry(NAME),
+        name="upf",
+        status="external",
+        weights=StoredFile("upf/module.pt", None, None, ("drive:some_id",)),
+    )
+    return tiny_registry.with_entry(entry)
+
+
+def drive_holds(monkeypatch, module: torch.nn.Module, zipped: bool) -> None:
+    def download(*, output: str, **_) -> str:
+        torch.save(module, output, _use_new_zipfile_serialization=zipped)
+        return output
+
+    monkeypatch.setattr(gdown, "download", download)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_pickled_module_becomes_a_network(external, monkeypatch, zipped, stem):
+    source = create_model("resnet18_3exits", num_classes=3, width=4, pool="spp", stem=stem)
+    drive_holds(monkeypatch, source, zipped)
+    net = load_weights("upf", registry=external)
+    for unit, own in source.units.named_parameters():
+        assert torch.equal(net.units.get_parameter(unit), own)
+    for head, own in source.exits.items():  # without its scale the head means other weights
+        torch.testing.assert_close(net.exits[head].linear.weight * own.scale, own.linear.weight)
+
+
+def test_a_pickled_module_of_another_kind_gives_the_report(external, monkeypatch):
+    drive_holds(monkeypatch, create_model("resnet18", num_classes=3, width=4), True)
+    with pytest.raises(ValueError, match="tensor by tensor") as caught:
+        load_weights("upf", registry=external)
+    assert "- exits.8.linear.weight" in str(caught.value)
+    assert "= units.0.0.weight <- units.0.0.weight" in str(caught.value)
+
+
+def test_a_pickled_module_has_no_predictions(external):
+    with pytest.raises(ValueError, match="no predictions"):
+        load_predictions("upf", "test", registry=external)
+
+
+# What ships.
+
+
+@pytest.mark.parametrize("entry", default_registry().entries, ids=lambda entry: entry.name)
+def test_what_ships_loads_without_a_network(entry, monkeypatch, no_network):
+    if entry.status == "trained":
+        net = load_weights(entry.name)
+        assert sum(parameter.numel() for parameter in net.parameters()) > 0
+        for split, accuracy in entry.accuracy.items():
+            predictions = load_predictions(entry.name, split)
+            assert tuple(predictions.correct.double().mean(1).tolist()) == accuracy
+            assert tuple(predictions.costs.tolist()) == entry.macs
+        assert load_history(entry.name).rows
+    else:
+        with pytest.raises(DataUnavailableError if entry.status == "external" else ValueError, match=entry.name):
+            load_weights(entry.name)

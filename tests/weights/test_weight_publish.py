@@ -1,0 +1,212 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eeutils.analysis.predictions import predict
+from eeutils.data import load_data
+from eeutils.errors import IntegrityError
+from eeutils.train import TrainingRun, train
+from eeutils.training import recipe
+from eeutils.weights import Registry, StoredFile, load_history, load_predictions, load_weights
+from eeutils.weights import publish as publish_module
+from eeutils.weights.fetch import drive_page, sha256_of
+from eeutils.weights.publish import entry_name, halved, main, publish
+from eeutils.weights.readme import readme_text
+
+NAME = "resnet18_2exits-spp-digits-w4-s3"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    """One epoch of a small network on the digits, with the files that training leaves."""
+    config = replace(recipe("digits"), epochs=1, seed=3)
+    run = TrainingRun(
+        model="resnet18_2exits",
+        pool="spp",
+        width=4,
+        data="digits",
+        out=tmp_path_factory.mktemp("runs") / "run",
+        device="cpu",
+        train=config,
+    )
+    train(run)
+    return run.folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture
+def empty(tmp_path) -> Registry:
+    (tmp_path / "weights").mkdir()
+    return Registry.load(tmp_path / "weights")
+
+
+def change_report(run: Path, **changes) -> None:
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps(report | changes))
+
+
+def change_weights(run: Path, change) -> None:
+    tensors = load_file(run / "weights.safetensors")
+    change(tensors)
+    save_file(tensors, run / "weights.safetensors")
+
+
+def test_a_run_becomes_an_entry_that_says_what_ships(run, empty):
+    change_report(run, command="python -m eeutils.train digits --train.epochs 1")
+    entry = publish(run, empty)
+    registry = Registry.load(empty.folder)
+    assert registry.entries == (entry,)
+    assert (entry.name, entry.status, entry.training.recipe) == (NAME, "trained", "digits")
+    assert entry.training.config["epochs"] == 1
+
+    data = load_data("digits")
+    assert entry.normalization == data.normalization
+    net = load_weights(NAME, registry=registry)
+    for split, images in (("val", data.val), ("test", data.test)):
+        kept = load_predictions(NAME, split, registry=registry)
+        again = predict(net, images)
+        torch.testing.assert_close(kept.logits, again.logits, rtol=2e-3, atol=2e-3)
+        assert torch.equal(kept.labels, images.labels)
+        assert entry.accuracy[split] == tuple(kept.correct.double().mean(1).tolist())
+        assert list(entry.macs) == again.costs.tolist()
+    assert len(load_history(NAME, registry=registry).rows) == 1
+
+
+def test_every_file_is_as_recorded(run, empty):
+    entry = publish(run, empty)
+    files = [entry.weights, entry.history, *entry.predictions.values()]
+    assert {file.path for file in files} == {
+        path.relative_to(empty.folder).as_posix() for path in (empty.folder / NAME).iterdir()
+    }
+    for file in files:
+        path = empty.folder / file.path
+        assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size)
+        assert file.sources[0] == "repository"
+        assert file.sources[1].endswith(f"/weights/{file.path}")
+    assert {path.name for path in empty.folder.iterdir()} == {NAME, "registry.json", "README.md"}
+
+
+def test_weights_ship_in_half_precision_norms_do_not(run, empty):
+    entry = publish(run, empty)
+    shipped = load_file(empty.folder / entry.weights.path)
+    trained = load_file(run / "weights.safetensors")
+    assert shipped.keys() == trained.keys()
+    for name, tensor in trained.items():
+        assert shipped[name].dtype == (torch.float16 if tensor.ndim > 1 else tensor.dtype)
+        torch.testing.assert_close(shipped[name].to(tensor.dtype), tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_publishing_again_replaces(run, empty):
+    publish(run, empty)
+    first = (empty.folder / "registry.json").read_bytes()
+    publish(run, Registry.load(empty.folder))
+    assert (empty.folder / "registry.json").read_bytes() == first
+    change_report(run, seconds=99.0)
+    (empty.folder / NAME / "left over").write_text("")
+    assert publish(run, Registry.load(empty.folder)).training.seconds == 99.0
+    assert not (empty.folder / NAME / "left over").exists()
+    assert len(Registry.load(empty.folder).entries) == 1
+
+
+def test_other_entries_stay(run, tiny_registry):
+    publish(run, tiny_registry)
+    assert Registry.load(tiny_registry.folder).names == sorted([*tiny_registry.names, NAME])
+
+
+def test_what_is_not_worth_publishing_changes_nothing(run, tiny_registry):
+    before = {path: path.read_bytes() for path in tiny_registry.folder.rglob("*") if path.is_file()}
+
+    def check(error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            publish(run, tiny_registry)
+        assert {path: path.read_bytes() for path in tiny_registry.folder.rglob("*") if path.is_file()} == before
+
+    weights = (run / "weights.safetensors").read_bytes()
+    change_weights(run, lambda tensors: tensors["units.0.1.bias"].fill_(float("nan")))
+    check(ValueError, r"units\.0\.1\.bias")
+    (run / "weights.safetensors").write_bytes(weights)
+    change_weights(run, lambda tensors: tensors["units.1.residual.0.weight"].mul_(1e9))
+    check(ValueError, "NaN or infinite")  # too large for half precision
+    (run / "weights.safetensors").write_bytes(weights)
+    change_weights(run, lambda tensors: tensors.pop("units.0.1.bias"))
+    check(ValueError, r"missing: units\.0\.1\.bias")
+    (run / "weights.safetensors").write_bytes(weights[:-1])
+    check(IntegrityError, "safetensors")
+    (run / "weights.safetensors").write_bytes(weights)
+    report = (run / "report.json").read_text()
+    change_report(run, test_accuracy=[1.0, 1.0])
+    check(ValueError, "different runs")
+    (run / "report.json").write_text(report[:-9])
+    check(IntegrityError, "report")
+    (run / "report.json").unlink()
+    check(FileNotFoundError, "did not finish")
+
+
+def test_a_packaged_registry_cannot_be_published_to(run):
+    with pytest.raises(ValueError, match="clone"):
+        publish(run, Registry(()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "resnet18-avg-cifar10"),
+        ({"width": 16}, "resnet18-avg-cifar10-w16"),
+        ({"train": {"seed": 2}}, "resnet18-avg-cifar10-s2"),
+        ({"width": 8, "stem": "imagenet", "train": {"seed": 1}}, "resnet18-avg-cifar10-imagenetstem-w8-s1"),
+    ],
+)
+def test_names(changes, name):
+    run = {"model": "resnet18", "pool": "avg", "data": "cifar10", "stem": "cifar", "width": 64, "train": {"seed": 0}}
+    assert entry_name(run | changes) == name
+
+
+def test_halved_leaves_counts_alone():
+    tensors = {
+        "w": torch.ones(2, 2),
+        "b": torch.ones(2),
+        "n": torch.tensor(3),
+        "i": torch.ones(2, 2, dtype=torch.int64),
+    }
+    kinds = {name: tensor.dtype for name, tensor in halved(tensors).items()}
+    assert kinds == {"w": torch.float16, "b": torch.float32, "n": torch.int64, "i": torch.int64}
+
+
+def test_the_command_line(run, empty, monkeypatch, capsys):
+    monkeypatch.setattr(publish_module, "default_registry", lambda: Registry.load(empty.folder))
+    main([str(run)])
+    assert capsys.readouterr().out.startswith(f"{NAME} test accuracy ")
+    assert Registry.load(empty.folder).names == [NAME]
+    with pytest.raises(SystemExit, match="did not finish"):
+        main([str(run / "nowhere")])
+    with pytest.raises(SystemExit, match="name one or more"):
+        main([])
+
+
+def test_the_page_says_what_the_registry_says(run, tiny_registry):
+    entry = publish(run, tiny_registry)
+    text = (tiny_registry.folder / "README.md").read_text()
+    percent = " / ".join(f"{100 * share:.2f}" for share in entry.accuracy["test"])
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{NAME}`"))
+    assert percent in row
+    assert f"{entry.macs[0] / 1e6:.1f} / " in row
+    assert "train --width 64 && publish" in text
+
+
+def test_the_page_leads_to_drive(tiny_registry):
+    file = StoredFile("upf/m.pt", None, None, ("drive:some_id",))
+    entry = replace(tiny_registry.entries[0], name="upf", status="external", note="Beware.", weights=file)
+    text = readme_text(Registry((entry,)))
+    assert drive_page("some_id") in text
+    assert "Beware." in text
+    assert "## Trained" not in text

@@ -1,0 +1,135 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eeutils.data import Normalization
+from eeutils.errors import IntegrityError
+from eeutils.models import create_model, list_models
+from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
+from eeutils.weights import registry as registry_module
+from eeutils.weights.registry import REGISTRY_FILE
+
+NORMALIZATION = Normalization((0.5,), (0.25,))
+shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
+words = st.text(st.characters(codec="utf-8"), max_size=10)
+
+
+def untrained(name: str, **changes) -> WeightEntry:
+    return WeightEntry(name, "resnet18", {"width": 4}, "toy", NORMALIZATION, "not trained", **changes)
+
+
+@given(note=words, test=shares, seconds=st.floats(0, 1e6), size=st.integers(0, 1 << 40))
+def test_json_round_trip(note, test, seconds, size):
+    entry = WeightEntry(
+        name="x",
+        model="resnet18",
+        model_args={"width": 4, "pool": "avg"},
+        data="toy",
+        normalization=NORMALIZATION,
+        status="trained",
+        note=note,
+        weights=StoredFile("x/w.safetensors", "00" * 32, size, ("repository", "https://host/x", "drive:abc")),
+        predictions={"test": StoredFile("x/p.safetensors", "11" * 32, size)},
+        accuracy={"test": test},
+        macs=(10, 20),
+        training=TrainingRecord("slim", {"epochs": 1}, "CPU", {"torch": "2"}, seconds, 10.0),
+    )
+    again = WeightEntry.from_json("x", json.loads(json.dumps(entry.to_json())))
+    assert again == entry
+
+
+def test_saved_registry_is_stable_whatever_the_order(tmp_path):
+    one, two = untrained("a"), untrained("b", note="é")
+    for order in ((one, two), (two, one)):
+        registry = Registry((), tmp_path / order[0].name)
+        for entry in order:
+            registry = registry.with_entry(entry)
+        registry.save()
+    first, second = ((tmp_path / name / REGISTRY_FILE).read_bytes() for name in "ab")
+    assert first == second
+    assert Registry.load(tmp_path / "a").entries == (one, two)
+
+
+def test_an_entry_of_the_same_name_is_replaced():
+    registry = Registry((untrained("a"), untrained("b"))).with_entry(untrained("a", note="new"))
+    assert registry.names == ["a", "b"]
+    assert registry.entry("a").note == "new"
+
+
+def test_unknown_name_lists_choices_closest_first():
+    registry = Registry((untrained("aaa-digits"), untrained("resnet18-avg"), untrained("resnet18-spp")))
+    with pytest.raises(ValueError, match=r"resnet18-sp'.*\['resnet18-spp', 'resnet18-avg', 'aaa-digits'\]"):
+        registry.entry("resnet18-sp")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', '{"a": {"model": "x"}}', '{"a": {"colour": "red"}}'])
+def test_a_broken_registry_says_which_file(tmp_path, text):
+    (tmp_path / REGISTRY_FILE).write_text(text)
+    with pytest.raises(IntegrityError, match=REGISTRY_FILE):
+        Registry.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", ""])
+def test_a_path_cannot_leave_the_folder(path):
+    with pytest.raises(ValueError, match="below"):
+        StoredFile(path, None, None)
+
+
+def test_a_source_of_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="ftp"):
+        StoredFile("x", None, None, ("ftp://host/x",))
+
+
+def test_trained_needs_a_file_with_a_hash():
+    with pytest.raises(ValueError, match="no weights file"):
+        replace(untrained("a"), status="trained")
+    with pytest.raises(ValueError, match="sha256"):
+        replace(untrained("a"), status="trained", weights=StoredFile("x", None, None))
+    with pytest.raises(ValueError, match="finished"):
+        replace(untrained("a"), status="finished")
+
+
+def test_only_a_registry_with_a_folder_can_be_saved():
+    with pytest.raises(ValueError, match="no weights folder"):
+        Registry(()).save()
+
+
+# The registry of the repository.
+
+
+@pytest.mark.parametrize("entry", default_registry().entries, ids=lambda entry: entry.name)
+def test_each_entry_builds_its_network_and_its_files_are_there(entry):
+    assert entry.model in list_models()
+    net = create_model(entry.model, **{**entry.model_args, "width": 4})
+    files = [file for file in (entry.weights, entry.history, *entry.predictions.values()) if file is not None]
+    if entry.status == "trained":
+        assert set(entry.predictions) == set(entry.accuracy) == {"val", "test"}
+        assert len(entry.macs) == len(entry.accuracy["test"]) == net.num_exits
+        for file in files:
+            assert (default_registry().folder / file.path).stat().st_size == file.size
+    else:
+        assert not entry.accuracy
+    if entry.status == "not trained":
+        assert not files
+        assert f"--model {entry.model} --pool {entry.model_args['pool']}" in entry.command
+
+
+def test_the_full_width_networks_and_the_published_ones_have_entries():
+    names = set(default_registry().names)
+    pools = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
+    assert {f"{model}-{pool}-cifar10" for model, pool in pools} <= names
+    assert {f"upf-resnet18_{n}exits-spp-cifar10" for n in (2, 3)} <= names
+
+
+def test_an_installed_package_reads_its_own_copy(tmp_path, monkeypatch):
+    site_packages = tmp_path / "site-packages"
+    package = site_packages / "eeutils"
+    (site_packages / "weights").mkdir(parents=True)
+    (site_packages / "weights" / REGISTRY_FILE).write_text("somebody else's")
+    Registry((untrained("a"),), package).save()
+    monkeypatch.setattr(registry_module, "__file__", str(package / "weights" / "registry.py"))
+    monkeypatch.setattr(registry_module.resources, "files", {"eeutils": package}.__getitem__)
+    assert default_registry() == Registry((untrained("a"),), folder=None)
