@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
@@ -85,33 +86,30 @@ def plot_embedding(points: np.ndarray, split: Split, ax: Axes | None = None, leg
     return ax
 
 
-def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, exit_number: int | None = None) -> Axes:
-    """Training loss by epoch: the weighted sum, or that of exit `exit_number` (from 1) where a network has it."""
+def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, last_exit: bool = False) -> Axes:
+    """Training loss of several networks by epoch: the weighted sum of their exits', or that of their last exit."""
     ax = ax or _new_axes()
-    column = "train_loss" if exit_number is None else f"train_loss_exit{exit_number}"
     for name, history in histories.items():
         frame = history.frame()
-        if column in frame:
-            ax.plot(frame.index, frame[column], marker="o", markersize=3, label=name)
-    ax.set(
-        xlabel="epoch",
-        ylabel="training loss",
-        title="Training loss" + (f" of exit {exit_number}" if exit_number else ""),
-    )
+        ax.plot(frame.index, frame[_exit_columns(frame, "train_loss")[-1] if last_exit else "train_loss"], label=name)
+    title = "Loss of the last exit" if last_exit else "Weighted sum of the exits' losses"
+    ax.set(xlabel="epoch", ylabel="training loss", title=title)
     ax.legend(fontsize=8, frameon=False)
     return ax
 
 
+def plot_exit_losses(history: History, ax: Axes | None = None) -> Axes:
+    """Training loss of every exit of one network by epoch."""
+    ax = _plot_by_exit(history, "train_loss", ax)
+    ax.set(xlabel="epoch", ylabel="training loss", title="Training loss of each exit")
+    return ax
+
+
 def plot_validation(history: History, ax: Axes | None = None) -> Axes:
-    """Validation accuracy of every exit by epoch."""
-    ax = ax or _new_axes()
-    frame = history.frame()
-    columns = [column for column in frame if column.startswith("val_accuracy")]
-    for index, column in enumerate(columns):
-        ax.plot(frame.index, frame[column], marker="o", markersize=3, label=exit_name(index, len(columns)))
+    """Validation accuracy of every exit of one network by epoch."""
+    ax = _plot_by_exit(history, "val_accuracy", ax)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="epoch", ylabel="validation accuracy", title="Validation accuracy of each exit")
-    ax.legend(frameon=False)
     return ax
 
 
@@ -204,6 +202,20 @@ def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes
     ax.set(xlim=(0, 1), xlabel="share of the images")
     _legend_below(ax)
     return ax
+
+
+def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
+    ax = ax or _new_axes()
+    frame = history.frame()
+    columns = _exit_columns(frame, column)
+    for index, name in enumerate(columns):
+        ax.plot(frame.index, frame[name], marker="o", markersize=3, label=exit_name(index, len(columns)))
+    ax.legend(frameon=False)
+    return ax
+
+
+def _exit_columns(frame: pd.DataFrame, column: str) -> list[str]:
+    return [name for name in frame if name.startswith(f"{column}_exit")]
 
 
 def _legend_below(ax: Axes, offset: float = -0.18) -> None:

@@ -143,7 +143,9 @@ def _tidy(notebook: NotebookNode) -> NotebookNode:
     """Drop what differs from run to run or cannot be shown without a kernel, such as progress bars."""
     notebook.metadata = nbformat.from_dict(_METADATA)
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({name: cell.metadata[name] for name in _KEPT_METADATA if name in cell.metadata})
+        cell.metadata = nbformat.from_dict(
+            {name: cell.metadata[name] for name in _KEPT_METADATA if name in cell.metadata}
+        )
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
     return notebook
