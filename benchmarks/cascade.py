@@ -29,6 +29,7 @@ from eeutils.cascade import Cascade, prepared_for_inference
 from eeutils.data import Split, load_data
 from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet
+from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
 
@@ -107,13 +108,13 @@ def run(options: Benchmark) -> str:
     validation, test = load_predictions(options.weights, "val"), load_predictions(options.weights, "test")
     split = load_data(weight_entry(options.weights).data).test
     sizes = options.batch_sizes or ((1, 4096) if device.type == "cuda" else (1, 256))
-    parts = [f"# Leaving early: {options.weights}\n\n{machine(device)}\n"]
+    parts = [f"`{options.weights}` on {machine(device)}\n"]
     for size in sizes:
         images = split.take(slice(0, max(options.images // 10 if size == 1 else options.images, size)))
         timing = measure(net, plain, policies(validation), images, size, options.repeats, validation.costs)
-        parts.append(f"## Batches of {size}\n\n{timing.num_images:,} test images.\n\n{as_markdown(summary(timing))}\n")
-    parts.append(f"## A sweep over 1,000 thresholds\n\n{sweep_report(test, options.repeats)}\n")
-    parts.append(f"## What is what\n\n{__doc__.partition(chr(10))[2].strip()}\n")
+        heading = f"**Batches of {size}**, {timing.num_images:,} test images"
+        parts.append(f"{heading}\n\n{frame_as_markdown(summary(timing))}\n")
+    parts.append(f"{sweep_report(test, options.repeats)}\n")
     return "\n".join(parts)
 
 
@@ -245,17 +246,6 @@ def machine(device: torch.device) -> str:
         f"{device.type} ({name}), {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. "
         "Medians, and in brackets the range over the repeats."
     )
-
-
-def as_markdown(frame: pd.DataFrame) -> str:
-    """A table of text, its index first."""
-    header = [frame.index.name or "", *frame.columns]
-    lines = [
-        header,
-        ["---"] * len(header),
-        *([index, *values] for index, values in zip(frame.index, frame.values, strict=True)),
-    ]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 if __name__ == "__main__":

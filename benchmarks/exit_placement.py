@@ -28,6 +28,7 @@ from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
 from eeutils.data import load_data
 from eeutils.files import atomic_path
 from eeutils.models import resnet18
+from eeutils.tables import markdown_table
 from eeutils.training import choose_device, fit, recipe
 
 MAX_DROP = 0.005
@@ -48,7 +49,7 @@ class Placement:
         seed: of the weights and the batches.
         device: "auto" takes a GPU if there is one.
         run: folder of the training's checkpoint; a finished one is used as it is, an interrupted one goes on.
-        results: folder for exit_placement.csv and exit_placement.png.
+        results: folder for exit_placement.csv, .md and .png.
     """
 
     data: str = "cifar10"
@@ -67,14 +68,16 @@ def main(args: Sequence[str] | None = None) -> None:
     options = tyro.cli(Placement, prog="python -m benchmarks.exit_placement", description=__doc__, args=args)
     try:
         table = compare(*trained_table(options))
+        report = best_rows(table)
+        with atomic_path(options.results / "exit_placement.md") as temporary:
+            temporary.write_text(report, "utf-8")
         with atomic_path(options.results / "exit_placement.csv") as temporary:
             table.to_csv(temporary, index=False)
         with atomic_path(options.results / "exit_placement.png") as temporary:
             draw(table).savefig(temporary, format="png", bbox_inches="tight")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    for count, rows in table.groupby("early_exits"):
-        print(f"\n{count} early exit{'s' * (count > 1)}, best first:\n{rows.head(10).to_string(index=False)}")
+    print(report)
 
 
 def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:
@@ -116,6 +119,22 @@ def part_of(predictions: Predictions, costs: NetworkCosts, places: Sequence[int]
         costs, exit_macs=costs.exit_macs[kept], exit_params=costs.exit_params[kept], exit_after=tuple(places)
     )
     return Predictions(predictions.logits[kept], predictions.labels, part.cumulative_macs)
+
+
+def best_rows(table: pd.DataFrame, count: int = 4) -> str:
+    """The best placements of one early exit and of two, in Markdown."""
+    best = table.groupby("early_exits").head(count)
+    return (
+        markdown_table(
+            [
+                "early exits after units",
+                f"cost at {100 * MAX_DROP:g} points lost (%)",
+                f"accuracy at {BUDGET:.0%} of the cost (%)",
+            ],
+            ([row.exit_after, 100 * row.cost_at_drop, 100 * row.accuracy_at_budget] for row in best.itertuples()),
+        )
+        + "\n"
+    )
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -22,7 +22,8 @@ from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import ImageData
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
-from eeutils.scoreboard import MAX_DROP, Evaluation, as_markdown, scoreboard
+from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard
+from eeutils.tables import frame_as_markdown
 from eeutils.training import default_device
 
 NETWORKS = (
@@ -49,7 +50,7 @@ def main() -> None:
         evaluations[network] = Evaluation(session.predictions(network, "val"), predict(net, data.test))
         print(f"  {session.weights_name(network)}: all test images in {time.perf_counter() - started:.0f} s")
     print("\nAccuracy on the test images (%), measured just now:\n")
-    print(as_markdown(scoreboard(evaluations)))
+    print(frame_as_markdown(scoreboard(evaluations)))
     _leave_early(session, data, evaluations[BEST], device)
     _draw(evaluations)
     print(f"\nFigure: {FIGURE}. All of this took {time.perf_counter() - started:.0f} s.")

@@ -1,9 +1,11 @@
 """Recompute every published number from the shipped weights: `python -m eeutils.results` (or `make results`).
 
 Runs each shipped network over the real test images, compares with the accuracies recorded in the registry, and writes
-`results/scoreboard.md`, its figure and the table in README.md. Fails if a published number does not come out.
+`results/scoreboard.md` and its figure. Then every table of results/ that README.md shows is put there anew. Fails if a
+published number does not come out.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import load_data
 from eeutils.files import atomic_path
 from eeutils.plots import plot_curves, use_style
-from eeutils.scoreboard import Evaluation, as_markdown, scoreboard
+from eeutils.scoreboard import Evaluation, scoreboard
+from eeutils.tables import frame_as_markdown
 from eeutils.training import default_device
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
 
@@ -26,7 +29,7 @@ TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START, END = "<!-- results: written by `make results` -->", "<!-- results end -->"
+_INCLUDED = re.compile(r"(<!-- (results/[\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -45,24 +48,22 @@ def main() -> int:
         print("published numbers that do not come out:\n  " + "\n  ".join(mistakes), file=sys.stderr)
         return len(mistakes)
     published = {name: Evaluation(run.val, load_predictions(name, "test")) for name, run in evaluations.items()}
-    table = as_markdown(scoreboard(published))
+    table = frame_as_markdown(scoreboard(published))
     _write(REPOSITORY / "results" / "scoreboard.md", table + "\n")
-    _write(REPOSITORY / "README.md", with_table((REPOSITORY / "README.md").read_text("utf-8"), table))
+    readme = REPOSITORY / "README.md"
+    _write(readme, with_tables(readme.read_text("utf-8"), REPOSITORY))
     _draw(published, REPOSITORY / "results" / "accuracy_cost.png")
     print(f"\n{table}\n\nwritten to results/ and README.md")
     return 0
 
 
-def with_table(readme: str, table: str) -> str:
-    """`readme` with `table` between its two markers.
+def with_tables(readme: str, folder: Path) -> str:
+    """`readme` with each table of results/ between its two marks: <!-- results/NAME.md --> and <!-- end -->.
 
     Raises:
-        ValueError: if a marker is missing.
+        FileNotFoundError: if a table is not there.
     """
-    if START not in readme or END not in readme:
-        raise ValueError(f"README.md needs the markers {START} and {END}")
-    before, _, rest = readme.partition(START)
-    return f"{before}{START}\n{table}\n{END}{rest.partition(END)[2]}"
+    return _INCLUDED.sub(lambda found: found[1] + (folder / found[2]).read_text("utf-8") + found[3], readme)
 
 
 def _recompute(entry: WeightEntry) -> Predictions:

@@ -28,7 +28,8 @@ def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
     Ensemble weights and thresholds are chosen on validation. The cascade loses at most `MAX_DROP` there; its cost is a
     share of its own network's.
     """
-    return pd.DataFrame({name: _row(evaluation) for name, evaluation in networks.items()}).T.rename_axis("network")
+    board = pd.DataFrame({name: _row(evaluation) for name, evaluation in networks.items()}).T.rename_axis("network")
+    return board[[column for column in _COLUMNS if column in board]]
 
 
 def _row(evaluation: Evaluation) -> dict[str, float]:
@@ -43,7 +44,7 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
         row["weighted ensemble"] = 100 * accuracy_of(weighted, test.labels)
         row["cascade"] = 100 * cascade.accuracy
         row["cascade cost (%)"] = 100 * cascade.relative_cost
-    return {column: row[column] for column in _COLUMNS if column in row}
+    return row
 
 
 _COLUMNS = (
@@ -55,15 +56,3 @@ _COLUMNS = (
     "cascade cost (%)",
     "MACs (M)",
 )
-
-
-def as_markdown(table: pd.DataFrame, digits: int = 2) -> str:
-    """A table of numbers as Markdown; what a network does not have stays empty."""
-    columns = [column for column in _COLUMNS if column in table]
-    header = [table.index.name or "", *columns]
-    rows = [
-        [str(name), *("" if pd.isna(row[column]) else f"{row[column]:.{digits}f}" for column in columns)]
-        for name, row in table.iterrows()
-    ]
-    lines = [header, ["---"] + ["---:"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,6 +1,5 @@
 from itertools import combinations
 
-import pandas as pd
 import pytest
 import torch
 
@@ -61,11 +60,6 @@ def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_
     assert len(cascade.policies(dear)) == 3
 
 
-def test_a_table_in_markdown():
-    frame = pd.DataFrame({"a": ["1", "2"]}, index=pd.Index(["x", "y"], name="row"))
-    assert cascade.as_markdown(frame).splitlines() == ["| row | a |", "| --- | --- |", "| x | 1 |", "| y | 2 |"]
-
-
 def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsys):
     data = load_data("digits")
     networks = {"three": three_exits, "one": resnet18(width=2).eval()}
@@ -79,8 +73,8 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsy
     cascade.main([*words, "--out", str(out)])
     report = out.read_text()
     assert report in capsys.readouterr().out
-    assert "## Batches of 1\n\n2 test images." in report
-    assert "## Batches of 8\n\n20 test images." in report
+    assert "**Batches of 1**, 2 test images" in report
+    assert "**Batches of 8**, 20 test images" in report
     assert "1,000 thresholds on 359 images and 3 exits" in report
     assert f"torch {torch.__version__}" in report
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "eeutils"
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
     {"errors"},
-    {"files"},
+    {"files", "tables"},
     {"data", "models"},
     {"analysis"},
     {"cascade", "training", "scoreboard"},

@@ -54,9 +54,7 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
         DataUnavailableError: if no source can deliver the file.
     """
     registry = registry or default_registry()
-    entry = registry.entry(name)
-    if entry.status == "not trained":
-        raise ValueError(_not_trained(entry, registry))
+    entry = _at_hand(name, registry)
     path = local_file(entry.weights, registry.folder)
     net = _from_pickle(entry, path) if entry.status == "external" else _from_safetensors(entry, path)
     return net.eval().to(device, memory_format=torch.channels_last)
@@ -76,9 +74,7 @@ def load_predictions(name: str, split: str, *, registry: Registry | None = None)
         DataUnavailableError: if no source can deliver the file.
     """
     registry = registry or default_registry()
-    entry = registry.entry(name)
-    if entry.status == "not trained":
-        raise ValueError(_not_trained(entry, registry))
+    entry = _at_hand(name, registry)
     if split not in entry.predictions:
         raise ValueError(f"{name} has no predictions for {split!r}; choose from {sorted(entry.predictions)}")
     return Predictions.load(local_file(entry.predictions[split], registry.folder))
@@ -93,12 +89,17 @@ def load_history(name: str, *, registry: Registry | None = None) -> History:
         DataUnavailableError: if no source can deliver the file.
     """
     registry = registry or default_registry()
-    entry = registry.entry(name)
-    if entry.status == "not trained":
-        raise ValueError(_not_trained(entry, registry))
+    entry = _at_hand(name, registry)
     if entry.history is None:
         raise ValueError(f"the training history of {name} was not published")
     return History.load_csv(local_file(entry.history, registry.folder))
+
+
+def _at_hand(name: str, registry: Registry) -> WeightEntry:
+    entry = registry.entry(name)
+    if entry.status == "not trained":
+        raise ValueError(_not_trained(entry, registry))
+    return entry
 
 
 def _from_safetensors(entry: WeightEntry, path: Path) -> MultiExitNet:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from eeutils.files import atomic_path
+from eeutils.tables import markdown_table
 from eeutils.weights.fetch import drive_page
 from eeutils.weights.registry import Registry, WeightEntry
 
@@ -64,7 +65,7 @@ def _trained_table(entries: list[WeightEntry]) -> list[str]:
     if not entries:
         return []
     head = ["name", "test accuracy, %", "validation accuracy, %", "million multiply-adds", "size, MB", "recipe, device"]
-    return [_row(head), _row(["---"] * len(head)), *(_row(_trained_cells(entry)) for entry in entries)]
+    return markdown_table(head, map(_trained_cells, entries)).splitlines()
 
 
 def _trained_cells(entry: WeightEntry) -> list[str]:
@@ -75,10 +76,6 @@ def _trained_cells(entry: WeightEntry) -> list[str]:
     made = entry.training
     origin = f"{made.recipe}, {made.device}, {made.seconds / 60:.0f} min" if made else "not recorded"
     return [f"`{entry.name}`", percent("test"), percent("val"), macs, f"{entry.weights.size / 1e6:.1f}", origin]
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _not_trained_item(entry: WeightEntry) -> str:

@@ -1,0 +1,29 @@
+"""Tables as Markdown, for files that people read on GitHub."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 2) -> str:
+    """A Markdown table: floats with so many digits and to the right, missing ones empty, anything else as it is."""
+    rows = [list(row) for row in rows]
+    numeric = [bool(rows) and all(isinstance(row[column], float) for row in rows) for column in range(len(header))]
+    lines = [
+        header,
+        ["---:" if right else "---" for right in numeric],
+        *([_text(cell, digits) for cell in row] for row in rows),
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def frame_as_markdown(frame: pd.DataFrame, digits: int = 2) -> str:
+    """`markdown_table` of a DataFrame, its index first."""
+    rows = ([index, *row] for index, row in zip(frame.index, frame.itertuples(index=False), strict=True))
+    return markdown_table([frame.index.name or "", *map(str, frame.columns)], rows, digits)
+
+
+def _text(cell: object, digits: int) -> str:
+    if not isinstance(cell, float):
+        return str(cell)
+    return "" if pd.isna(cell) else f"{cell:.{digits}f}"

@@ -1,0 +1,61 @@
+"""Recomputing published numbers, and the README that shows them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eeutils import results
+from eeutils.analysis.predictions import Predictions
+from eeutils.weights import default_registry
+
+README = "before\n<!-- results/a.md -->\nold\n<!-- end -->\nbetween\n<!-- results/b.md -->\n<!-- end -->\nafter\n"
+TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.md").write_text("| A |\n")
+    (tmp_path / "results" / "b.md").write_text("| B |\n")
+    return tmp_path
+
+
+def test_each_table_stands_between_its_marks_and_the_rest_stays(folder):
+    once = results.with_tables(README, folder)
+
+    assert "before\n<!-- results/a.md -->\n| A |\n<!-- end -->\nbetween\n" in once
+    assert once.endswith("between\n<!-- results/b.md -->\n| B |\n<!-- end -->\nafter\n")
+    assert results.with_tables(once, folder) == once
+
+
+def test_a_table_that_is_not_there_is_an_error(folder):
+    (folder / "results" / "b.md").unlink()
+
+    with pytest.raises(FileNotFoundError, match=r"b\.md"):
+        results.with_tables(README, folder)
+
+
+def test_the_readme_shows_the_tables_as_they_are():
+    readme = (results.REPOSITORY / "README.md").read_text("utf-8")
+
+    assert readme.count("<!-- results/") >= 3
+    assert results.with_tables(readme, results.REPOSITORY) == readme, "run `make results`"
+
+
+@pytest.mark.skipif(not TRAINED, reason="no weights are shipped")
+def test_a_number_that_does_not_come_out_is_named():
+    entry = TRAINED[0]
+    exits, images = len(entry.macs), 10_000
+    labels = torch.zeros(images, dtype=torch.int64)
+    right = [round(share * images) for share in entry.accuracy["test"]]
+    logits = torch.zeros(exits, images, 10)
+    for index, count in enumerate(right):
+        logits[index, :count, 0], logits[index, count:, 1] = 1.0, 1.0
+    as_published = Predictions(logits, labels, torch.tensor(entry.macs, dtype=torch.float64))
+    assert results._mistakes(entry, as_published) == []
+
+    better = replace(entry, accuracy={**entry.accuracy, "test": (0.999, *entry.accuracy["test"][1:])})
+    assert "exit 1: 99.90% is published" in results._mistakes(better, as_published)[0]
+    dearer = replace(entry, macs=tuple(macs + 1 for macs in entry.macs))
+    assert "multiply-adds" in results._mistakes(dearer, as_published)[0]

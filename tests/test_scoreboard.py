@@ -1,0 +1,60 @@
+"""The scoreboard of networks, on tables written out by hand."""
+
+import pytest
+import torch
+
+from eeutils.analysis.predictions import Predictions
+from eeutils.scoreboard import Evaluation, scoreboard
+
+
+def table(answers: list[list[int]], labels: list[int], sure: float, costs: list[float]) -> Predictions:
+    """Exits that name `answers`, all with logit `sure` against 0."""
+    logits = sure * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
+    return Predictions(logits, torch.tensor(labels), torch.tensor(costs, dtype=torch.float64))
+
+
+def test_a_network_with_one_exit_has_an_accuracy_and_a_cost_and_nothing_else():
+    only = table([[0, 1, 2, 0]], [0, 1, 2, 2], sure=3.0, costs=[2e6])
+
+    row = scoreboard({"plain": Evaluation(only, only)}).loc["plain"]
+
+    assert row.to_dict() == {"last exit": 75.0, "MACs (M)": 2.0}
+
+
+def test_exits_ensembles_and_cascade_of_a_network_with_two():
+    # The first exit is as good as the last on validation, so the cascade leaves there for half of the cost.
+    val = table([[0, 1, 2], [0, 1, 2]], [0, 1, 2], sure=4.0, costs=[1e6, 2e6])
+    test = table([[0, 1, 0, 0], [0, 1, 2, 0]], [0, 1, 2, 2], sure=4.0, costs=[1e6, 2e6])
+
+    row = scoreboard({"two": Evaluation(val, test)}).loc["two"]
+
+    assert (row["exit 1"], row["last exit"]) == (50.0, 75.0)
+    assert (row["cascade"], row["cascade cost (%)"], row["MACs (M)"]) == (50.0, 50.0, 2.0)
+    assert row["mean ensemble"] >= 50.0
+
+
+def test_columns_keep_their_order_whatever_the_networks():
+    one = table([[0, 1, 2]], [0, 1, 2], sure=1.0, costs=[1.0])
+    three = table([[0, 1, 2]] * 3, [0, 1, 2], sure=1.0, costs=[1.0, 2.0, 3.0])
+
+    columns = list(scoreboard({"one": Evaluation(one, one), "three": Evaluation(three, three)}))
+
+    assert columns == [
+        "exit 1",
+        "exit 2",
+        "last exit",
+        "mean ensemble",
+        "weighted ensemble",
+        "cascade",
+        "cascade cost (%)",
+        "MACs (M)",
+    ]
+
+
+def test_thresholds_come_from_validation_alone():
+    val = table([[0, 1, 2], [0, 1, 2]], [0, 1, 2], sure=4.0, costs=[1.0, 2.0])
+    wrong_on_test = table([[1, 2, 0], [0, 1, 2]], [0, 1, 2], sure=4.0, costs=[1.0, 2.0])
+
+    row = scoreboard({"two": Evaluation(val, wrong_on_test)}).loc["two"]
+
+    assert row["cascade"] == pytest.approx(0.0), "validation says leave first, and test must not be asked"
