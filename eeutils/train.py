@@ -32,6 +32,7 @@ class TrainingRun:
         pool: how every exit pools its feature map.
         width: channels of the first layer; 64 is the published network.
         stem: for small images ("cifar") or large ones ("imagenet").
+        exit_after: units that early exits follow, instead of the network's own choice.
         data: a data set of `eeutils.data.list_data()`.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
         device: "auto" takes a GPU if there is one.
@@ -42,6 +43,7 @@ class TrainingRun:
     pool: str = "avg"
     width: int = 64
     stem: Literal["cifar", "imagenet"] = "cifar"
+    exit_after: tuple[int, ...] | None = None
     data: str = "cifar10"
     out: Path | None = None
     device: str = "auto"
@@ -50,7 +52,8 @@ class TrainingRun:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        name = f"{self.model}-{self.pool}-{self.data}-w{self.width}-s{self.train.seed}"
+        places = "" if self.exit_after is None else "-e" + "+".join(map(str, self.exit_after))
+        name = f"{self.model}{places}-{self.pool}-{self.data}-w{self.width}-s{self.train.seed}"
         return self.out or Path("runs") / name
 
 
@@ -85,7 +88,8 @@ def train(run: TrainingRun) -> None:
 
 
 def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
-    return create_model(run.model, width=run.width, pool=run.pool, stem=run.stem, **shape)
+    places = {} if run.exit_after is None else {"exit_after": run.exit_after}
+    return create_model(run.model, width=run.width, pool=run.pool, stem=run.stem, **places, **shape)
 
 
 def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:

@@ -4,7 +4,7 @@ Each runs top to bottom in a fresh kernel and is written only if all went well: 
 where warnings go), no absolute path of this machine, not too large.
 
 Prose quotes numbers without anyone typing them: a text cell may have a `template` in its metadata, in which every
-[[expression]] is replaced by its value at that place of the run.
+<<expression>> is replaced by its value at that place of the run.
 """
 
 import json
@@ -30,7 +30,7 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-_EXPRESSION = re.compile(r"\[\[(.+?)\]\](?!\])", re.DOTALL)
+_EXPRESSION = re.compile(r"<<(.+?)>>", re.DOTALL)
 _KEPT_METADATA = ("tags", "template")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Users|content)/[\w.-]+")
 
@@ -88,11 +88,13 @@ def execute(path: Path, *, quick: bool, environment: Mapping[str, str] | None = 
 
 
 def _quoting_numbers(template: str, client: NotebookClient) -> str:
-    """`template` with every [[expression]] replaced by the str() of its value in the running kernel."""
+    """`template` with every <<expression>> replaced by the str() of its value in the running kernel."""
     expressions = _EXPRESSION.findall(template)
     source = "import json as _json\nprint(_json.dumps([" + ", ".join(f"str({each})" for each in expressions) + "]))"
     scratch = nbformat.v4.new_code_cell(source)
-    client.execute_cell(scratch, len(client.nb.cells), store_history=False)
+    client.nb.cells.append(scratch)  # nbclient runs nothing that is not in the notebook
+    client.execute_cell(scratch, len(client.nb.cells) - 1, store_history=False)
+    client.nb.cells.pop()
     values = iter(json.loads(scratch.outputs[0].text))
     return _EXPRESSION.sub(lambda _: next(values), template)
 

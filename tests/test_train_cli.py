@@ -143,3 +143,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_message(tmp_path):
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["epoch"] >= 1
     assert all(torch.isfinite(tensor).all() for tensor in state["net"].values())
+
+
+def test_exits_can_be_placed_from_the_shell():
+    run = cli.TrainingRun(model="resnet18_2exits", exit_after=(6,), width=4)
+
+    assert run.folder.name == "resnet18_2exits-e6-avg-cifar10-w4-s0"
+    assert cli._build(run, num_classes=3).exit_after == (6, 8)
+    assert cli._build(cli.TrainingRun(model="resnet18_2exits", width=4)).exit_after == (4, 8)

@@ -86,8 +86,9 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def entry_name(run: Mapping[str, Any]) -> str:
-    """`<model>-<pool>-<data>`, and what differs from the published network: stem, width, seed."""
+    """`<model>-<pool>-<data>`, and what differs from the published network: places of exits, stem, width, seed."""
     parts = [run["model"], run["pool"], run["data"]]
+    parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
     parts += [] if run["stem"] == "cifar" else [f"{run['stem']}stem"]
     parts += [] if run["width"] == 64 else [f"w{run['width']}"]
     parts += [] if run["train"]["seed"] == 0 else [f"s{run['train']['seed']}"]
@@ -118,6 +119,7 @@ def _described(report: Mapping[str, Any]) -> WeightEntry:
             "width": run["width"],
             "pool": run["pool"],
             "stem": run["stem"],
+            **({"exit_after": run["exit_after"]} if run.get("exit_after") else {}),
         },
         data=run["data"],
         normalization=data.normalization,

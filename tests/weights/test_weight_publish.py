@@ -163,6 +163,7 @@ def test_a_packaged_registry_cannot_be_published_to(run):
         ({}, "resnet18-avg-cifar10"),
         ({"width": 16}, "resnet18-avg-cifar10-w16"),
         ({"train": {"seed": 2}}, "resnet18-avg-cifar10-s2"),
+        ({"exit_after": [2, 4]}, "resnet18-avg-cifar10-e2+4"),
         ({"width": 8, "stem": "imagenet", "train": {"seed": 1}}, "resnet18-avg-cifar10-imagenetstem-w8-s1"),
     ],
 )
