@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from eeutils.analysis.policies import Policy, leaving
+from eeutils.analysis.policies import Policy, check_fallback, fallback_logits, leaving
 from eeutils.analysis.predictions import Batched
 from eeutils.models import MultiExitNet
 
@@ -18,7 +18,7 @@ class CascadeResult:
     """What came out of a cascade.
 
     Attributes:
-        logits: (N, C) float32 of the exit at which each image left.
+        logits: (N, C) float32 of the exit at which each image left, or what the fallback took where none let it go.
         exit_index: (N,) int64, that exit.
     """
 
@@ -42,16 +42,28 @@ class Cascade:
     Args:
         net: the network; it is not changed.
         policy: who leaves where.
+        fallback: whose answer counts for an image that no early exit let go, "last" or "most_confident": see
+            `eeutils.analysis.policies.fallback_logits`.
         device: where to compute; by default where the network is.
 
     Raises:
-        ValueError: if the policy is for another number of exits, or a weight of the network is NaN or infinite.
+        ValueError: if the policy is for another number of exits, the fallback is unknown, or a weight of the network is
+            NaN or infinite.
     """
 
-    def __init__(self, net: MultiExitNet, policy: Policy, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        net: MultiExitNet,
+        policy: Policy,
+        *,
+        fallback: str = "last",
+        device: torch.device | str | None = None,
+    ) -> None:
         policy.check(net.num_exits)
+        check_fallback(fallback)
         _check_weights(net)
         self.policy = policy
+        self.fallback = fallback
         self.device = torch.device(device or next(net.parameters()).device)
         self.dtype = next(net.parameters()).dtype
         self.net = prepared_for_inference(net).to(self.device)
@@ -87,6 +99,7 @@ class Cascade:
                 exit_index.index_fill_(0, rows, index)
                 so_far = torch.cat([so_far, answer[None]])  # (exits passed, images still in, classes)
             if index == last:
+                logits.index_copy_(0, rows, fallback_logits(so_far, self.fallback))
                 break
             staying = (~leaving(self.policy, so_far)).nonzero().flatten()
             if len(staying) == 0:

@@ -111,6 +111,18 @@ def test_names_no_path_of_a_machine(path):
 
 
 @each_notebook
+def test_quotes_in_prose_what_its_run_computed(path):
+    prose = [cell for cell in read(path).cells if cell.cell_type == "markdown"]
+    quoting = [cell for cell in prose if "template" in cell.metadata]
+
+    assert quoting, "numbers in the text come from templates"
+    assert not [cell.source for cell in prose if "<<" in cell.source]
+    for cell in quoting:
+        around = re.split(r"<<.+?>>", cell.metadata["template"])
+        assert re.fullmatch(".+?".join(map(re.escape, around)), cell.source, re.DOTALL), "run `make notebooks`"
+
+
+@each_notebook
 def test_is_linked_in_the_readme(path):
     readme = (ROOT / "README.md").read_text("utf-8")
 
@@ -183,6 +195,33 @@ def test_a_good_notebook_is_written_and_then_stays_the_same(tmp_path):
 
     assert read(path).cells[0].outputs[0].text == "a\nb\n"
     assert path.read_bytes() == once
+
+
+def test_prose_quotes_values_as_they_are_at_its_place(tmp_path):
+    template = "First <<f'{x:.1f}'>>, and <<'<b>' + str([x, [x]])>>."
+    told = [new_markdown_cell("old", metadata={"template": template}) for _ in range(2)]
+    cells = [new_code_cell("x = 1"), told[0], new_code_cell("x = 2\nprint(x)"), told[1]]
+    path = tmp_path / "made.ipynb"
+    path.write_text(as_text(new_notebook(cells=cells)), "utf-8")
+
+    notebook = execute(path, quick=False)
+
+    assert [cell.source for cell in notebook.cells[1::2]] == [
+        "First 1.0, and <b>[1, [1]].",
+        "First 2.0, and <b>[2, [2]].",
+    ]
+    assert [cell.execution_count for cell in code_cells(notebook)] == [1, 2]
+    assert notebook.cells[1].metadata["template"] == template
+    assert not list(problems(notebook))
+
+
+def test_prose_that_asks_for_what_is_not_there_is_an_error(tmp_path):
+    path = tmp_path / "made.ipynb"
+    cell = new_markdown_cell("old", metadata={"template": "<<missing>>"})
+    path.write_text(as_text(new_notebook(cells=[cell])), "utf-8")
+
+    with pytest.raises(CellExecutionError, match="missing"):
+        execute(path, quick=True)
 
 
 def test_an_error_says_which_cell(tmp_path):

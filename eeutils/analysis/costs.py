@@ -1,13 +1,12 @@
 """What an image costs at each exit: multiply-adds and parameters."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from eeutils.models import MultiExitNet
+from eeutils.models.macs import count_macs, on_meta, walk_units
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,16 @@ class NetworkCosts:
 
 
 def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> NetworkCosts:
-    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed."""
-    net = deepcopy(net).to("meta", torch.float32).eval()
-    x = torch.empty(1, *image_shape, device="meta")
-    unit_macs, exit_macs = [], []
-    for index, unit in enumerate(net.units):
-        macs, x = _macs(unit, x)
-        unit_macs.append(macs)
-        if index in net.exit_after:
-            exit_macs.append(_macs(net.exits[str(index)], x)[0])
+    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed.
+
+    Raises:
+        ValueError: if the network cannot read such images.
+    """
+    net = on_meta(net)
+    unit_macs, features = zip(*walk_units(net, image_shape), strict=True)
+    exit_macs = [
+        count_macs(head, features[unit])[0] for unit, head in zip(net.exit_after, net.exits.values(), strict=True)
+    ]
     return NetworkCosts(
         unit_macs=torch.tensor(unit_macs, dtype=torch.float64),
         exit_macs=torch.tensor(exit_macs, dtype=torch.float64),
@@ -65,14 +65,6 @@ def exit_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Tensor:
 
 def _up_to_exits(of_units: Tensor, of_exits: Tensor, exit_after: tuple[int, ...]) -> Tensor:
     return of_units.cumsum(0)[list(exit_after)] + of_exits.cumsum(0)
-
-
-@torch.inference_mode()
-def _macs(module: nn.Module, x: Tensor) -> tuple[float, Tensor]:
-    counter = FlopCounterMode(display=False)
-    with counter:
-        y = module(x)
-    return counter.get_total_flops() / 2, y
 
 
 def _params(module: nn.Module) -> int:

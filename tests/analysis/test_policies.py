@@ -73,7 +73,7 @@ def test_scores_lie_between_zero_and_one_and_do_not_depend_on_the_rest_of_the_ba
 
 def test_an_unknown_score_is_refused_with_the_choices():
     with pytest.raises(
-        ValueError, match=r"unknown score 'patience'; choose from \['confidence', 'entropy', 'margin'\]"
+        ValueError, match=r"unknown score 'patience'; choose from \['confidence', 'ensemble', 'entropy'"
     ):
         score(torch.zeros(1, 2), "patience")
     with pytest.raises(ValueError, match="unknown score"):

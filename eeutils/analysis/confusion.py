@@ -1,0 +1,172 @@
+"""Confusion: exits that disagree with the last one hint at a mistake (Kaya et al., ICML 2019, arXiv 1810.07052).
+
+Two hints are at hand: the confusion score of a network with exits, and the doubt of its last exit or a plain network.
+An `ErrorIndicator` says how well a hint tells mistakes from right answers: by the overlap of their histograms, as the
+paper does, and by the figures usual today.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from eeutils.analysis.predictions import Predictions
+
+
+def confusion_scores(predictions: Predictions) -> Tensor:
+    """(N,) float64 in 0 to 2 (E - 1): the L1 distances of the early exits' probabilities to the last one's, summed.
+
+    Raises:
+        ValueError: if there is no early exit.
+    """
+    if predictions.num_exits < 2:
+        raise ValueError("confusion compares early exits with the last one, and this network has one exit only")
+    return (predictions.probs[:-1] - predictions.probs[-1]).abs().sum(-1).double().sum(0)
+
+
+def doubt(predictions: Predictions) -> Tensor:
+    """(N,) float64, one minus the last exit's confidence: what a plain network has to go by."""
+    return 1 - predictions.logits[-1].double().softmax(-1).amax(-1)
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Scores in standard deviations from the mean, both taken where the network was trained.
+
+    It puts the scores of different networks on one scale. The order of the images, and so all that an `ErrorIndicator`
+    says of them, stays the same.
+
+    Attributes:
+        mean: of the training scores.
+        std: theirs, above 0.
+    """
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < float("inf"):
+            raise ValueError(f"scores that do not differ cannot be put in standard deviations, got std={self.std}")
+
+    @staticmethod
+    def of(train_scores: Tensor) -> "Standardisation":
+        """Mean and standard deviation of `train_scores` (N,).
+
+        Raises:
+            ValueError: if they are all the same.
+        """
+        scores = train_scores.double()
+        return Standardisation(float(scores.mean()), float(scores.std(correction=0)))
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(N,) -> (N,) float64."""
+        return (scores.double() - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class ErrorIndicator:
+    """How well a number that grows with suspicion tells the wrong answers from the right ones.
+
+    Attributes:
+        edges: (B + 1,) float64, the edges of the histogram's equal bins.
+        right: (B,) int64, right answers in each bin.
+        wrong: (B,) int64, wrong answers in each bin.
+        split_errors: answers, right or wrong, on the wrong side of the threshold that parts the two best.
+        auroc: chance that a wrong answer is more suspect than a right one, ties counted as half.
+        coverage: (N,) float64, 1/N, 2/N, ..., 1: share of the answers kept, the least suspect first.
+        risk: (N,) float64, share of wrong ones among those kept; equally suspect ones in no particular order.
+    """
+
+    edges: Tensor
+    right: Tensor
+    wrong: Tensor
+    split_errors: int
+    auroc: float
+    coverage: Tensor
+    risk: Tensor
+
+    @property
+    def overlap(self) -> int:
+        """The histograms' intersection: answers that a bin cannot tell apart, the smaller count of each bin summed."""
+        return int(torch.minimum(self.right, self.wrong).sum())
+
+    @property
+    def hidden_wrong(self) -> int:
+        """Wrong answers in bins that hold as many right ones or more, and so seem to be bins of right answers."""
+        return int(self.wrong[self.right >= self.wrong].sum())
+
+    @property
+    def aurc(self) -> float:
+        """Area under the risk-coverage curve: the mean of `risk`. It grows with the network's error as well."""
+        return float(self.risk.mean())
+
+
+def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIndicator:
+    """Judge `suspicion` by the mistakes really made.
+
+    Args:
+        suspicion: (N,) float, larger for answers more likely wrong: `confusion_scores`, `doubt`, ...
+        wrong: (N,) bool, such as `~predictions.correct[-1]`.
+        bins: of the histogram, between the smallest and the largest suspicion.
+
+    Raises:
+        ValueError: if the two do not fit together, a suspicion is not finite, there is no bin, or all answers are right
+            or all wrong, so that there is nothing to tell apart.
+    """
+    _check(suspicion, wrong, bins)
+    values, places, counts = suspicion.double().unique(return_inverse=True, return_counts=True)
+    mistakes = places[wrong].bincount(minlength=len(values))  # (V,), of the answers equally suspect
+    edges = np.histogram_bin_edges(values.numpy(), bins)
+    kept = torch.arange(1, len(wrong) + 1, dtype=torch.float64)
+    return ErrorIndicator(
+        edges=torch.from_numpy(edges),
+        right=_histogram(suspicion[~wrong], edges),
+        wrong=_histogram(suspicion[wrong], edges),
+        split_errors=_best_split(mistakes, counts),
+        auroc=float(roc_auc_score(wrong.numpy(), suspicion.double().numpy())),
+        coverage=kept / len(wrong),
+        risk=(mistakes / counts.double()).repeat_interleave(counts).cumsum(0) / kept,
+    )
+
+
+def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
+    """One row an indicator under its name: the figures that sum it up."""
+    columns = {
+        "AUROC": "auroc",
+        "AURC": "aurc",
+        "best split's errors": "split_errors",
+        "overlap": "overlap",
+        "hidden wrong": "hidden_wrong",
+    }
+    rows = [[getattr(indicator, figure) for figure in columns.values()] for indicator in indicators.values()]
+    return pd.DataFrame(rows, columns=list(columns), index=pd.Index(list(indicators), name="indicator"))
+
+
+def _best_split(mistakes: Tensor, counts: Tensor) -> int:
+    """Fewest answers on the wrong side of a threshold; (V,) mistakes and answers at each value of suspicion, rising."""
+    trusted_wrong = torch.cat([mistakes.new_zeros(1), mistakes.cumsum(0)])
+    right = counts - mistakes
+    suspected_right = right.sum() - torch.cat([right.new_zeros(1), right.cumsum(0)])
+    return int((trusted_wrong + suspected_right).min())
+
+
+def _histogram(values: Tensor, edges: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.histogram(values.double().numpy(), edges)[0])
+
+
+def _check(suspicion: Tensor, wrong: Tensor, bins: int) -> None:
+    if suspicion.ndim != 1 or suspicion.shape != wrong.shape or wrong.dtype != torch.bool:
+        raise ValueError(
+            "suspicion and wrong must be (N,) float and (N,) bool, "
+            f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}"
+        )
+    if not suspicion.isfinite().all():
+        raise ValueError("some suspicion is NaN or infinite")
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more, got {bins}")
+    if wrong.all() or not wrong.any():
+        raise ValueError(f"of {len(wrong)} answers {int(wrong.sum())} are wrong: there is nothing to tell apart")

@@ -1,0 +1,127 @@
+"""Thresholds with a guarantee: risk control for early exits (Jazbec et al., NeurIPS 2024, arXiv 2405.20915).
+
+Leaving early does harm where it is wrong and the whole network would have been right. The share of such images is the
+risk. It is measured on validation data, and a threshold is taken only if chance alone hardly explains a risk that low.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.thresholds import Choice
+
+# From 1 down to 0 in steps that start at a millionth, since scores crowd near 1. Set before any data are seen: the
+# guarantee is for thresholds that do not depend on the validation images.
+GUARANTEE_THRESHOLDS = (1.0, *(1 - 10 ** (step / 100 - 6) for step in range(601)))
+
+
+@dataclass(frozen=True)
+class RiskTest:
+    """What validation data say of every threshold.
+
+    Attributes:
+        thresholds: (T,) float64, falling: one for all early exits.
+        risk: (T,) float64, share of the images lost: answered wrongly early and rightly by the last exit.
+        p_values: (T,) float64, chance of a measured risk this low or lower if the true one were epsilon.
+    """
+
+    thresholds: Tensor
+    risk: Tensor
+    p_values: Tensor
+
+    def certified(self, delta: float) -> int:
+        """How many thresholds, counted from the first, come before the first whose p-value is above `delta`."""
+        return int((self.p_values <= delta).long().cumprod(0).sum())
+
+
+def measure_risk(
+    validation: Predictions,
+    epsilon: float,
+    score_name: str = "confidence",
+    thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
+) -> RiskTest:
+    """Measured risk and binomial p-value of every threshold.
+
+    The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
+    is binomial, so P(Binomial(n, epsilon) <= losses) is a p-value for the hypothesis that the risk is epsilon or more.
+
+    Args:
+        validation: n images like those to come, not used in training.
+        epsilon: the risk to be excluded, in (0, 1).
+        score_name: see `eeutils.analysis.policies.score`.
+        thresholds: (T,) in [0, 1]; chosen without a look at `validation`.
+
+    Raises:
+        ValueError: if `epsilon` is not in (0, 1), a threshold not in [0, 1], there is none, or the score is unknown.
+    """
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon is a share of the images in (0, 1), got {epsilon}")
+    falling = torch.as_tensor(thresholds, dtype=torch.float64).sort(descending=True).values
+    usable = (falling >= 0) & (falling <= 1)
+    if not usable.all() or not len(falling):
+        raise ValueError(f"thresholds must be one or more numbers in [0, 1], got {falling[~usable].tolist()}")
+    num_images = len(validation.labels)
+    losses = _losses(validation, score(validation.logits[:-1], score_name), falling)
+    p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, epsilon))
+    return RiskTest(falling, losses.double() / num_images, p_values)
+
+
+def choose_with_guarantee(
+    validation: Predictions,
+    epsilon: float,
+    delta: float = 0.1,
+    score_name: str = "confidence",
+    thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
+) -> Choice:
+    """The lowest threshold certified to lose at most `epsilon` of the images to early answers.
+
+    With probability 1 - `delta` or more over the draw of the validation images, no more than `epsilon` of *all* images
+    like them are answered wrongly early though the last exit would have been right. Accuracy then falls by no more than
+    that, and less as far as early answers also correct the last exit's mistakes.
+
+    Thresholds are tested from 1 downwards, and the walk stops at the first that fails (fixed sequence testing): so each
+    is tested at the full `delta`, however many there are.
+
+    **If not even the first threshold passes, nothing is certified, and the choice is the policy that never leaves
+    early** (its threshold is infinite, its relative cost 1). So it is with few images: below log(delta) /
+    log(1 - epsilon) of them no loss at all would still prove nothing.
+
+    Args:
+        validation: images like those to come, not used in training, nor to choose the arguments here.
+        epsilon: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred.
+        delta: the chance accepted that the risk is larger after all, in (0, 1).
+        score_name: see `eeutils.analysis.policies.score`.
+        thresholds: (T,) in [0, 1] to choose from; chosen without a look at `validation`.
+
+    Raises:
+        ValueError: if `delta` is not in (0, 1), or as in `measure_risk`.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta is a probability in (0, 1), got {delta}")
+    tested = measure_risk(validation, epsilon, score_name, thresholds)
+    count = tested.certified(delta)
+    policy = ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score_name)
+    decisions = decide(validation, policy)
+    return Choice(policy, decisions.accuracy, decisions.relative_cost)
+
+
+def _losses(validation: Predictions, scores: Tensor, thresholds: Tensor) -> Tensor:
+    """(T,) int64, images lost at each of `thresholds`, given the early exits' scores (E-1, N).
+
+    An image leaves at exit e for the thresholds above its best score before and not above its best so far.
+    """
+    nobody = scores.new_full((1, len(validation.labels)), -math.inf)
+    best = torch.cat([nobody, scores.cummax(0).values])
+    lost = validation.correct[-1] & ~validation.correct[:-1]
+    return _reaching(best[1:][lost], thresholds) - _reaching(best[:-1][lost], thresholds)
+
+
+def _reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """(T,) int64, how many of `scores` (n,) are at least each threshold, in the scores' precision as a policy does."""
+    return len(scores) - torch.searchsorted(scores.sort().values, thresholds.to(scores.dtype))
