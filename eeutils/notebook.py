@@ -18,7 +18,7 @@ from eeutils.models import MultiExitNet, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
 from eeutils.training import History, TrainConfig, default_device, fit, recipe
-from eeutils.weights import default_registry, load_history, load_predictions, load_weights
+from eeutils.weights import WeightEntry, default_registry, load_history, load_predictions, load_weights
 
 QUICK_WIDTH = 8
 
@@ -60,14 +60,10 @@ class Session:
         """
         if self.quick:
             return f"{network}-digits-w{QUICK_WIDTH}"
-        fitting = [
-            entry
-            for entry in default_registry().entries
-            if entry.status == "trained" and f"{entry.model}-{entry.model_args['pool']}" == network and not _seed(entry)
-        ]
+        fitting = [entry for entry in default_registry().entries if _stands_for(entry, network)]
         if not fitting:
             raise ValueError(f"no trained weights of {network!r}; see eeutils.list_weights()")
-        return max(fitting, key=lambda entry: entry.model_args["width"]).name
+        return max(fitting, key=lambda entry: entry.model_args.get("width", 64)).name
 
     def network(self, network: str) -> MultiExitNet:
         """The trained network, in evaluation mode on the CPU."""
@@ -115,5 +111,7 @@ def _device_in_words() -> str:
     )
 
 
-def _seed(entry) -> int:
-    return entry.training.config["seed"] if entry.training else 0
+def _stands_for(entry: WeightEntry, network: str) -> bool:
+    """Whether these are trained weights of `<model>-<pool>`, of the first seed."""
+    kind = f"{entry.model}-{entry.model_args.get('pool')}"
+    return entry.status == "trained" and kind == network and entry.training.config["seed"] == 0

@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -21,6 +21,7 @@ from eeutils.data import ImageData, load_data
 from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet, create_model
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
+from eeutils.weights import load_weights, run_name
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class TrainingRun:
 
     Attributes:
         model: a network of `eeutils.models.list_models()`.
-        pool: how every exit pools its feature map.
-        width: channels of the first layer; 64 is the published network.
+        pool: how exits pool their feature map; here and below, by default as the network's builder has it.
+        width: channels of the first layer.
         stem: for small images ("cifar") or large ones ("imagenet").
-        exit_after: units that early exits follow, instead of the network's own choice.
+        exit_after: units that early exits follow.
+        start_from: weights of `eeutils.list_weights()` with the same backbone, to begin with them instead of at random;
+            what the recipe "ic_only" is for.
         data: a data set of `eeutils.data.list_data()`.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
         device: "auto" takes a GPU if there is one.
@@ -40,10 +43,11 @@ class TrainingRun:
     """
 
     model: str = "resnet18_3exits"
-    pool: str = "avg"
-    width: int = 64
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    pool: str | None = None
+    width: int | None = None
+    stem: Literal["cifar", "imagenet"] | None = None
     exit_after: tuple[int, ...] | None = None
+    start_from: str | None = None
     data: str = "cifar10"
     out: Path | None = None
     device: str = "auto"
@@ -52,9 +56,13 @@ class TrainingRun:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        places = "" if self.exit_after is None else "-e" + "+".join(map(str, self.exit_after))
-        name = f"{self.model}{places}-{self.pool}-{self.data}-w{self.width}-s{self.train.seed}"
-        return self.out or Path("runs") / name
+        return self.out or Path("runs") / f"{run_name(asdict(self))}-s{self.train.seed}"
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """What was asked of the network's builder."""
+        asked = {name: getattr(self, name) for name in ("width", "pool", "stem", "exit_after")}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -77,6 +85,8 @@ def train(run: TrainingRun) -> None:
     data = load_data(run.data)
     torch.manual_seed(run.train.seed)
     net = _build(run, num_classes=len(data.classes), in_channels=data.train.images.shape[1])
+    if run.start_from is not None:
+        _take_backbone(net, run.start_from)
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
     history.save_csv(run.folder / "history.csv")
     with atomic_path(run.folder / "weights.safetensors") as temporary:
@@ -88,8 +98,23 @@ def train(run: TrainingRun) -> None:
 
 
 def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
-    places = {} if run.exit_after is None else {"exit_after": run.exit_after}
-    return create_model(run.model, width=run.width, pool=run.pool, stem=run.stem, **places, **shape)
+    try:
+        return create_model(run.model, **run.model_args, **shape)
+    except TypeError as error:
+        raise ValueError(f"{run.model} does not take all of {run.model_args}: {error}") from error
+
+
+def _take_backbone(net: MultiExitNet, name: str) -> None:
+    """Give `net` the units and the last exit of trained weights."""
+    donor = load_weights(name)
+    last = f"exits.{len(net.units) - 1}."
+    wanted = {key for key in net.state_dict() if key.startswith(("units.", last))}
+    given = {key: tensor for key, tensor in donor.state_dict().items() if key in wanted}
+    own = {key: net.state_dict()[key] for key in wanted}
+    unlike = sorted(key for key in wanted if key not in given or given[key].shape != own[key].shape)
+    if unlike:
+        raise ValueError(f"{name} has another backbone than this network: {unlike[:3]} are missing or of another shape")
+    net.load_state_dict(given, strict=False)
 
 
 def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:

@@ -49,11 +49,11 @@ def test_the_widest_trained_network_stands_for_its_kind():
     if not trained:
         pytest.skip("no weights are shipped")
     entry = trained[0]
-    kind = f"{entry.model}-{entry.model_args['pool']}"
+    kind = f"{entry.model}-{entry.model_args.get('pool')}"
 
     name = Session(quick=False).weights_name(kind)
 
-    same_kind = [each for each in trained if f"{each.model}-{each.model_args['pool']}" == kind]
+    same_kind = [each for each in trained if f"{each.model}-{each.model_args.get('pool')}" == kind]
     assert name in [each.name for each in same_kind]
     widths = {each.name: each.model_args["width"] for each in same_kind}
     assert widths[name] == max(widths.values())

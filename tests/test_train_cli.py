@@ -82,8 +82,8 @@ def test_a_run_writes_its_files_and_a_second_one_only_reads_them(tmp_path, capsy
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", "resnet19"], "unknown model 'resnet19'; choose from ['resnet18', "),
-        (["--pool", "mean"], "unknown pool 'mean'; choose from ['avg', 'spp']"),
+        (["--model", "resnet19"], "unknown model 'resnet19'; choose from ['mobilenet', "),
+        (["--pool", "mean"], "unknown pool 'mean'; choose from ['avg', 'mixed', 'spp']"),
         (["--data", "cifar11"], "unknown data set 'cifar11'; choose from "),
         (["--width", "0"], "width must be positive, got 0"),
         (["--device", "tpu9"], "unknown device 'tpu9'; choose from ['cpu', 'cuda']"),
@@ -148,6 +148,25 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_message(tmp_path):
 def test_exits_can_be_placed_from_the_shell():
     run = cli.TrainingRun(model="resnet18_2exits", exit_after=(6,), width=4)
 
-    assert run.folder.name == "resnet18_2exits-e6-avg-cifar10-w4-s0"
+    assert run.folder.name == "resnet18_2exits-cifar10-e6-w4-s0"
     assert cli._build(run, num_classes=3).exit_after == (6, 8)
     assert cli._build(cli.TrainingRun(model="resnet18_2exits", width=4)).exit_after == (4, 8)
+
+
+def test_a_network_that_does_not_take_an_option_is_named():
+    with pytest.raises(ValueError, match=r"vgg16.*stem"):
+        cli._build(cli.TrainingRun(model="vgg16", stem="cifar"))
+
+
+def test_training_can_start_from_trained_weights(monkeypatch):
+    donor = create_model("resnet18", width=4)
+    monkeypatch.setattr(cli, "load_weights", lambda name: donor)
+    net = create_model("resnet18_3exits", width=4)
+    early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
+
+    cli._take_backbone(net, "donor")
+
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in donor.state_dict().items())
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in early.items())
+    with pytest.raises(ValueError, match="donor has another backbone"):
+        cli._take_backbone(create_model("resnet18_3exits", width=8), "donor")

@@ -1,23 +1,42 @@
 """Networks as units and exits."""
 
-from eeutils.models.exits import create_exit, list_pools
-from eeutils.models.layers import SpatialPyramidPool
+from eeutils.models.exits import InternalClassifier, create_exit, list_pools
+from eeutils.models.layers import MixedPool, SpatialPyramidPool
+from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
 from eeutils.models.multiexit import MultiExitNet, add_exits, drop_exits, truncate
 from eeutils.models.registry import create_model, list_models, register_model
-from eeutils.models.resnet import resnet18, resnet18_2exits, resnet18_3exits
+from eeutils.models.resnet import resnet18, resnet18_2exits, resnet18_3exits, resnet18_sdn
+from eeutils.models.resnet_cifar import resnet56, resnet56_sdn
+from eeutils.models.sdn import SDN_SHARES, exits_at_cost, with_internal_classifiers
+from eeutils.models.vgg import vgg16, vgg16_sdn
+from eeutils.models.wideresnet import wideresnet32_4, wideresnet32_4_sdn
 
 __all__ = [
+    "SDN_SHARES",
+    "InternalClassifier",
+    "MixedPool",
     "MultiExitNet",
     "SpatialPyramidPool",
     "add_exits",
     "create_exit",
     "create_model",
     "drop_exits",
+    "exits_at_cost",
     "list_models",
     "list_pools",
+    "mobilenet",
+    "mobilenet_sdn",
     "register_model",
     "resnet18",
     "resnet18_2exits",
     "resnet18_3exits",
+    "resnet18_sdn",
+    "resnet56",
+    "resnet56_sdn",
     "truncate",
+    "vgg16",
+    "vgg16_sdn",
+    "wideresnet32_4",
+    "wideresnet32_4_sdn",
+    "with_internal_classifiers",
 ]

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from eeutils.models.layers import SpatialPyramidPool
+from eeutils.models.layers import MixedPool, SpatialPyramidPool
+
+_LARGEST_GRID = 4
 
 
 def average_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
@@ -34,7 +36,38 @@ class SpatialPyramidExit(nn.Module):
         return self.linear(self.pool(x) * self.scale)
 
 
-_EXITS: dict[str, Callable[[int, int], nn.Module]] = {"avg": average_pool_exit, "spp": SpatialPyramidExit}
+class InternalClassifier(nn.Module):
+    """The early exit of Shallow-Deep Networks (Kaya et al., ICML 2019, arXiv 1810.07052, section 3).
+
+    The feature map is reduced to at most 4x4 by a learned mix of max and average pooling; one linear layer reads it.
+    A map of 4x4 or less is read as it is: there the mix has nothing to learn.
+
+    Args:
+        channels: of the feature map.
+        size: of its shorter side, in pixels.
+        num_classes: logits per image.
+    """
+
+    def __init__(self, channels: int, size: int, num_classes: int) -> None:
+        super().__init__()
+        grid = min(_LARGEST_GRID, size)
+        self.pool = MixedPool(grid)
+        self.linear = nn.Linear(channels * grid * grid, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature map (N, C, H, W) -> logits (N, num_classes)."""
+        return self.linear(self.pool(x).flatten(1))
+
+
+def _internal_classifier(channels: int, num_classes: int, size: int | None) -> nn.Module:
+    return InternalClassifier(channels, _LARGEST_GRID if size is None else size, num_classes)
+
+
+_EXITS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
+    "avg": lambda channels, num_classes, size: average_pool_exit(channels, num_classes),
+    "spp": lambda channels, num_classes, size: SpatialPyramidExit(channels, num_classes),
+    "mixed": _internal_classifier,
+}
 
 
 def list_pools() -> list[str]:
@@ -42,12 +75,30 @@ def list_pools() -> list[str]:
     return sorted(_EXITS)
 
 
-def create_exit(pool: str, channels: int, num_classes: int) -> nn.Module:
-    """A head for a feature map (N, channels, H, W) that answers logits (N, num_classes).
+def check_pool(pool: str) -> None:
+    """See that there is such a head.
 
     Raises:
         ValueError: if `pool` is not one of `list_pools()`.
     """
     if pool not in _EXITS:
         raise ValueError(f"unknown pool {pool!r}; choose from {list_pools()}")
-    return _EXITS[pool](channels, num_classes)
+
+
+def create_exit(pool: str, channels: int, num_classes: int, size: int | None = None) -> nn.Module:
+    """A head for a feature map (N, channels, H, W) that answers logits (N, num_classes).
+
+    Every head answers maps of any size. "mixed" (`InternalClassifier`) has parameters for a grid of 4x4 cells, which
+    is more than a smaller map has to say: where `size` is known it has no more cells than the map has pixels.
+
+    Args:
+        pool: how the feature map is pooled, one of `list_pools()`.
+        channels: of the feature map.
+        num_classes: logits per image.
+        size: pixels of the map's shorter side, if known.
+
+    Raises:
+        ValueError: if `pool` is not one of `list_pools()`.
+    """
+    check_pool(pool)
+    return _EXITS[pool](channels, num_classes, size)

@@ -1,4 +1,4 @@
-"""ResNet18 with one, two or three exits (He et al., CVPR 2016, arXiv 1512.03385).
+"""ResNet18 with one, two, three or seven exits (He et al., CVPR 2016, arXiv 1512.03385).
 
 Units: 0 is the stem; 1-2, 3-4, 5-6 and 7-8 are the two basic blocks of layer1, layer2, layer3 and layer4. With the
 CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1, 51.7 % after layer2 and 75.8 % after
@@ -13,12 +13,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from eeutils.models.building import check_positive, initialise
 from eeutils.models.exits import create_exit
 from eeutils.models.layers import BasicBlock, conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
+from eeutils.models.sdn import exits_at_cost, with_internal_classifiers
 
 _LAST_UNIT = 8
+# Shallow-Deep Networks' shares, but for the last: no unit before the network's own classifier reaches 90 %.
+_SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.85)
 
 
 @register_model
@@ -37,16 +41,14 @@ def resnet18(
         num_classes: logits per image.
         in_channels: channels of an image.
         width: channels of layer1; 64 is the published network, cost grows with its square.
-        pool: how every exit, the last included, pools its feature map: "avg" or "spp".
+        pool: how every exit, the last included, pools its feature map: "avg", "spp" or "mixed".
         stem: "cifar" (3x3, stride 1: small images) or "imagenet" (7x7 and max-pooling, stride 4 together).
         exit_after: units (0 to 7) that get an early exit.
 
     Raises:
         ValueError: if a value is not one of the above.
     """
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    check_positive(num_classes=num_classes, in_channels=in_channels, width=width)
     if len(set(exit_after)) != len(tuple(exit_after)):
         raise ValueError(f"two exits after one unit in exit_after={tuple(exit_after)}")
     channels, units = [width], [_stem(stem, in_channels, width)]
@@ -60,8 +62,7 @@ def resnet18(
         raise ValueError(f"exit_after={outside}: early exits of ResNet18 follow units 0 to {_LAST_UNIT - 1}")
     exits = {unit: create_exit(pool, channels[unit], num_classes) for unit in (*exit_after, _LAST_UNIT)}
     net = MultiExitNet(units, exits)
-    net.apply(_initialise)
-    return net
+    return initialise(net)
 
 
 @register_model
@@ -76,6 +77,22 @@ def resnet18_3exits(*, exit_after: Sequence[int] = (2, 4), **kwargs) -> MultiExi
     return _with_early_exits(2, exit_after, kwargs)
 
 
+@register_model
+def resnet18_sdn(*, in_channels: int = 3, image_size: int = 32, pool: str = "mixed", **kwargs) -> MultiExitNet:
+    """`resnet18` with six internal classifiers, where its cost first reaches 15, 30, 45, 60, 75 and 85 %.
+
+    Args:
+        in_channels: channels of an image.
+        image_size: pixels a side; where the exits stand and how large they are follows from it.
+        pool: how each early exit pools its feature map; the network's own classifier averages.
+        kwargs: the other arguments of `resnet18`, without `exit_after`.
+    """
+    net = resnet18(in_channels=in_channels, exit_after=(), **kwargs)
+    image_shape = (in_channels, image_size, image_size)
+    after = exits_at_cost(net, _SDN_SHARES, image_shape)
+    return with_internal_classifiers(net, image_shape, after=after, pool=pool)
+
+
 def _with_early_exits(count: int, exit_after: Sequence[int], kwargs: dict) -> MultiExitNet:
     if len(exit_after) != count:
         raise ValueError(f"a network with {count + 1} exits has {count} early ones, got exit_after={tuple(exit_after)}")
@@ -88,8 +105,3 @@ def _stem(name: str, in_channels: int, width: int) -> nn.Module:
     if name == "imagenet":
         return conv_norm_act(in_channels, width, 7, stride=2).append(nn.MaxPool2d(3, stride=2, padding=1))
     raise ValueError(f"unknown stem {name!r}; choose from ['cifar', 'imagenet']")
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

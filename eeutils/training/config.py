@@ -38,13 +38,18 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training split.
         batch_size: images a step; the learning rate is tuned to it.
+        trained: "all" of the network, or its "early_exits" alone: the backbone and the last exit then stay as they are,
+            BatchNorm's statistics included, and an epoch takes little more than a forward pass.
+        optimizer: "sgd", or "adam" for exits on a backbone that does not move.
         learning_rate: the highest of the run.
         schedule: "linear": up over `warmup`, then down to 0, because the last epochs at a tiny rate are worth points;
-            "halving": halved every `halve_every` epochs, as UPF-DL-2020 did.
+            "halving": halved every `halve_every` epochs, as UPF-DL-2020 did; "steps": a tenth after each of `drops`, as
+            Shallow-Deep Networks do.
         warmup: share of the run over which "linear" rises.
         halve_every: epochs between two halvings.
-        momentum: of SGD.
-        nesterov: look ahead; a little better with the linear schedule.
+        drops: shares of the run after which "steps" drops; shares, so that a shorter run keeps the shape.
+        momentum: of SGD; Adam's first beta.
+        nesterov: look ahead; a little better with the linear schedule. Adam does without.
         weight_decay: on weights of convolutions and linear layers; norms and biases gain nothing from it.
         augmentation: what is drawn anew for every image.
         loss: how the exits' losses become one.
@@ -55,10 +60,13 @@ class TrainConfig:
 
     epochs: int = 16
     batch_size: int = 128
+    trained: Literal["all", "early_exits"] = "all"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.1
-    schedule: Literal["linear", "halving"] = "linear"
+    schedule: Literal["linear", "halving", "steps"] = "linear"
     warmup: float = 0.2
     halve_every: int = 25
+    drops: tuple[float, ...] = (0.35, 0.6, 0.85)
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -82,14 +90,24 @@ class TrainConfig:
             raise ValueError(f"seed must be in 0..2**32-1, got {self.seed}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the run in [0, 1), got {self.warmup}")
+        if not all(0 < drop < 1 for drop in self.drops):
+            raise ValueError(f"drops are shares of the run between 0 and 1, got {self.drops}")
         for name, choices in (
-            ("schedule", ("linear", "halving")),
+            ("trained", ("all", "early_exits")),
+            ("optimizer", ("sgd", "adam")),
+            ("schedule", ("linear", "halving", "steps")),
             ("precision", ("auto", "fp32", "bf16", "fp16")),
             ("compile", ("auto", "yes", "no")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {list(choices)}")
 
+
+# Shallow-Deep Networks (arXiv 1810.07052): the weight decay that goes with each network, plain and with its exits.
+_SDN_WEIGHT_DECAY = {"vgg16": 5e-4, "wideresnet32_4": 5e-4, "resnet56": 1e-4, "mobilenet": 1e-4}
+_SDN_AUGMENTATION = Augmentation(cutout=0)
+_CNN = TrainConfig(epochs=100, batch_size=128, schedule="steps", nesterov=False, augmentation=_SDN_AUGMENTATION)
+_SDN = replace(_CNN, loss=LossConfig(weights="sdn"))
 
 _RECIPES = {
     # For a GPU: batches, schedule and augmentation after airbench (github.com/KellerJordan/cifar10-airbench).
@@ -114,6 +132,23 @@ _RECIPES = {
         nesterov=False,
         augmentation=Augmentation(cutout=0),
     ),
+    # Shallow-Deep Networks, as published: a CNN; the same with its exits from the start.
+    **{f"cnn_{net}": replace(_CNN, weight_decay=decay) for net, decay in _SDN_WEIGHT_DECAY.items()},
+    **{f"sdn_{net}": replace(_SDN, weight_decay=decay) for net, decay in _SDN_WEIGHT_DECAY.items()},
+    # And exits for a CNN that is trained already, whichever it is. How the losses are weighted hardly matters, since
+    # no weight is shared and Adam divides a loss's scale out again.
+    "ic_only": TrainConfig(
+        epochs=25,
+        batch_size=128,
+        trained="early_exits",
+        optimizer="adam",
+        learning_rate=1e-3,
+        schedule="steps",
+        drops=(0.6,),
+        weight_decay=0.0,
+        augmentation=_SDN_AUGMENTATION,
+        loss=LossConfig(weights="equal"),
+    ),
     # Handwritten digits, where a mirrored image is another sign: a minute's run for tests and first steps.
     "digits": TrainConfig(epochs=6, batch_size=64, augmentation=Augmentation(flip=False, translate=2, cutout=0)),
 }
@@ -126,6 +161,10 @@ def list_recipes() -> list[str]:
 
 def recipe(name: str, **changes) -> TrainConfig:
     """A config by name, with some fields changed: `recipe("modern", epochs=26)`.
+
+    Those of Shallow-Deep Networks are `cnn_<network>` and `sdn_<network>` (vgg16, resnet56, wideresnet32_4, mobilenet)
+    and `ic_only` for the exits of a trained network. With `epochs=5` and a slim network each takes minutes on a CPU;
+    the learning rate's drops and the exits' ramp shrink with the run.
 
     Raises:
         ValueError: if the name is not one of `list_recipes()`, or a value makes no sense.

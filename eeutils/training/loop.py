@@ -21,6 +21,7 @@ from eeutils.training.config import TrainConfig
 from eeutils.training.device import autocast_dtype, choose_device, compute_capability, should_compile
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
+from eeutils.training.regimes import start_training, trained_part, training_forward
 from eeutils.training.schedule import learning_rate
 
 _SECONDS_BETWEEN_REPORTS = 1.0
@@ -84,15 +85,16 @@ class _Run:
         self.batches = TrainBatches(data.train, config.batch_size, config.augmentation, device, config.seed)
         self.val = data.val.to(device)
         self.data = {"name": data.name, "images": tuple(data.train.images.shape), "classes": tuple(data.classes)}
-        self.weights = torch.tensor(exit_weights(config.loss.weights, net.num_exits), device=device)
-        self.optimizer = _optimizer(net, config, device)
+        self.optimizer = _optimizer(trained_part(net, config.trained), config, device)
         capability = compute_capability(device)
         dtype = autocast_dtype(config.precision, capability)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
         steps = config.epochs * len(self.batches)
-        self.compiled = torch.compile(net) if should_compile(config.compile, capability, steps) else net
+        forward = training_forward(net, config.trained)
+        self.compiled = torch.compile(forward) if should_compile(config.compile, capability, steps) else forward
         self.epoch = 0
+        self.weights = self._exit_weights()
         self.rows: list[dict[str, float]] = []
 
     @property
@@ -154,7 +156,8 @@ class _Run:
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
         here = asdict(self.config)
-        changed = [name for name in here if state["config"].get(name) != here[name]]
+        there = asdict(TrainConfig()) | state["config"]  # a checkpoint from before a field was there has its default
+        changed = [name for name in here if there[name] != here[name]]
         if changed:
             raise ValueError(f"{path} is of a run with another {', '.join(changed)}; use another file, or remove it")
         if state["data"] != self.data:
@@ -171,7 +174,8 @@ class _Run:
 
     def _pass_over_training_split(self, bar: tqdm) -> Tensor:
         """Mean loss of each exit over the epoch, (E,) on the CPU."""
-        self.net.train()
+        start_training(self.net, self.config.trained)
+        self.weights = self._exit_weights()
         total = torch.zeros(self.net.num_exits, device=self.device)
         reported, pending = time.perf_counter(), 0
         # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
@@ -229,20 +233,29 @@ class _Run:
             raise self._diverged("the network's answers became NaN or infinite")
         return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
 
+    def _exit_weights(self) -> Tensor:
+        """The weight of each exit's loss in the coming epoch, (E,) on the device."""
+        progress = (self.epoch + 1) / self.config.epochs
+        weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
+        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
     def _learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step, len(self.batches))
 
 
-def _optimizer(net: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.SGD:
-    weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
-    norms_and_biases = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+def _optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in part.parameters() if parameter.ndim > 1]
+    norms_and_biases = [parameter for parameter in part.parameters() if parameter.ndim <= 1]
     groups = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": norms_and_biases, "weight_decay": 0.0},
     ]
     # The fused kernel takes the loss scaler's verdict on the device; the others would ask the host at every step.
+    fused = device.type == "cuda"
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
     return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=device.type == "cuda"
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
     )
 
 
@@ -256,12 +269,16 @@ def _cuda_indices(device: torch.device) -> list[int]:
 
 def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
     """Try out a training step's forward pass on a copy; `net` and the random numbers stay as they are."""
+    if config.trained == "early_exits" and net.num_exits == 1:
+        raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
     shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
     images = torch.zeros(min(config.batch_size, len(data.train), 2), *shape, device=home)
     with torch.no_grad(), torch.random.fork_rng(devices=_cuda_indices(home)):
         try:
-            answers = deepcopy(net).train()(images)
+            trial = deepcopy(net)
+            start_training(trial, config.trained)
+            answers = trial(images)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"

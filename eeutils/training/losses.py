@@ -29,32 +29,46 @@ def _equal(num_exits: int) -> tuple[float, ...]:
     return (1 / num_exits,) * num_exits
 
 
-_SCHEMES: dict[str, Callable[[int], tuple[float, ...]]] = {
+def _sdn_ramp(num_exits: int, progress: float) -> tuple[float, ...]:
+    """Shallow-Deep Networks' (arXiv 1810.07052, section 3): early exits hardly count at first, the last always by 1.
+
+    An early exit's weight rises to the share of the cost at which such a network places it: 0.15, 0.3, ..., 0.9 for six
+    of them, and for another number evenly up to 0.9 as well.
+    """
+    shares = [0.9 * number / (num_exits - 1) for number in range(1, num_exits)]
+    return (*(min(share, 0.01 + progress * share) for share in shares), 1.0)
+
+
+_CONSTANT: dict[str, Callable[[int], tuple[float, ...]]] = {
     "deeper_counts_more": _deeper_counts_more,
     "deeper_mean_one": _deeper_mean_one,
     "equal": _equal,
 }
+_CHANGING: dict[str, Callable[[int, float], tuple[float, ...]]] = {"sdn": _sdn_ramp}
 
 
 def list_weight_schemes() -> list[str]:
     """The names that `exit_weights` knows."""
-    return sorted(_SCHEMES)
+    return sorted([*_CONSTANT, *_CHANGING])
 
 
-def exit_weights(weights: Sequence[float] | str, num_exits: int) -> tuple[float, ...]:
+def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float = 0.0) -> tuple[float, ...]:
     """The weight of each exit's loss, shallowest first.
 
     Args:
         weights: numbers, or one of `list_weight_schemes()`.
         num_exits: of the network.
+        progress: share of the run's epochs, the present one included; only "sdn" changes with it.
 
     Raises:
         ValueError: if the name is unknown, or the numbers are negative, all zero or not one an exit.
     """
     if isinstance(weights, str):
-        if weights not in _SCHEMES:
+        if weights in _CHANGING:
+            return _CHANGING[weights](num_exits, progress)
+        if weights not in _CONSTANT:
             raise ValueError(f"unknown weights {weights!r}; choose from {list_weight_schemes()}")
-        return _SCHEMES[weights](num_exits)
+        return _CONSTANT[weights](num_exits)
     if len(weights) != num_exits:
         raise ValueError(f"{len(weights)} exit weights {tuple(weights)} for a network with {num_exits} exits")
     if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:

@@ -10,7 +10,7 @@ from eeutils.weights.load import (
     weights_table,
 )
 from eeutils.weights.pickles import read_pickled_tensors
-from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
+from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry, run_name
 from eeutils.weights.tensors import put_tensors, read_tensors
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "put_tensors",
     "read_pickled_tensors",
     "read_tensors",
+    "run_name",
     "weight_entry",
     "weights_table",
 ]

@@ -23,7 +23,7 @@ from eeutils.models import MultiExitNet, create_model
 from eeutils.training import History, list_recipes
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
-from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
+from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry, run_name
 from eeutils.weights.tensors import put_tensors, read_tensors
 
 # HEAD is the default branch, whatever its name.
@@ -86,13 +86,9 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def entry_name(run: Mapping[str, Any]) -> str:
-    """`<model>-<pool>-<data>`, and what differs from the published network: places of exits, stem, width, seed."""
-    parts = [run["model"], run["pool"], run["data"]]
-    parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
-    parts += [] if run["stem"] == "cifar" else [f"{run['stem']}stem"]
-    parts += [] if run["width"] == 64 else [f"w{run['width']}"]
-    parts += [] if run["train"]["seed"] == 0 else [f"s{run['train']['seed']}"]
-    return "-".join(parts)
+    """The name of a run, with its seed unless that is 0."""
+    seed = run["train"]["seed"]
+    return run_name(run) + (f"-s{seed}" if seed else "")
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -116,10 +112,7 @@ def _described(report: Mapping[str, Any]) -> WeightEntry:
         model_args={
             "num_classes": len(data.classes),
             "in_channels": data.train.images.shape[1],
-            "width": run["width"],
-            "pool": run["pool"],
-            "stem": run["stem"],
-            **({"exit_after": run["exit_after"]} if run.get("exit_after") else {}),
+            **{name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None},
         },
         data=run["data"],
         normalization=data.normalization,

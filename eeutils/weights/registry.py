@@ -190,6 +190,18 @@ class Registry:
         return Registry(_parse(text, str(path)), Path(folder))
 
 
+def run_name(run: Mapping[str, Any]) -> str:
+    """What the weights of a training run are called, its seed left out.
+
+    `<model>-<pool>-<data>`, then what else differs from the published network: places of exits, stem, width.
+    """
+    parts = [run["model"], run.get("pool"), run["data"]]
+    parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
+    parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []
+    parts += [f"w{run['width']}"] if run.get("width") not in (None, 64) else []
+    return "-".join(part for part in parts if part)
+
+
 def default_registry() -> Registry:
     """The one in the repository that this package lies in; without a repository, the package's own copy."""
     repository = Path(__file__).parents[2]

@@ -27,5 +27,5 @@ def test_every_exit_answers_maps_of_any_size(pool, size):
 
 
 def test_an_unknown_pool_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'mean'.*\['avg', 'spp'\]"):
+    with pytest.raises(ValueError, match=r"'mean'.*\['avg', 'mixed', 'spp'\]"):
         create_exit("mean", 6, 4)

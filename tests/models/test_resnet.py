@@ -80,7 +80,7 @@ def test_the_forward_compiles_as_one_graph():
         ({"width": 0}, "width must be positive, got 0"),
         ({"num_classes": 0}, "num_classes must be positive, got 0"),
         ({"in_channels": -3}, "in_channels must be positive, got -3"),
-        ({"pool": "mean"}, r"'mean'.*\['avg', 'spp'\]"),
+        ({"pool": "mean"}, r"'mean'.*\['avg', 'mixed', 'spp'\]"),
         ({"stem": "large"}, r"'large'.*\['cifar', 'imagenet'\]"),
         ({"exit_after": (3, 3)}, r"two exits after one unit.*\(3, 3\)"),
         ({"exit_after": (8,)}, r"\[8\].*0 to 7"),

@@ -16,6 +16,28 @@ def test_the_published_recipe_of_upf_dl_2020():
     assert (upf.schedule, upf.halve_every, upf.nesterov, upf.augmentation.cutout) == ("halving", 25, False, 0)
 
 
+def test_the_published_recipes_of_shallow_deep_networks():
+    cnn, sdn, exits = recipe("cnn_vgg16"), recipe("sdn_vgg16"), recipe("ic_only")
+    assert replace(cnn, loss=LossConfig(weights="sdn")) == sdn
+    assert (sdn.epochs, sdn.learning_rate, sdn.momentum, sdn.nesterov) == (100, 0.1, 0.9, False)
+    assert [drop * sdn.epochs for drop in sdn.drops] == [35, 60, 85]
+    assert (exits.epochs, exits.optimizer, exits.learning_rate, exits.trained) == (25, "adam", 1e-3, "early_exits")
+    assert [drop * exits.epochs for drop in exits.drops] == [15]
+    assert {sdn.schedule, cnn.schedule, exits.schedule} == {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("net", "weight_decay"), [("vgg16", 5e-4), ("wideresnet32_4", 5e-4), ("resnet56", 1e-4), ("mobilenet", 1e-4)]
+)
+def test_each_network_has_its_weight_decay(net, weight_decay):
+    assert recipe(f"cnn_{net}").weight_decay == recipe(f"sdn_{net}").weight_decay == weight_decay
+
+
+def test_an_unknown_network_of_shallow_deep_networks_lists_the_choices():
+    with pytest.raises(ValueError, match=r"'sdn_vgg19'.*'sdn_mobilenet', 'sdn_resnet56', 'sdn_vgg16'"):
+        recipe("sdn_vgg19")
+
+
 def test_digits_are_not_mirrored():
     assert not recipe("digits").augmentation.flip
 
@@ -26,7 +48,7 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 def test_an_unknown_recipe_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'fast'.*'digits', 'modern', 'slim', 'upf'"):
+    with pytest.raises(ValueError, match=r"'fast'.*'digits', 'ic_only', 'modern', .*'slim', 'upf'"):
         recipe("fast")
 
 
@@ -44,7 +66,10 @@ def test_an_unknown_recipe_lists_the_choices():
         ("weight_decay", -1e-4, "weight_decay must not be negative"),
         ("seed", -1, "seed must be in"),
         ("seed", 2**64, "seed must be in"),
-        ("schedule", "cosine", r"'cosine'.*\['linear', 'halving'\]"),
+        ("schedule", "cosine", r"'cosine'.*\['linear', 'halving', 'steps'\]"),
+        ("drops", (0.5, 1.0), r"drops are shares .*\(0.5, 1.0\)"),
+        ("trained", "last_exit", r"'last_exit'.*\['all', 'early_exits'\]"),
+        ("optimizer", "rmsprop", r"'rmsprop'.*\['sgd', 'adam'\]"),
         ("precision", "fp8", r"'fp8'.*\['auto', 'fp32', 'bf16', 'fp16'\]"),
         ("compile", "maybe", r"'maybe'.*\['auto', 'yes', 'no'\]"),
     ],

@@ -31,17 +31,35 @@ def test_weights_of_the_exits(weights, num_exits, expected):
 
 @pytest.mark.parametrize("scheme", list_weight_schemes())
 @pytest.mark.parametrize("num_exits", range(1, 8))
-def test_every_scheme_sums_to_one_and_never_falls_with_depth(scheme, num_exits):
-    weights = exit_weights(scheme, num_exits)
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_every_scheme_weighs_every_exit_and_never_falls_with_depth(scheme, num_exits, progress):
+    weights = exit_weights(scheme, num_exits, progress)
     assert len(weights) == num_exits
-    assert sum(weights) == pytest.approx(1)
+    assert all(weight > 0 for weight in weights)
     assert list(weights) == sorted(weights)
+
+
+@pytest.mark.parametrize(("scheme", "total"), [("deeper_counts_more", 1), ("equal", 1), ("deeper_mean_one", 5)])
+def test_what_the_weights_of_five_exits_sum_to(scheme, total):
+    assert sum(exit_weights(scheme, 5)) == pytest.approx(total)
+
+
+def test_the_ramp_of_shallow_deep_networks_by_hand():
+    assert exit_weights("sdn", 7, 0.0) == pytest.approx((0.01,) * 6 + (1,))
+    assert exit_weights("sdn", 7, 0.5) == pytest.approx((0.085, 0.16, 0.235, 0.31, 0.385, 0.46, 1))
+    # Near the end the shallow exits are at their shares, the deep ones not yet.
+    assert exit_weights("sdn", 7, 0.95) == pytest.approx((0.15, 0.295, 0.4375, 0.58, 0.7225, 0.865, 1))
+    assert exit_weights("sdn", 7, 1.0) == pytest.approx((0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1))
+
+
+def test_the_ramp_of_a_network_without_early_exits_is_its_only_loss():
+    assert exit_weights("sdn", 1, 0.3) == (1,)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("deepest", r"'deepest'.*\['deeper_counts_more', 'deeper_mean_one', 'equal'\]"),
+        ("deepest", r"'deepest'.*\['deeper_counts_more', 'deeper_mean_one', 'equal', 'sdn'\]"),
         ((0.3, 0.7), r"2 exit weights \(0.3, 0.7\) for a network with 3 exits"),
         ((0.5, -0.1, 0.6), "must not be negative"),
         ((0.0, 0.0, 0.0), "all zero"),

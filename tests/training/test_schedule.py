@@ -21,3 +21,10 @@ def test_linear_without_a_warmup_only_falls():
 def test_halving_after_every_so_many_epochs():
     config = TrainConfig(epochs=5, learning_rate=0.4, schedule="halving", halve_every=2)
     assert rates(config, 2) == pytest.approx([0.4] * 4 + [0.2] * 4 + [0.1] * 2)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 390])
+def test_steps_to_a_tenth_after_shares_of_the_run(steps_per_epoch):
+    config = TrainConfig(epochs=20, learning_rate=0.4, schedule="steps", drops=(0.35, 0.6, 0.85))
+    epochs = [0.4] * 7 + [0.04] * 5 + [0.004] * 5 + [0.0004] * 3
+    assert rates(config, steps_per_epoch) == pytest.approx([rate for rate in epochs for _ in range(steps_per_epoch)])

@@ -12,7 +12,7 @@ each_trained = pytest.mark.parametrize("entry", TRAINED, ids=lambda entry: entry
 
 
 def test_slim_weights_of_all_five_networks_are_shipped():
-    assert {f"{entry.model}-{entry.model_args['pool']}" for entry in TRAINED} >= {
+    assert {f"{entry.model}-{entry.model_args.get('pool')}" for entry in TRAINED} >= {
         "resnet18-avg",
         "resnet18_2exits-avg",
         "resnet18_2exits-spp",

@@ -1,0 +1,131 @@
+"""Shallow-Deep Networks: a CNN with internal classifiers at given shares of its cost.
+
+Kaya, Hong & Dumitras, ICML 2019, arXiv 1810.07052. The networks themselves (`vgg16_sdn`, `resnet56_sdn`,
+`wideresnet32_4_sdn`, `mobilenet_sdn`, `resnet18_sdn`) stand beside the CNNs that they are made of.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from torch import nn
+
+from eeutils.models.building import initialise
+from eeutils.models.exits import check_pool, create_exit
+from eeutils.models.macs import count_macs, on_meta, walk_units
+from eeutils.models.multiexit import MultiExitNet, add_exits
+
+SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
+
+
+def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The units after which the backbone's cumulative multiply-adds first reach the given shares of its total.
+
+    Heads are not counted, so the places depend neither on the exits that `net` has nor on the number of classes.
+
+    Args:
+        net: any network.
+        shares: above 0 and below 1, rising.
+        image_shape: (C, H, W) of the images it is to see.
+
+    Raises:
+        ValueError: if shares are not like that, if one is reached by the last unit alone (it has the network's own
+            classifier), if two are reached by one unit, or if the network cannot read such images.
+    """
+    shares = tuple(shares)
+    if not all(0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise ValueError(f"shares of the cost must rise and be above 0 and below 1, got {shares}")
+    reached = list(accumulate(macs for macs, _ in walk_units(on_meta(net), image_shape)))
+    places = tuple(next(unit for unit, macs in enumerate(reached) if macs >= share * reached[-1]) for share in shares)
+    by_unit = f"after each unit the network has spent {[round(macs / reached[-1], 3) for macs in reached]}"
+    if places and places[-1] == len(reached) - 1:
+        raise ValueError(f"no unit before the last reaches a share of {shares[-1]}: {by_unit}")
+    if len(set(places)) < len(places):
+        raise ValueError(f"shares {shares} would put two exits after one unit (units {places}): {by_unit}")
+    return places
+
+
+def with_internal_classifiers(
+    net: MultiExitNet,
+    image_shape: tuple[int, int, int],
+    *,
+    after: Sequence[int] | None = None,
+    pool: str = "mixed",
+) -> MultiExitNet:
+    """A new network: `net`, trained or not, and fresh early exits beside those it has.
+
+    Everything is copied: training the new network leaves `net` as it is. The exits have as many outputs as its last
+    one. `TrainConfig(trained="early_exits")` trains them and nothing else.
+
+    Args:
+        net: any network.
+        image_shape: (C, H, W) of the images it is to see; the size of each exit follows from it.
+        after: units that get an exit; None stands for the six places of Shallow-Deep Networks,
+            `exits_at_cost(net, SDN_SHARES, image_shape)`.
+        pool: how each of them pools its feature map, one of `list_pools()`.
+
+    Raises:
+        ValueError: if a unit does not exist, is named twice or has an exit already, `pool` is unknown, or the network
+            cannot read such images.
+    """
+    check_pool(pool)
+    if after is None:
+        after = exits_at_cost(net, SDN_SHARES, image_shape)
+    _check_places(net, after)
+    shapes = on_meta(net)
+    features = [feature for _, feature in walk_units(shapes, image_shape)]
+    _, answer = count_macs(shapes.exits[str(len(features) - 1)], features[-1])
+    weight = next(net.parameters())
+    heads = {}
+    for unit in after:
+        _, channels, height, width = features[unit].shape
+        heads[unit] = create_exit(pool, channels, answer.shape[1], min(height, width)).to(weight).train(net.training)
+    return add_exits(net, heads)
+
+
+def assemble(
+    units: Sequence[nn.Module],
+    head: nn.Module,
+    *,
+    image_shape: tuple[int, int, int],
+    exit_after: Sequence[int],
+    pool: str,
+) -> MultiExitNet:
+    """A network with fresh weights: a backbone, its own classifier `head`, and early exits after some of its units.
+
+    The backbone draws its weights first: with one seed they are the same whatever the exits.
+    """
+    check_pool(pool)
+    net = initialise(MultiExitNet(units, {len(units) - 1: head}))
+    if not exit_after:
+        return net
+    return with_internal_classifiers(net, image_shape, after=exit_after, pool=pool)
+
+
+def shallow_deep(
+    builder: Callable[..., MultiExitNet],
+    *,
+    in_channels: int = 3,
+    image_size: int = 32,
+    pool: str = "mixed",
+    **kwargs: Any,
+) -> MultiExitNet:
+    """What `builder` builds, with six internal classifiers at `SDN_SHARES` of its cost.
+
+    Args:
+        builder: of a plain CNN.
+        in_channels: channels of an image.
+        image_size: pixels a side.
+        pool: how each early exit pools its feature map.
+        kwargs: the builder's other arguments, without `exit_after`.
+    """
+    net = builder(in_channels=in_channels, image_size=image_size, exit_after=(), **kwargs)
+    return with_internal_classifiers(net, (in_channels, image_size, image_size), pool=pool)
+
+
+def _check_places(net: MultiExitNet, after: Sequence[int]) -> None:
+    if len(set(after)) != len(tuple(after)):
+        raise ValueError(f"two exits after one unit in {tuple(after)}")
+    outside = sorted(unit for unit in after if not 0 <= unit < len(net.units))
+    if outside:
+        raise ValueError(f"exits after units {outside}, but units are numbered 0..{len(net.units) - 1}")
