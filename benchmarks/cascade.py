@@ -29,6 +29,7 @@ from eeutils.cascade import Cascade, prepared_for_inference
 from eeutils.data import Split, load_data
 from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet
+from eeutils.results import RESULTS, refresh_readme
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
@@ -96,9 +97,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     print(report)
-    out = options.out or Path("results") / ("benchmark-cuda.md" if options.device == "cuda" else "benchmark.md")
+    out = options.out or RESULTS / ("benchmark-cuda.md" if options.device == "cuda" else "benchmark.md")
     with atomic_path(out) as temporary:
         temporary.write_text(report)
+    if options.out is None:
+        refresh_readme()
 
 
 def run(options: Benchmark) -> str:

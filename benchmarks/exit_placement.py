@@ -28,10 +28,11 @@ from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
 from eeutils.data import load_data
 from eeutils.files import atomic_path
 from eeutils.models import resnet18
+from eeutils.results import RESULTS, refresh_readme
+from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.training import choose_device, fit, recipe
 
-MAX_DROP = 0.005
 BUDGET = 0.5
 EARLY_UNITS = tuple(range(8))
 
@@ -60,7 +61,7 @@ class Placement:
     seed: int = 0
     device: str = "auto"
     run: Path = Path("runs/exit_placement")
-    results: Path = Path("results")
+    results: Path = RESULTS
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -77,6 +78,8 @@ def main(args: Sequence[str] | None = None) -> None:
             draw(table).savefig(temporary, format="png", bbox_inches="tight")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
+    if options.results == RESULTS:
+        refresh_readme()
     print(report)
 
 

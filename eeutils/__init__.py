@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from eeutils.analysis.predictions import Predictions, predict
     from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
     from eeutils.cascade import Cascade
-    from eeutils.data import load_data
+    from eeutils.data import data_from_folder, load_data
     from eeutils.models import create_model, list_models
     from eeutils.training import TrainConfig, fit, recipe
-    from eeutils.weights import list_weights, load_predictions, load_weights
+    from eeutils.weights import list_weights, load_history, load_predictions, load_weights
 
     __version__: str
     __repository__: str
@@ -37,11 +37,13 @@ __all__ = [
     "choose_for_accuracy",
     "choose_for_budget",
     "create_model",
+    "data_from_folder",
     "decide",
     "fit",
     "list_models",
     "list_weights",
     "load_data",
+    "load_history",
     "load_predictions",
     "load_weights",
     "predict",
@@ -56,11 +58,13 @@ _MODULE_OF = {
     "choose_for_accuracy": "eeutils.analysis.thresholds",
     "choose_for_budget": "eeutils.analysis.thresholds",
     "create_model": "eeutils.models",
+    "data_from_folder": "eeutils.data",
     "decide": "eeutils.analysis.policies",
     "fit": "eeutils.training",
     "list_models": "eeutils.models",
     "list_weights": "eeutils.weights",
     "load_data": "eeutils.data",
+    "load_history": "eeutils.weights",
     "load_predictions": "eeutils.weights",
     "load_weights": "eeutils.weights",
     "predict": "eeutils.analysis.predictions",

@@ -12,6 +12,10 @@ from eeutils.analysis.policies import Policy, check_fallback, fallback_logits, l
 from eeutils.analysis.predictions import Batched
 from eeutils.models import MultiExitNet
 
+# Normalised images reach 2 or 3; beyond this a channel would need a standard deviation below 1/30 of its range. Pixels
+# that were never normalised, 0 to 255, are nearly always beyond it.
+_LARGEST_VALUE = 30.0
+
 
 @dataclass(frozen=True)
 class CascadeResult:
@@ -67,15 +71,17 @@ class Cascade:
         self.device = torch.device(device or next(net.parameters()).device)
         self.dtype = next(net.parameters()).dtype
         self.net = prepared_for_inference(net).to(self.device)
+        self._channels = _channels_wanted(net)
         self._stages = [(nn.Sequential(*units), head) for units, head in self.net.stages()]
 
     def __call__(self, images: Tensor) -> CascadeResult:
         """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device.
 
         Raises:
-            ValueError: if the images have another shape or type, or an answer is NaN or infinite.
+            ValueError: if the images have another shape or type, values that normalisation does not give (beyond 30 or
+                below -30), or an answer is NaN or infinite.
         """
-        _check_input(images)
+        _check_input(images, self._channels)
         with torch.inference_mode():
             logits, exit_index = self._descend(images.to(self.device, self.dtype, memory_format=torch.channels_last))
         # Copied outside inference mode, so that the caller may do with them what one may do with a tensor.
@@ -86,6 +92,7 @@ class Cascade:
         return _joined(self(images) for images, _ in split.batches(batch_size, self.device))
 
     def _descend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        largest = x.abs().amax()
         rows = torch.arange(len(x), device=self.device)  # whose images are still in
         exit_index = torch.zeros_like(rows)
         last = len(self._stages) - 1
@@ -106,7 +113,7 @@ class Cascade:
                 break
             if len(staying) < len(rows):
                 x, rows, so_far = _images(x, staying), rows[staying], so_far.index_select(1, staying)
-        _check_answers(logits)
+        _check_values(largest, logits)
         return logits, exit_index
 
 
@@ -142,11 +149,22 @@ def _joined(results: Iterable[CascadeResult]) -> CascadeResult:
     )
 
 
-def _check_input(images: Tensor) -> None:
+def _channels_wanted(net: MultiExitNet) -> int | None:
+    """Of a network's images; None if it does not begin with a convolution."""
+    first = next(module for module in net.units.modules() if not any(module.children()))
+    return first.in_channels if isinstance(first, nn.Conv2d) else None
+
+
+def _check_input(images: Tensor, channels: int | None) -> None:
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"a cascade takes normalised floats, got {images.dtype}; apply split.normalization first")
+    if channels is not None and images.shape[1] != channels:
+        raise ValueError(
+            f"the network's first layer takes images of {channels} channels, got {images.shape[1]} in images of shape "
+            f"{tuple(images.shape)}"
+        )
 
 
 def _check_weights(net: nn.Module) -> None:
@@ -155,8 +173,18 @@ def _check_weights(net: nn.Module) -> None:
         raise ValueError(f"{len(broken)} weights of the network are NaN or infinite, the first is {broken[0]!r}")
 
 
-def _check_answers(logits: Tensor) -> None:
-    """A NaN reaches no threshold: its image gets to the last exit, and here."""
-    if not logits.isfinite().all():
-        rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+def _check_values(largest: Tensor, logits: Tensor) -> None:
+    """Look at what went in, its largest size (), and what came out, (N, C), at once: the device is waited for once.
+
+    A NaN reaches no threshold: its image gets to the last exit, and here.
+    """
+    if logits.isfinite().all() & (largest <= _LARGEST_VALUE):
+        return
+    if largest > _LARGEST_VALUE:
+        raise ValueError(
+            f"the images have values of size {float(largest):.4g}, normalised ones are within {_LARGEST_VALUE:g}; make "
+            "them with Normalization(mean, std)(uint8 images), as split.normalization does"
+        )
+    rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+    if rows:
         raise ValueError(f"the answers for images {rows[:10]} of the batch are NaN or infinite; are the images finite?")

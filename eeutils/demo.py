@@ -46,9 +46,10 @@ def main() -> None:
     print(f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test images.")
     evaluations = {}
     for network in NETWORKS:
-        net = session.network(network).to(device)
-        evaluations[network] = Evaluation(session.predictions(network, "val"), predict(net, data.test))
-        print(f"  {session.weights_name(network)}: all test images in {time.perf_counter() - started:.0f} s")
+        net, val = session.network(network).to(device), session.predictions(network, "val")
+        seconds, test = _timed(lambda net=net: predict(net, data.test), device)
+        evaluations[network] = Evaluation(val, test)
+        print(f"  {session.weights_name(network)}: {len(data.test) / seconds:,.0f} test images/s")
     print("\nAccuracy on the test images (%), measured just now:\n")
     print(frame_as_markdown(scoreboard(evaluations)))
     _leave_early(session, data, evaluations[BEST], device)

@@ -62,7 +62,7 @@ class Session:
             return f"{network}-digits-w{QUICK_WIDTH}"
         fitting = [entry for entry in default_registry().entries if _stands_for(entry, network)]
         if not fitting:
-            raise ValueError(f"no trained weights of {network!r}; see eeutils.list_weights()")
+            raise ValueError(f"no trained weights of {network!r}; see eeutils.weights.weights_table()")
         return max(fitting, key=lambda entry: entry.model_args.get("width", 64)).name
 
     def network(self, network: str) -> MultiExitNet:

@@ -1,6 +1,7 @@
 """Figures. Every function draws on the axes it is given, or on new ones, and returns them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,7 +66,7 @@ def plot_images(
     for ax in axes.flat:
         ax.axis("off")
     for ax, position, title in zip(axes.flat, positions, titles, strict=False):
-        ax.imshow(split.images[position].permute(1, 2, 0).numpy(), interpolation="nearest")
+        ax.imshow(split.images[position].permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
         ax.set_title(title, fontsize=7 * size**0.5, pad=2)
     figure.tight_layout(pad=0.3)
     return figure
@@ -127,7 +128,7 @@ def plot_accuracies(networks: Mapping[str, Predictions], ax: Axes | None = None)
     drawn = ax.barh(list(bars), list(bars.values()), color=colors)
     ax.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
     ax.invert_yaxis()
-    ax.set(xlabel="test accuracy (%)", xlim=(max(0, min(bars.values()) - 10), min(100, max(bars.values()) + 3)))
+    ax.set(xlabel="accuracy (%)", xlim=(max(0, min(bars.values()) - 10), min(100, max(bars.values()) + 3)))
     ax.tick_params(axis="y", labelsize=8)
     ax.grid(axis="y", visible=False)
     return ax
@@ -146,7 +147,7 @@ def plot_gains(networks: Mapping[str, Predictions], reference: float, ax: Axes |
     ax.axvline(0, color="black", linewidth=1)
     ax.invert_yaxis()
     ax.margins(x=0.15)
-    ax.set(xlabel=f"points against plain ResNet18 ({reference:.2%})")
+    ax.set(xlabel=f"points above or below {reference:.2%}")
     ax.tick_params(axis="y", labelsize=8)
     ax.grid(axis="y", visible=False)
     return ax
@@ -155,13 +156,13 @@ def plot_gains(networks: Mapping[str, Predictions], reference: float, ax: Axes |
 def plot_curves(networks: Mapping[str, Predictions], ax: Axes | None = None, score: str = "confidence") -> Axes:
     """Accuracy against mean cost as the threshold moves (lines), and each exit taken by itself (dots)."""
     ax = ax or _new_axes()
-    for (name, predictions), color in zip(networks.items(), sns.color_palette("colorblind"), strict=False):
+    for (name, predictions), color in zip(networks.items(), cycle(sns.color_palette("colorblind"))):
         macs = predictions.costs.numpy() / 1e6
         exits = 100 * accuracy_per_exit(predictions).numpy()
         if predictions.num_exits == 1:
             ax.plot(macs, exits, "*", markersize=13, color=color, label=name)
             continue
-        curve: Curve = accuracy_cost_curve(predictions, score_name=score)
+        curve: Curve = accuracy_cost_curve(predictions, score=score)
         ax.plot(curve.cost.numpy() / 1e6, 100 * curve.accuracy.numpy(), color=color, label=f"{name}, cascade")
         ax.plot(macs, exits, "o", color=color, markersize=6, markerfacecolor="white", label=f"{name}, single exits")
     ax.set(xlabel="mean multiply-adds an image (M)", ylabel="accuracy (%)", title="What accuracy costs")

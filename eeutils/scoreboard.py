@@ -48,7 +48,7 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
 
 
 _COLUMNS = (
-    *(f"exit {number}" for number in range(1, 10)),
+    *(f"exit {number}" for number in range(1, 100)),
     "last exit",
     "mean ensemble",
     "weighted ensemble",

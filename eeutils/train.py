@@ -16,6 +16,7 @@ import tyro
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
 from eeutils.files import atomic_path
@@ -128,7 +129,7 @@ def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: Histo
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
         "images_per_second": round(history.frame()["images_per_second"].median(), 1),
-        "test_accuracy": [round(share, 4) for share in test.correct.double().mean(1).tolist()],
+        "test_accuracy": [round(share, 4) for share in accuracy_per_exit(test).tolist()],
         "macs": test.costs.tolist(),
     }
 

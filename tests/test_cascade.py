@@ -226,6 +226,11 @@ def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precisi
         (torch.zeros(3, 8, 8), r"shape \(N, C, H, W\) with N of 1 or more, got \(3, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8), "N of 1 or more"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "normalised floats, got torch.uint8"),
+        (torch.zeros(2, 1, 8, 8), r"first layer takes images of 3 channels, got 1 in images of shape \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 4, 8, 8), "of 3 channels, got 4"),
+        (torch.randint(0, 256, (2, 3, 32, 32)).float(), r"values of size 25\d, .* Normalization\(mean, std\)\(uint8"),
+        (torch.full((2, 3, 8, 8), -31.0), "values of size 31, normalised ones are within 30"),
+        (torch.full((2, 3, 8, 8), torch.inf), "values of size inf"),
         (torch.full((2, 3, 8, 8), torch.nan), r"answers for images \[0, 1\] of the batch are NaN"),
     ],
 )
@@ -233,6 +238,24 @@ def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precisi
 def test_images_that_make_no_sense_are_refused(images, message, policy):
     with pytest.raises(ValueError, match=message):
         Cascade(make_net(2), policy)(images)
+
+
+def test_one_image_that_was_not_normalised_is_found_among_others():
+    images = torch.randn(5, 3, 8, 8)
+    images[3, 0, 0, 0] = 255
+    with pytest.raises(ValueError, match="values of size 255"):
+        Cascade(make_net(3), ThresholdPolicy(0.1))(images)
+
+
+def test_the_extremes_of_normalised_pixels_are_let_in():
+    darkest_and_brightest = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 8, 8)
+    narrow = Normalization((0.0,) * 3, (0.034,) * 3)(darkest_and_brightest)
+    assert len(Cascade(make_net(3), NEVER)(narrow).predicted) == 2
+
+
+def test_a_network_that_does_not_begin_with_a_convolution_says_nothing_of_channels():
+    net = MultiExitNet([nn.Flatten()], {0: nn.Linear(16, 2)})
+    assert len(Cascade(net, NEVER)(torch.randn(3, 4, 2, 2)).predicted) == 3
 
 
 def test_a_nan_image_among_others_is_named():

@@ -115,6 +115,30 @@ def test_a_full_disk_is_a_storage_error_and_keeps_the_old_file(small_disk):
     assert target.read_bytes() == b"old"
 
 
+def test_a_file_that_may_not_grow_is_a_storage_error_and_keeps_the_old_one(tmp_path):
+    """As a full disk, for those who may not mount one."""
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"old")
+    code = """if True:
+        import resource, signal, sys
+        from pathlib import Path
+        from eeutils.errors import StorageError
+        from eeutils.files import atomic_path
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            with atomic_path(Path(sys.argv[1])) as temporary:
+                temporary.write_bytes(bytes(8192))
+        except StorageError as error:
+            assert sys.argv[1] in str(error)
+            sys.exit(7)
+    """
+    ended = subprocess.run([sys.executable, "-c", code, target], timeout=60, capture_output=True)
+    assert ended.returncode == 7, ended.stderr.decode()
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
 @pytest.mark.parametrize("write", [atomic_path, exclusive])
 def test_a_read_only_file_system_is_a_storage_error(small_disk, write):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

@@ -60,5 +60,5 @@ def test_the_widest_trained_network_stands_for_its_kind():
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="resnet99-avg"):
+    with pytest.raises(ValueError, match=r"'resnet99-avg'; see eeutils\.weights\.weights_table\(\)"):
         Session(quick=False).weights_name("resnet99-avg")

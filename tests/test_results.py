@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 from eeutils import results
 from eeutils.analysis.predictions import Predictions
+from eeutils.scoreboard import Evaluation
 from eeutils.weights import default_registry
 
 README = "before\n<!-- results/a.md -->\nold\n<!-- end -->\nbetween\n<!-- results/b.md -->\n<!-- end -->\nafter\n"
@@ -48,14 +50,25 @@ def test_a_number_that_does_not_come_out_is_named():
     entry = TRAINED[0]
     exits, images = len(entry.macs), 10_000
     labels = torch.zeros(images, dtype=torch.int64)
-    right = [round(share * images) for share in entry.accuracy["test"]]
-    logits = torch.zeros(exits, images, 10)
-    for index, count in enumerate(right):
-        logits[index, :count, 0], logits[index, count:, 1] = 1.0, 1.0
-    as_published = Predictions(logits, labels, torch.tensor(entry.macs, dtype=torch.float64))
+    published = {}
+    for split, shares in entry.accuracy.items():
+        logits = torch.zeros(exits, images, 10)
+        for index, share in enumerate(shares):
+            count = round(share * images)
+            logits[index, :count, 0], logits[index, count:, 1] = 1.0, 1.0
+        published[split] = Predictions(logits, labels, torch.tensor(entry.macs, dtype=torch.float64))
+    as_published = Evaluation(**published)
     assert results._mistakes(entry, as_published) == []
 
-    better = replace(entry, accuracy={**entry.accuracy, "test": (0.999, *entry.accuracy["test"][1:])})
-    assert "exit 1: 99.90% is published" in results._mistakes(better, as_published)[0]
+    better = replace(entry, accuracy={**entry.accuracy, "val": (0.999, *entry.accuracy["val"][1:])})
+    assert "exit 1 on val: 99.90% is published" in results._mistakes(better, as_published)[0]
     dearer = replace(entry, macs=tuple(macs + 1 for macs in entry.macs))
     assert "multiply-adds" in results._mistakes(dearer, as_published)[0]
+
+
+def test_a_cell_of_the_scoreboard_that_does_not_come_out_is_named():
+    board = pd.DataFrame({"cascade": [88.0, 87.0], "exit 1": [float("nan"), 70.0]}, index=["one", "two"])
+    other = board + pd.DataFrame({"cascade": [0.1, 0.5], "exit 1": [0.0, 0.0]}, index=["one", "two"])
+
+    assert results._differences(board, other) == ["two, cascade: 87.00 is published, 87.50 came out"]
+    assert results._differences(board, board) == []

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from eeutils.analysis.predictions import Predictions
 
@@ -99,25 +98,24 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
 def sure_images(predictions: Predictions, exit_index: int, confidence: float) -> Tensor:
     """Positions of the images that an exit gets right with at least this confidence, surest first, (n,) int64."""
     sure = predictions.confidence[exit_index]
-    chosen = (predictions.correct[exit_index] & (sure >= confidence)).nonzero().flatten()
-    return chosen[sure[chosen].argsort(descending=True, stable=True)]
+    return surest_first(predictions.correct[exit_index] & (sure >= confidence), sure)
 
 
 def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
     """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64."""
     new = predictions.correct[exit_index] & ~predictions.correct[:exit_index].any(0)
-    chosen = new.nonzero().flatten()
-    return chosen[predictions.confidence[exit_index][chosen].argsort(descending=True, stable=True)]
+    return surest_first(new, predictions.confidence[exit_index])
+
+
+def surest_first(chosen: Tensor, confidence: Tensor) -> Tensor:
+    """Positions of the images `chosen` (N,) bool in order of falling `confidence` (N,), (n,) int64."""
+    images = chosen.nonzero().flatten()
+    return images[confidence[images].argsort(descending=True, stable=True)]
 
 
 def gains(accuracy: Tensor, reference: float) -> Tensor:
     """Percentage points by which each `accuracy` (E,) is above (or, negative, below) `reference`."""
     return (accuracy - reference) * 100
-
-
-def nll_per_exit(predictions: Predictions) -> Tensor:
-    """(E,) float64, mean negative log-likelihood of the labels."""
-    return torch.stack([F.cross_entropy(logits.double(), predictions.labels) for logits in predictions.logits])
 
 
 def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from eeutils.analysis.metrics import surest_first
 from eeutils.analysis.predictions import Predictions
 
 
@@ -26,7 +27,7 @@ def first_correct(predictions: Predictions) -> Tensor:
 def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
     """Positions of the images that this exit gets right and no other one does, surest first, (n,) int64."""
     alone = predictions.correct[exit_index] & (predictions.correct.sum(0) == 1)
-    return _surest_first(alone.nonzero().flatten(), predictions.confidence[exit_index])
+    return surest_first(alone, predictions.confidence[exit_index])
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,8 @@ def destructive(predictions: Predictions) -> Destructive:
     wrong = ~predictions.correct[-1]
     had_it = predictions.correct[:-1] & wrong  # (E - 1, N)
     exits = first_correct(predictions)
-    images = had_it.any(0).nonzero().flatten()
     at_first = predictions.confidence.gather(0, exits.clamp_max(predictions.num_exits - 1)[None])[0]  # (N,)
-    images = _surest_first(images, at_first)
+    images = surest_first(had_it.any(0), at_first)
     sure = torch.where(had_it, predictions.confidence[:-1].double(), 0.0)
     num_classes = predictions.logits.shape[2]
     return Destructive(
@@ -211,11 +211,6 @@ def destructive(predictions: Predictions) -> Destructive:
         class_destroyed=predictions.labels[images].bincount(minlength=num_classes),
         num_images=len(predictions.labels),
     )
-
-
-def _surest_first(images: Tensor, confidence: Tensor) -> Tensor:
-    """Positions (n,) in order of falling `confidence` (N,)."""
-    return images[confidence[images].argsort(descending=True, stable=True)]
 
 
 def _exit_names(count: int) -> pd.Index:

@@ -146,10 +146,11 @@ def predict(
         device: where to compute; by default where the network is.
 
     Raises:
-        ValueError: if the network answers NaN or infinity, or for fewer classes than the labels name.
+        ValueError: if the network cannot read images of this size and number of channels, or answers NaN or infinity,
+            or for fewer classes than the labels name.
     """
+    costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
-    costs = exit_costs(net, tuple(split.images.shape[1:]))
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
 
 

@@ -12,7 +12,8 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.policies import ThresholdPolicy, decide
+from eeutils.analysis.policies import score as score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice
 
@@ -43,7 +44,7 @@ class RiskTest:
 def measure_risk(
     validation: Predictions,
     epsilon: float,
-    score_name: str = "confidence",
+    score: str = "confidence",
     thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
 ) -> RiskTest:
     """Measured risk and binomial p-value of every threshold.
@@ -54,7 +55,7 @@ def measure_risk(
     Args:
         validation: n images like those to come, not used in training.
         epsilon: the risk to be excluded, in (0, 1).
-        score_name: see `eeutils.analysis.policies.score`.
+        score: see `eeutils.analysis.policies.score`.
         thresholds: (T,) in [0, 1]; chosen without a look at `validation`.
 
     Raises:
@@ -67,7 +68,7 @@ def measure_risk(
     if not usable.all() or not len(falling):
         raise ValueError(f"thresholds must be one or more numbers in [0, 1], got {falling[~usable].tolist()}")
     num_images = len(validation.labels)
-    losses = _losses(validation, score(validation.logits[:-1], score_name), falling)
+    losses = _losses(validation, score_of(validation.logits[:-1], score), falling)
     p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, epsilon))
     return RiskTest(falling, losses.double() / num_images, p_values)
 
@@ -76,7 +77,7 @@ def choose_with_guarantee(
     validation: Predictions,
     epsilon: float,
     delta: float = 0.1,
-    score_name: str = "confidence",
+    score: str = "confidence",
     thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
 ) -> Choice:
     """The lowest threshold certified to lose at most `epsilon` of the images to early answers.
@@ -96,7 +97,7 @@ def choose_with_guarantee(
         validation: images like those to come, not used in training, nor to choose the arguments here.
         epsilon: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred.
         delta: the chance accepted that the risk is larger after all, in (0, 1).
-        score_name: see `eeutils.analysis.policies.score`.
+        score: see `eeutils.analysis.policies.score`.
         thresholds: (T,) in [0, 1] to choose from; chosen without a look at `validation`.
 
     Raises:
@@ -104,9 +105,9 @@ def choose_with_guarantee(
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta is a probability in (0, 1), got {delta}")
-    tested = measure_risk(validation, epsilon, score_name, thresholds)
+    tested = measure_risk(validation, epsilon, score, thresholds)
     count = tested.certified(delta)
-    policy = ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score_name)
+    policy = ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score)
     decisions = decide(validation, policy)
     return Choice(policy, decisions.accuracy, decisions.relative_cost)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.policies import ThresholdPolicy, decide
+from eeutils.analysis.policies import score as score_of
 from eeutils.analysis.predictions import Predictions
 
 
@@ -36,28 +37,28 @@ class Curve:
 
 
 def accuracy_cost_curve(
-    predictions: Predictions, thresholds: Tensor | Sequence[float] | None = None, score_name: str = "confidence"
+    predictions: Predictions, thresholds: Tensor | Sequence[float] | None = None, score: str = "confidence"
 ) -> Curve:
     """Accuracy and mean cost for many thresholds at once.
 
     Args:
         predictions: the table, N images.
         thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody; by default `threshold_grid(predictions)`.
-        score_name: see `eeutils.analysis.policies.score`.
+        score: see `eeutils.analysis.policies.score`.
 
     Raises:
         ValueError: if a threshold is none of these, or there is none.
     """
-    scores = score(predictions.logits[:-1], score_name)
+    scores = score_of(predictions.logits[:-1], score)
     thresholds = _grid(scores) if thresholds is None else torch.as_tensor(thresholds, dtype=torch.float64).sort().values
     usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
     if not usable.all() or not len(thresholds):
         raise ValueError(f"thresholds must be one or more numbers in [0, 1], got {thresholds[~usable].tolist()}")
     accuracy, cost = _sweep_shared(predictions, scores, thresholds)
-    return Curve(thresholds, accuracy, cost, float(predictions.costs[-1]), score_name)
+    return Curve(thresholds, accuracy, cost, float(predictions.costs[-1]), score)
 
 
-def threshold_grid(predictions: Predictions, count: int = 1000, score_name: str = "confidence") -> Tensor:
+def threshold_grid(predictions: Predictions, count: int = 1000, score: str = "confidence") -> Tensor:
     """(T,) float64, at most `count` thresholds at evenly spaced ranks of the early exits' scores, and 0 and 1 in it.
 
     Scores crowd near 1; a grid by rank has its points where a step changes who leaves.
@@ -65,7 +66,7 @@ def threshold_grid(predictions: Predictions, count: int = 1000, score_name: str 
     Raises:
         ValueError: if `count` is below 2.
     """
-    return _grid(score(predictions.logits[:-1], score_name), count)
+    return _grid(score_of(predictions.logits[:-1], score), count)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Choice:
     relative_cost: float
 
 
-def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score_name: str = "confidence") -> Choice:
+def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: str = "confidence") -> Choice:
     """The cheapest thresholds that lose at most `max_drop` (0.005 is half a point) against the last exit.
 
     There always are some: at worst those that let nobody leave early. For how they are found see `choose_for_budget`.
@@ -93,10 +94,10 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score_na
     """
     if not 0 <= max_drop <= 1:
         raise ValueError(f"max_drop is a share of the images in [0, 1], got {max_drop}")
-    return _choose(validation, score_name, _Goal(floor=float(validation.correct[-1].double().mean()) - max_drop))
+    return _choose(validation, score, _Goal(floor=float(validation.correct[-1].double().mean()) - max_drop))
 
 
-def choose_for_budget(validation: Predictions, budget: float, score_name: str = "confidence") -> Choice:
+def choose_for_budget(validation: Predictions, budget: float, score: str = "confidence") -> Choice:
     """The most accurate thresholds whose mean cost is at most `budget`, a share of the whole network's cost.
 
     The best threshold shared by all exits comes first; then one exit's threshold after the other is moved to where it
@@ -115,7 +116,7 @@ def choose_for_budget(validation: Predictions, budget: float, score_name: str = 
             f"a budget of {budget:.1%} cannot be met: the first exit alone costs {cheapest:.1%} of the network. "
             "Ask for more, or place an exit earlier"
         )
-    return _choose(validation, score_name, _Goal(ceiling=budget * float(validation.costs[-1])))
+    return _choose(validation, score, _Goal(ceiling=budget * float(validation.costs[-1])))
 
 
 _ROUNDING = 1e-9
@@ -137,8 +138,8 @@ class _Goal:
         return int(torch.where(first == first.max(), second, -math.inf).argmax())
 
 
-def _choose(validation: Predictions, score_name: str, goal: _Goal) -> Choice:
-    scores = score(validation.logits[:-1], score_name)
+def _choose(validation: Predictions, score: str, goal: _Goal) -> Choice:
+    scores = score_of(validation.logits[:-1], score)
     candidates = torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])
     shared = goal.best(*_sweep_shared(validation, scores, candidates))
     chosen = [shared] * len(scores)  # positions in `candidates`
@@ -151,7 +152,7 @@ def _choose(validation: Predictions, score_name: str, goal: _Goal) -> Choice:
                 chosen[index] = best
         if chosen == before:
             break
-    policy = ThresholdPolicy(tuple(candidates[chosen].tolist()), score_name)
+    policy = ThresholdPolicy(tuple(candidates[chosen].tolist()), score)
     decisions = decide(validation, policy)
     return Choice(policy, decisions.accuracy, decisions.relative_cost)
 

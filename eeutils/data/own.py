@@ -1,13 +1,16 @@
 """One's own images as a data set."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from eeutils.data.augmentation import Normalization
+from eeutils.data.sources import progress_bar
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
 from eeutils.errors import IntegrityError
 
@@ -21,6 +24,7 @@ def data_from_tensors(
     val_share: float = 0.1,
     test_share: float = 0.2,
     seed: int = 0,
+    normalization: Normalization | None = None,
 ) -> ImageData:
     """Images and labels as a data set, split at random with every class in proportion.
 
@@ -32,27 +36,31 @@ def data_from_tensors(
         val_share: the part of N to choose by.
         test_share: the part of N to report on.
         seed: of the split.
+        normalization: by default that of the training images; for trained weights the one that they were trained with,
+            `eeutils.weights.weight_entry(name).normalization`.
 
     Raises:
-        ValueError: if shapes, dtypes or labels do not fit, or a share leaves a split without some class.
+        ValueError: if shapes, dtypes, labels or the normalization's channels do not fit, or a share leaves a split
+            without some class.
     """
     if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
         raise ValueError(f"val_share {val_share} and test_share {test_share} must be positive and sum to less than 1")
     check_images(images)
-    everything = Split(images, labels, tuple(classes), Normalization.of(images))
+    everything = Split(images, labels, tuple(classes), normalization or Normalization.of(images))
     rest, test = stratified_holdout(everything, round(test_share * len(images)), seed)
     train, val = stratified_holdout(rest, round(val_share * len(images)), seed)
-    normalization = Normalization.of(train.images)  # of what is trained on, and of nothing else
+    if normalization is None:
+        normalization = Normalization.of(train.images)  # of what is trained on, and of nothing else
     return ImageData(name, *(replace(split, normalization=normalization) for split in (train, val, test)))
 
 
 def data_from_folder(root: str | Path, size: int = 32, **kwargs: Any) -> ImageData:
-    """`data_from_tensors` of a folder that has one folder of images a class.
+    """`data_from_tensors` of a folder that has one folder of images a class; grey images, too, become RGB.
 
     Args:
         root: the folder; the names of the folders in it are the classes.
         size: images are scaled until the shorter side has this many pixels, and the middle square is kept.
-        kwargs: those of `data_from_tensors`.
+        kwargs: those of `data_from_tensors`, `normalization` for one.
 
     Raises:
         FileNotFoundError: if there is no such folder, or a class in it has no image.
@@ -66,9 +74,16 @@ def data_from_folder(root: str | Path, size: int = 32, **kwargs: Any) -> ImageDa
         raise ValueError(f"size must be positive, got {size}")
     to_square = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     folder = ImageFolder(root, transform=to_square, loader=_read_image)
-    images = torch.stack([image for image, _ in folder])
+    images = torch.stack(list(_decoded(folder)))
     labels = torch.tensor(folder.targets)
     return data_from_tensors(images, labels, tuple(folder.classes), **{"name": Path(root).resolve().name, **kwargs})
+
+
+def _decoded(folder: Dataset) -> Iterator[Tensor]:
+    with progress_bar("reading images", len(folder), unit="img") as bar:
+        for image, _ in folder:
+            bar.update()
+            yield image
 
 
 def _read_image(path: str) -> Any:

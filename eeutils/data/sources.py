@@ -109,9 +109,12 @@ def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
             raise IntegrityError(f"{part} has sha256 {actual[:16]}..., expected {expected.sha256[:16]}...")
 
 
-def progress_bar(description: str, size: int) -> tqdm:
-    """A bar over `size` bytes in a notebook or a terminal; silent where stderr is a file or a pipe, such as a log."""
-    return tqdm(desc=description, total=size, unit="B", unit_scale=True, file=sys.stderr, leave=False, disable=None)
+def progress_bar(description: str, size: int, unit: str = "B") -> tqdm:
+    """A bar over `size` bytes, or other units, in a notebook or a terminal.
+
+    It is silent where stderr is a file or a pipe, such as a log.
+    """
+    return tqdm(desc=description, total=size, unit=unit, unit_scale=True, file=sys.stderr, leave=False, disable=None)
 
 
 def _read_cache(path: Path, content: Mapping[str, Content]) -> RawData | None:

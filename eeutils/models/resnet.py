@@ -4,9 +4,7 @@ Units: 0 is the stem; 1-2, 3-4, 5-6 and 7-8 are the two basic blocks of layer1, 
 CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1, 51.7 % after layer2 and 75.8 % after
 layer3.
 
-Where the exits stand by default: after layer2 (two exits), after layer1 and layer2 (three exits). Both come from
-`benchmarks/exit_placement.py`, which gives a trained ResNet18 an exit after every unit and compares all placements
-by the average cost of their cascade at equal validation accuracy.
+Where the exits stand by default: PLACEMENT
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ class LossConfig:
     """How the exits' losses become one.
 
     Attributes:
-        weights: one a exit, shallowest first; or a scheme of `eeutils.training.losses` by name.
+        weights: one an exit, shallowest first; or a scheme of `eeutils.training.losses` by name.
         distillation: share of each early exit's loss that comes from the last exit's softened answer instead of the
             label (self-distillation: Phuong & Lampert, ICCV 2019; Zhang et al., ICCV 2019).
         temperature: softens both answers for distillation.
@@ -122,7 +122,9 @@ _RECIPES = {
         augmentation=Augmentation(cutout=0),
         loss=LossConfig(weights="deeper_mean_one"),
     ),
-    # UPF-DL-2020, as published: its notebooks' optimiser, schedule and augmentation (crop and flip).
+    # After UPF-DL-2020: its notebooks' optimiser, schedule, weight decay and augmentation (crop and flip). Other than
+    # there, norms and biases are exempt from weight decay, and shifts mirror the border. Its three-exit network was
+    # trained otherwise: with RandomResizedCrop, for 75 epochs and more.
     "upf": TrainConfig(
         epochs=150,
         batch_size=256,
@@ -132,7 +134,8 @@ _RECIPES = {
         nesterov=False,
         augmentation=Augmentation(cutout=0),
     ),
-    # Shallow-Deep Networks, as published: a CNN; the same with its exits from the start.
+    # After Shallow-Deep Networks: a CNN; the same with its exits from the start. Optimiser, drops and weight decays are
+    # the paper's, but here norms and biases are exempt from weight decay, and shifts mirror the border.
     **{f"cnn_{net}": replace(_CNN, weight_decay=decay) for net, decay in _SDN_WEIGHT_DECAY.items()},
     **{f"sdn_{net}": replace(_SDN, weight_decay=decay) for net, decay in _SDN_WEIGHT_DECAY.items()},
     # And exits for a CNN that is trained already, whichever it is. How the losses are weighted hardly matters, since

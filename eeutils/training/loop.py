@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
+from eeutils.data.augmentation import augmented_batch
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
@@ -39,7 +41,8 @@ def fit(
     """Train `net` in place on `data.train`; after each epoch measure it on `data.val`.
 
     With `checkpoint`, the run is saved there after every epoch and, if the file exists, taken up from it: killed and
-    resumed, a run on the CPU ends with the very weights that it would have had undisturbed.
+    resumed, a run on the CPU ends with the very weights that it would have had undisturbed. It may go on on another
+    device and in another precision.
 
     Args:
         net: the network; it ends on the device it came from, in evaluation mode.
@@ -50,7 +53,8 @@ def fit(
         progress: show a bar with loss, validation accuracy of every exit, images/s and the time left.
 
     Raises:
-        ValueError: if network and data do not fit, or the checkpoint is of another config, data set or network.
+        ValueError: if network, data and augmentation do not fit, or the checkpoint has epochs of another config, data
+            set or network.
         IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
@@ -155,22 +159,30 @@ class _Run:
 
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
+        # Looked at beforehand: load_state_dict would have changed some weights by the time it objects.
+        if difference := self._difference(state):
+            if state["epoch"] == 0:
+                return  # nothing was learnt there that would be lost
+            raise ValueError(f"{path} is of {difference}; use another file, or remove it")
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(_with_kernels_of(self.optimizer, state["optimizer"]))
+        if state["scaler"].keys() == self.scaler.state_dict().keys():  # none is kept where losses are not scaled
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.rows = state["epoch"], list(state["rows"])
+
+    def _difference(self, state: dict[str, Any]) -> str:
+        """What else than this run the checkpoint `state` is of, in words; empty if it is of this one."""
         here = asdict(self.config)
         there = asdict(TrainConfig()) | state["config"]  # a checkpoint from before a field was there has its default
-        changed = [name for name in here if there[name] != here[name]]
-        if changed:
-            raise ValueError(f"{path} is of a run with another {', '.join(changed)}; use another file, or remove it")
+        if changed := [name for name in here if there[name] != here[name]]:
+            return f"a run with another {', '.join(changed)}"
         if state["data"] != self.data:
-            raise ValueError(
-                f"{path} is of a run on other data ({state['data']['name']}), not on this {self.data['name']}"
-            )
-        # Looked at beforehand: load_state_dict would have changed some weights by the time it objects.
+            return f"a run on other data ({state['data']['name']}), not on this {self.data['name']}"
         if _shapes(state["net"]) != _shapes(self.net.state_dict()):
-            raise ValueError(f"{path} is of another network; use another file, or remove it")
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.rows = state["epoch"], list(state["rows"])
+            return "another network"
+        if _group_sizes(state["optimizer"]) != _group_sizes(self.optimizer.state_dict()):
+            return "a run with another optimizer"
+        return ""
 
     def _pass_over_training_split(self, bar: tqdm) -> Tensor:
         """Mean loss of each exit over the epoch, (E,) on the CPU."""
@@ -263,17 +275,28 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def _group_sizes(state: dict[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in state["param_groups"]]
+
+
+def _with_kernels_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state for another device: which kernel steps is the device's affair, not the run's."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return {**state, "param_groups": [{**saved, "fused": own["fused"]} for saved, own in pairs]}
+
+
 def _cuda_indices(device: torch.device) -> list[int]:
     return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
 
 
 def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
-    """Try out a training step's forward pass on a copy; `net` and the random numbers stay as they are."""
+    """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are."""
     if config.trained == "early_exits" and net.num_exits == 1:
         raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
     shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
-    images = torch.zeros(min(config.batch_size, len(data.train), 2), *shape, device=home)
+    few = data.train.images[: min(config.batch_size, 2)].cpu()
+    images = augmented_batch(few, data.normalization, config.augmentation, torch.Generator().manual_seed(0)).to(home)
     with torch.no_grad(), torch.random.fork_rng(devices=_cuda_indices(home)):
         try:
             trial = deepcopy(net)

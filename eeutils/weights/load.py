@@ -18,15 +18,16 @@ from eeutils.weights.tensors import put_tensors, read_tensors
 
 
 def list_weights(registry: Registry | None = None) -> list[str]:
-    """The names that `load_weights` knows, those that are not trained yet included (see `weights_table`)."""
-    return (registry or default_registry()).names
+    """The names that `load_weights` loads; `weights_table` has those that are not trained yet, too."""
+    entries = (registry or default_registry()).entries
+    return [entry.name for entry in entries if entry.status != "not trained"]
 
 
 def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
-    """Everything that is recorded of the weights `name`.
+    """Everything that is recorded of the weights `name`, be they trained or not.
 
     Raises:
-        ValueError: if the name is not one of `list_weights()`.
+        ValueError: if `weights_table()` has no such name.
     """
     return (registry or default_registry()).entry(name)
 

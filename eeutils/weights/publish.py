@@ -5,7 +5,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import eeutils
+from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
 from eeutils.errors import IntegrityError
+from eeutils.files import exclusive
 from eeutils.models import MultiExitNet, create_model
 from eeutils.training import History, list_recipes
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
-from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry, run_name
+from eeutils.weights.registry import (
+    REGISTRY_FILE,
+    Registry,
+    StoredFile,
+    TrainingRecord,
+    WeightEntry,
+    default_registry,
+    run_name,
+)
 from eeutils.weights.tensors import put_tensors, read_tensors
 
 # HEAD is the default branch, whatever its name.
@@ -53,7 +64,7 @@ def publish(run_folder: Path, registry: Registry) -> WeightEntry:
 
     Args:
         run_folder: what `eeutils.train` wrote: `weights.safetensors`, `history.csv`, `report.json`.
-        registry: read by the caller just now; its folder gets the files, `registry.json` and `README.md`.
+        registry: its folder gets the files, `registry.json` and `README.md`; other processes may publish there, too.
 
     Raises:
         FileNotFoundError: if the run did not finish.
@@ -69,11 +80,7 @@ def publish(run_folder: Path, registry: Registry) -> WeightEntry:
     with tempfile.TemporaryDirectory(dir=registry.folder, prefix=".publishing-") as staging:
         entry = _staged(entry, run_folder, Path(staging))
         _check_against(report, entry)
-        shutil.rmtree(registry.folder / entry.name, ignore_errors=True)
-        Path(staging, entry.name).rename(registry.folder / entry.name)
-    registry = registry.with_entry(entry)
-    registry.save()
-    write_readme(registry)
+        _put_in_place(entry, Path(staging, entry.name), registry.folder)
     return entry
 
 
@@ -149,9 +156,38 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
         weights=_stored(staging, folder / "weights.safetensors"),
         history=_stored(staging, folder / "history.csv"),
         predictions={split: _stored(staging, _predictions_file(folder, split)) for split in predictions},
-        accuracy={split: tuple(each.correct.double().mean(1).tolist()) for split, each in predictions.items()},
+        accuracy={split: tuple(accuracy_per_exit(each).tolist()) for split, each in predictions.items()},
         macs=tuple(int(macs) for macs in predictions["test"].costs.tolist()),
     )
+
+
+def _put_in_place(entry: WeightEntry, files: Path, folder: Path) -> None:
+    """Make `files` those of the entry in the weights folder, and say so in its registry and its README."""
+    with exclusive(folder / REGISTRY_FILE):
+        registry = Registry.load(folder).with_entry(entry)  # read here: another process may just have written it
+        with _set_aside(folder / entry.name):
+            files.rename(folder / entry.name)
+            registry.save()
+        write_readme(registry)
+
+
+@contextmanager
+def _set_aside(folder: Path) -> Iterator[None]:
+    """Let the block replace `folder`: the old one is deleted last, and comes back if the block fails."""
+    aside = folder.with_name(f".{folder.name}.before")
+    if aside.exists() and not folder.exists():  # a process was killed before it had put its own in place
+        aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,8 @@ def readme_text(registry: Registry) -> str:
 _INTRODUCTION = """\
 # Weights
 
-    from eeutils.weights import load_history, load_predictions, load_weights
+    from eeutils.weights import list_weights, load_history, load_predictions, load_weights
+    list_weights()                                     # names that can be loaded: all below but those not trained
     net = load_weights("<name>")                       # float32, evaluation mode
     predictions = load_predictions("<name>", "test")   # logits of every exit for every image; or "val"
     history = load_history("<name>")

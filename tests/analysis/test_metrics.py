@@ -15,9 +15,9 @@ from eeutils.analysis.metrics import (
     exit_table,
     first_correct_at,
     gains,
-    nll_per_exit,
     paired_bootstrap,
     sure_images,
+    surest_first,
 )
 from eeutils.analysis.predictions import Predictions
 
@@ -187,9 +187,10 @@ def test_gains_are_percentage_points():
     assert gains(torch.tensor([0.5, 0.75]).double(), 0.6).tolist() == pytest.approx([-10, 15])
 
 
-def test_negative_log_likelihood(table):
-    first = -sum(map(math.log, (0.8, 0.4, 0.1, 0.95))) / 4
-    assert nll_per_exit(table)[0].item() == pytest.approx(first, abs=1e-6)
+def test_surest_first_keeps_the_order_of_equals_and_takes_nobody_else():
+    chosen = torch.tensor([True, True, False, True])
+    assert surest_first(chosen, torch.tensor([0.5, 0.7, 0.9, 0.5])).tolist() == [1, 0, 3]
+    assert surest_first(~chosen.new_ones(4), torch.rand(4)).tolist() == []
 
 
 def test_the_bootstrap_interval_of_no_difference_is_empty_and_that_of_a_sure_gain_is_one_point():

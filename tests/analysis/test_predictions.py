@@ -16,7 +16,7 @@ from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.predictions import Predictions, collect_logits, predict
 from eeutils.data import Normalization, Split
 from eeutils.errors import IntegrityError, StorageError
-from eeutils.models import resnet18
+from eeutils.models import MultiExitNet, resnet18
 
 
 def table(logits=None, labels=None, costs=None) -> Predictions:
@@ -27,12 +27,12 @@ def table(logits=None, labels=None, costs=None) -> Predictions:
     return Predictions(logits, labels, torch.tensor([1.0, 3.0]).double() if costs is None else costs)
 
 
-def images(count: int, size: int = 8, device: str = "cpu") -> Split:
+def images(count: int, size: int = 8, device: str = "cpu", channels: int = 3) -> Split:
     generator = torch.Generator().manual_seed(count)
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % 10
     classes = tuple(map(str, range(10)))
-    return Split(pixels, labels, classes, Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))).to(device)
+    return Split(pixels, labels, classes, Normalization((0.5,) * channels, (0.25,) * channels)).to(device)
 
 
 def small_net(**kwargs):
@@ -265,6 +265,21 @@ def test_a_network_with_nan_weights_is_refused():
 def test_a_network_with_too_few_outputs_is_refused():
     with pytest.raises(ValueError, match=r"labels run from 0 to 9, but the logits are for classes 0\.\.3"):
         predict(small_net(num_classes=4), images(10))
+
+
+def test_images_of_another_number_of_channels_are_refused():
+    net = small_net().train()
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\) does not fit the network: .*channel"):
+        predict(net, images(4, channels=1))
+    assert all(module.training for module in net.modules())
+
+
+def test_images_too_small_for_the_network_are_refused():
+    units = [nn.Conv2d(3, 4, 5)]
+    net = MultiExitNet(units, {0: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))})
+    predict(net, images(4))
+    with pytest.raises(ValueError, match=r"\(3, 4, 4\) does not fit the network"):
+        predict(net, images(4, size=4))
 
 
 def test_collect_logits_stays_in_float32_when_computed_in_half_precision():

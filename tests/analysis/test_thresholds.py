@@ -93,7 +93,7 @@ def test_curves_over_impossible_thresholds_are_refused(table, thresholds):
 
 def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "score", lambda *args: calls.append(1) or score(*args))
+    monkeypatch.setattr(module, "score_of", lambda *args: calls.append(1) or score(*args))
     accuracy_cost_curve(table, torch.linspace(0, 1, 1000))
     assert len(calls) == 1
     choose_for_accuracy(table, 0.1)
@@ -168,7 +168,7 @@ def test_choosing_for_accuracy_keeps_the_floor_and_is_no_dearer_than_a_shared_th
     choice = choose_for_accuracy(predictions, max_drop, score_name)
     floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
     assert choice.accuracy >= floor
-    shared = [*threshold_grid(predictions, score_name=score_name).tolist(), math.inf]
+    shared = [*threshold_grid(predictions, score=score_name).tolist(), math.inf]
     allowed = [cost for accuracy, cost in (outcome(predictions, t, score_name) for t in shared) if accuracy >= floor]
     assert choice.relative_cost * predictions.costs[-1] <= min(allowed) * (1 + 1e-9)
     assert outcome(predictions, choice.policy.thresholds, score_name) == pytest.approx(
@@ -183,7 +183,7 @@ def test_choosing_for_a_budget_keeps_it_and_is_no_worse_than_a_shared_threshold(
     budget = min(cheapest + share * (1 - cheapest), 1)
     choice = choose_for_budget(predictions, budget, score_name)
     assert choice.relative_cost <= budget * (1 + 1e-9)
-    shared = [*threshold_grid(predictions, score_name=score_name).tolist(), math.inf]
+    shared = [*threshold_grid(predictions, score=score_name).tolist(), math.inf]
     results = [outcome(predictions, threshold, score_name) for threshold in shared]
     ceiling = budget * float(predictions.costs[-1]) * (1 + 1e-9)
     assert choice.accuracy >= max(accuracy for accuracy, cost in results if cost <= ceiling)
@@ -209,7 +209,7 @@ def test_no_move_of_one_threshold_makes_a_choice_better(predictions, score_name,
     choice = choose_for_accuracy(predictions, max_drop, score_name)
     floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
     chosen = choice.policy.thresholds
-    candidates = [*threshold_grid(predictions, score_name=score_name).tolist(), math.inf]
+    candidates = [*threshold_grid(predictions, score=score_name).tolist(), math.inf]
     for index, candidate in itertools.product(range(len(chosen)), candidates):
         moved = (*chosen[:index], candidate, *chosen[index + 1 :])
         accuracy, cost = outcome(predictions, moved, score_name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from eeutils.data import ImageData, cifar, load_data
+from eeutils.data import cifar, load_data
 from eeutils.data.cifar import CLASSES, fetch_official_site, read_torchvision_folder
 from eeutils.data.sources import Content, RawData
 from eeutils.errors import DataUnavailableError, IntegrityError
@@ -188,14 +188,6 @@ def test_without_network_the_error_names_all_sources_in_order_and_what_to_do(alo
     ]
     places = [message.index(part) for part in parts]
     assert places == sorted(places)
-
-
-@pytest.fixture(scope="module")
-def cifar10() -> ImageData:
-    try:
-        return load_data("cifar10")
-    except DataUnavailableError as error:
-        pytest.skip(f"CIFAR-10 cannot be had: {error}")
 
 
 def test_the_split_is_the_published_one(cifar10):

@@ -1,10 +1,12 @@
+import io
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from eeutils.data import data_from_folder, data_from_tensors
+from eeutils.data import data_from_folder, data_from_tensors, own
 from eeutils.data.augmentation import Normalization
 from eeutils.errors import IntegrityError
 
@@ -29,6 +31,16 @@ def test_normalization_is_the_training_splits_and_shared():
     data = data_from_tensors(*tensors())
     assert data.train.normalization == data.val.normalization == data.test.normalization
     assert data.normalization == Normalization.of(data.train.images)
+
+
+def test_images_for_trained_weights_are_normalised_as_theirs_were():
+    theirs = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    data = data_from_tensors(*tensors(), normalization=theirs)
+    assert data.train.normalization == data.val.normalization == data.test.normalization == theirs
+    plain = data_from_tensors(*tensors())
+    assert torch.equal(data.test.images, plain.test.images)
+    with pytest.raises(ValueError, match="3 channels, normalization is for 1"):
+        data_from_tensors(*tensors(), normalization=Normalization((0.5,), (0.5,)))
 
 
 def test_the_seed_decides_the_split():
@@ -81,6 +93,31 @@ def test_a_folder_of_images_by_class(folder):
         red, blue = split.images[split.labels == 1], split.images[split.labels == 0]
         assert red[:, 0].min() == blue[:, 2].min() == 250
         assert red[:, 2].max() == blue[:, 0].max() == 0
+
+
+def test_grey_images_become_rgb(folder):
+    for path in folder.rglob("*.png"):
+        Image.new("L", (20, 20), 77).save(path)
+    images = data_from_folder(folder).train.images
+    assert images.shape[1] == 3
+    assert images.unique().tolist() == [77]
+
+
+def test_a_folder_for_trained_weights_is_normalised_as_theirs(folder):
+    theirs = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    assert data_from_folder(folder, normalization=theirs).normalization == theirs
+
+
+def test_a_bar_counts_the_images_read(folder, monkeypatch):
+    bars = []
+
+    def shown(description: str, size: int, unit: str) -> tqdm:
+        bars.append(tqdm(desc=description, total=size, unit=unit, file=io.StringIO()))
+        return bars[0]
+
+    monkeypatch.setattr(own, "progress_bar", shown)
+    data_from_folder(folder)
+    assert (bars[0].n, bars[0].total, bars[0].unit) == (40, 40, "img")
 
 
 def test_a_name_of_ones_own(folder):

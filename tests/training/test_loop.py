@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eeutils.data import TrainBatches
+from eeutils.data import Augmentation, TrainBatches
 from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
 from eeutils.models import MultiExitNet, resnet18
 from eeutils.training import History, LossConfig, fit
-from eeutils.training.checkpoint import load_checkpoint
+from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.loop import _Run
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -219,6 +219,70 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config
     assert path.read_bytes() == content
 
 
+@pytest.fixture
+def stopped_at_once(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
+    """The checkpoint of a run that was interrupted in its first epoch."""
+
+    def interrupt(self, number):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "checkpoint.pt"
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainBatches, "epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False)
+    assert load_checkpoint(path)["epoch"] == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes", [{"config": {"learning_rate": 0.2}}, {"net": {"width": 3}}, {"data": {"name": "other"}}]
+)
+def test_a_checkpoint_without_an_epoch_gives_way_to_another_run(
+    tiny_net, tiny_data, tiny_config, stopped_at_once, changes
+):
+    config = tiny_config(epochs=1, **changes.get("config", {}))
+    data = replace(tiny_data, **changes.get("data", {}))
+    net, undisturbed = tiny_net(**changes.get("net", {})), tiny_net(**changes.get("net", {}))
+    fit(net, data, config, checkpoint=stopped_at_once, progress=False)
+    fit(undisturbed, data, config, progress=False)
+    assert_same_weights(weights(net), weights(undisturbed))
+    assert load_checkpoint(stopped_at_once)["epoch"] == 1
+
+
+def test_an_optimizer_of_another_build_is_refused_before_anything_is_overwritten(
+    tiny_net, tiny_data, tiny_config, tmp_path
+):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][:1]
+    save_checkpoint(path, state)
+    before = weights(net)
+    with pytest.raises(ValueError, match="another optimizer"):
+        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert_same_weights(weights(net), before)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("first", "then"), [(torch.float32, torch.float16), (torch.float16, torch.float32)])
+def test_a_run_goes_on_in_another_precision_and_on_another_device(
+    tiny_net, tiny_data, tiny_config, tmp_path, interrupted, monkeypatch, first, then, device
+):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    monkeypatch.setattr("eeutils.training.loop.autocast_dtype", lambda *_: first)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_net(), tiny_data, tiny_config(epochs=4), checkpoint=path, device="cpu", progress=False)
+    kept = load_checkpoint(path)
+    assert bool(kept["scaler"]) == (first == torch.float16)
+    monkeypatch.setattr("eeutils.training.loop.autocast_dtype", lambda *_: then)
+    history = fit(net, tiny_data, tiny_config(epochs=4), checkpoint=path, device=device, progress=False)
+    assert len(history.rows) == 4
+    assert list(history.rows[:2]) == kept["rows"]
+    assert bool(load_checkpoint(path)["scaler"]) == (then == torch.float16)
+    assert all(tensor.isfinite().all() for tensor in weights(net).values())
+
+
 def test_a_damaged_checkpoint_is_refused(tiny_net, tiny_data, tiny_config, tmp_path):
     path = tmp_path / "checkpoint.pt"
     fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
@@ -283,17 +347,20 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny_net, tiny_data, t
     [
         ({"in_channels": 1}, {}, r"images of shape \(3, 8, 8\), 16 at a time: .* to have 1 channels"),
         ({"num_classes": 3}, {}, "the network has 3 outputs, the data 4 classes"),
+        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, r"translate 8 .* smaller than the images"),
+        ({}, {"augmentation": Augmentation(translate=0, cutout=8)}, r"cutout 8 .* smaller than the images"),
         ({}, {"batch_size": 1}, "1 at a time: .*more than 1 value per channel"),
         ({}, {"loss": LossConfig(weights=(0.3, 0.7))}, r"2 exit weights .* with 3 exits"),
         ({}, {"loss": LossConfig(weights="deepest")}, "unknown weights 'deepest'"),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(tiny_net, tiny_data, tiny_config, net, config, message):
+def test_what_does_not_fit_is_said_before_training(tiny_net, tiny_data, tiny_config, tmp_path, net, config, message):
     built = tiny_net(**net)
     before = weights(built)
     with pytest.raises(ValueError, match=message):
-        fit(built, tiny_data, tiny_config(**config), progress=False)
+        fit(built, tiny_data, tiny_config(**config), checkpoint=tmp_path / "checkpoint.pt", progress=False)
     assert_same_weights(weights(built), before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_exit_needs_an_output_for_every_class(tiny_data, tiny_config):

@@ -145,11 +145,19 @@ def test_predictions_and_history(tiny_registry):
 def test_the_table_has_a_row_a_name(tiny_registry):
     entry = replace(tiny_registry.entry(NAME), accuracy={"test": (0.25, 0.5)}, macs=(10, 20))
     table = weights_table(tiny_registry.with_entry(entry))
-    assert list(table.index) == list_weights(tiny_registry)
+    assert list(table.index) == tiny_registry.names
     assert table.loc[NAME, "test_accuracy_exit2"] == 0.5
     assert table.loc[NAME, "macs_exit1"] == 10
     assert table.loc["resnet18_3exits-spp-toy", "status"] == "not trained"
     assert weights_table(Registry(())).empty
+
+
+def test_the_names_listed_are_those_that_can_be_loaded(tiny_registry, external):
+    assert list_weights(tiny_registry) == [NAME]
+    assert list_weights(external) == [NAME, "upf"]
+    assert list_weights(Registry(())) == []
+    with pytest.raises(ValueError, match=r"'resnet18_3exits-spp-toy'"):  # an unknown name is told of all
+        load_weights("resnet18_3exits-spp", registry=tiny_registry)
 
 
 # What was published as a pickled module.

@@ -1,5 +1,10 @@
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
-from eeutils.errors import IntegrityError
+from eeutils.errors import IntegrityError, StorageError
+from eeutils.files import exclusive
 from eeutils.train import TrainingRun, train
 from eeutils.training import recipe
 from eeutils.weights import Registry, StoredFile, load_history, load_predictions, load_weights
 from eeutils.weights import publish as publish_module
 from eeutils.weights.fetch import drive_page, sha256_of
-from eeutils.weights.publish import entry_name, halved, main, publish
+from eeutils.weights.publish import _set_aside, entry_name, halved, main, publish
 from eeutils.weights.readme import readme_text
 
 NAME = "resnet18_2exits-spp-digits-w4-s3"
@@ -93,7 +99,8 @@ def test_every_file_is_as_recorded(run, empty):
         assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size)
         assert file.sources[0] == "repository"
         assert file.sources[1].endswith(f"/weights/{file.path}")
-    assert {path.name for path in empty.folder.iterdir()} == {NAME, "registry.json", "README.md"}
+    kept = {path.name for path in empty.folder.iterdir()} - {"registry.json.lock"}
+    assert kept == {NAME, "registry.json", "README.md"}
 
 
 def test_weights_ship_in_half_precision_norms_do_not(run, empty):
@@ -116,6 +123,85 @@ def test_publishing_again_replaces(run, empty):
     assert publish(run, Registry.load(empty.folder)).training.seconds == 99.0
     assert not (empty.folder / NAME / "left over").exists()
     assert len(Registry.load(empty.folder).entries) == 1
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    """Every file and what is in it."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def test_what_another_process_published_until_it_is_our_turn_stays(run, tiny_registry, monkeypatch):
+    folder, turns = tiny_registry.folder, []
+    (folder / "registry.json").unlink()
+
+    @contextmanager
+    def after_another(target: Path) -> Iterator[None]:
+        tiny_registry.save()
+        with exclusive(target):
+            turns.append(target)
+            yield
+
+    monkeypatch.setattr(publish_module, "exclusive", after_another)
+    publish(run, Registry.load(folder))
+    assert turns == [folder / "registry.json"]
+    assert Registry.load(folder).names == sorted([*tiny_registry.names, NAME])
+
+
+def test_a_registry_that_cannot_be_written_leaves_the_files_of_before(run, empty, monkeypatch):
+    publish(run, empty)
+    before = tree(empty.folder)
+    change_report(run, seconds=99.0)
+    change_weights(run, lambda tensors: tensors["units.0.1.bias"].add_(1e-4))
+
+    def refuse(self) -> None:
+        raise StorageError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "save", refuse)
+        with pytest.raises(StorageError, match="no space"):
+            publish(run, empty)
+    assert tree(empty.folder) == before
+    publish(run, empty)
+    assert tree(empty.folder).keys() == before.keys()
+    assert tree(empty.folder) != before
+
+
+def test_a_killed_process_leaves_the_old_files_and_the_next_one_clears_up(run, empty):
+    publish(run, empty)
+    before = tree(empty.folder)
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from eeutils.weights import Registry
+        from eeutils.weights.publish import publish
+        Registry.save = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        publish(Path(sys.argv[1]), Registry.load(Path(sys.argv[2])))
+    """
+    ended = subprocess.run([sys.executable, "-c", code, run, empty.folder], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    aside = empty.folder / f".{NAME}.before"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {
+        path.name: content for path, content in before.items() if path.parent.name == NAME
+    }
+    publish(run, Registry.load(empty.folder))
+    assert not aside.exists()
+    hidden = {path for path in tree(empty.folder) if path.relative_to(empty.folder).parts[0].startswith(".")}
+    assert {path: content for path, content in tree(empty.folder).items() if path not in hidden} == before
+
+
+def test_files_that_a_killed_process_had_set_aside_come_back(tmp_path):
+    (tmp_path / ".net.before").mkdir()
+    (tmp_path / ".net.before" / "weights").write_text("old")
+
+    def fail() -> None:
+        with _set_aside(tmp_path / "net"):
+            (tmp_path / "net").mkdir()
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    assert (tmp_path / "net" / "weights").read_text() == "old"
 
 
 def test_other_entries_stay(run, tiny_registry):

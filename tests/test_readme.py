@@ -1,0 +1,71 @@
+"""The README's code runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from eeutils.models import MultiExitNet
+from eeutils.weights import list_weights
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(word: str) -> str:
+    (found,) = [text for text in BLOCKS if word in text]
+    return found
+
+
+def picture(path: Path, rng: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+
+
+def test_every_block_is_tried_here():
+    assert len(BLOCKS) == 3
+
+
+def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        for name in ("cats", "dogs"):
+            picture(tmp_path / "photos" / name / f"{number}.png", rng)
+    monkeypatch.chdir(tmp_path)
+    code = block("data_from_folder")
+
+    exec(code.replace("width=16", "width=2").replace("epochs=20", "epochs=1"), {})
+
+    assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
+    assert (tmp_path / "photos.pt").exists()
+
+
+def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
+    code = block("weight_entry")
+    name = re.search(r'weight_entry\("(.*?)"\)', code)[1]
+    if name not in list_weights():
+        pytest.skip(f"{name} is not shipped")
+    picture(tmp_path / "photo.jpg", np.random.default_rng(0))
+    monkeypatch.chdir(tmp_path)
+
+    exec(code, {})
+
+    assert re.fullmatch(r"\w+ at exit [123]\n", capsys.readouterr().out)
+
+
+def test_exits_in_a_network_of_ones_own():
+    net = nn.Module()
+    net.stem = nn.Conv2d(3, 64, 3, padding=1)
+    net.blocks = nn.ModuleList(nn.Sequential(nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)) for _ in range(4))
+    net.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    names = {"net": net}
+
+    exec(block("net.stem"), names)
+
+    early = names["early"]
+    assert isinstance(early, MultiExitNet)
+    assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 16, 16))] == [(2, 10)] * 2
