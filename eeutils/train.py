@@ -68,14 +68,19 @@ class TrainingRun:
 
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and train; a wrong value ends with its message, not with a traceback."""
-    choices = {name: (f"{name} recipe", TrainingRun(train=recipe(name))) for name in list_recipes()}
-    run = tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", args=args)
+    run = parsed(args)
     try:
         train(run)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # fit has said what is kept
         sys.exit(130)
+
+
+def parsed(args: list[str] | None = None) -> TrainingRun:
+    """The run that a command line asks for; by default this process's own."""
+    choices = {name: (f"{name} recipe", TrainingRun(train=recipe(name))) for name in list_recipes()}
+    return tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", args=args)
 
 
 def train(run: TrainingRun) -> None:

@@ -1,9 +1,13 @@
 """The weights in the repository do what the registry says, on the real test images."""
 
+import shlex
+from dataclasses import asdict
+
 import pytest
 
 from eeutils.analysis.predictions import predict
-from eeutils.weights import default_registry, load_history, load_predictions, load_weights
+from eeutils.train import parsed
+from eeutils.weights import default_registry, load_history, load_predictions, load_weights, run_name
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
 ROUNDING = 0.0005  # 5 of 10,000 images may be judged otherwise where sums are taken in another order
@@ -19,6 +23,17 @@ def test_slim_weights_of_all_five_networks_are_shipped():
         "resnet18_3exits-avg",
         "resnet18_3exits-spp",
     }
+
+
+@pytest.mark.parametrize("entry", [entry for entry in default_registry().entries if entry.status == "not trained"])
+def test_what_is_not_trained_has_a_command_that_would_make_it(entry):
+    training, _, publishing = entry.command.partition(" && ")
+    run = parsed(shlex.split(training.removeprefix("python -m eeutils.train ")))
+
+    assert publishing == f"python -m eeutils.weights.publish {run.folder}"
+    assert run_name(asdict(run)) == entry.name
+    assert run.model == entry.model
+    assert run.model_args.items() <= entry.model_args.items()
 
 
 @each_trained
