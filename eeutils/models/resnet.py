@@ -4,7 +4,9 @@ Units: 0 is the stem; 1-2, 3-4, 5-6 and 7-8 are the two basic blocks of layer1, 
 CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1, 51.7 % after layer2 and 75.8 % after
 layer3.
 
-Where the exits stand by default: PLACEMENT
+Where the exits stand by default: after layer2 (two exits), after layer1 and layer2 (three exits), the ends of stages
+at about a quarter and a half of the cost, as the networks' forerunners have them. `benchmarks/exit_placement.py` measures
+all other places; the README has what it found, and where it disagrees.
 """
 
 from collections.abc import Sequence
