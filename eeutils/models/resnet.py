@@ -5,8 +5,8 @@ CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1,
 layer3.
 
 Where the exits stand by default: after layer2 (two exits), after layer1 and layer2 (three exits), the ends of stages
-at about a quarter and a half of the cost, as the networks' forerunners have them. `benchmarks/exit_placement.py` measures
-all other places; the README has what it found, and where it disagrees.
+at about a quarter and a half of the cost, so that small budgets can be met. `benchmarks/exit_placement.py` measures all
+other places; the README has what it found, and where it disagrees.
 """
 
 from collections.abc import Sequence
