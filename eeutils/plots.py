@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
@@ -163,11 +164,18 @@ def plot_curves(networks: Mapping[str, Predictions], ax: Axes | None = None, sco
             ax.plot(macs, exits, "*", markersize=13, color=color, label=name)
             continue
         curve: Curve = accuracy_cost_curve(predictions, score=score)
-        ax.plot(curve.cost.numpy() / 1e6, 100 * curve.accuracy.numpy(), color=color, label=f"{name}, cascade")
-        ax.plot(macs, exits, "o", color=color, markersize=6, markerfacecolor="white", label=f"{name}, single exits")
+        ax.plot(curve.cost.numpy() / 1e6, 100 * curve.accuracy.numpy(), color=color, label=name)
+        ax.plot(macs, exits, "o", color=color, markersize=6, markerfacecolor="white")
     ax.set(xlabel="mean multiply-adds an image (M)", ylabel="accuracy (%)", title="What accuracy costs")
-    ax.legend(fontsize=8, frameon=False)
+    _legend_of_curves(ax)
     return ax
+
+
+def _legend_of_curves(ax: Axes) -> None:
+    """A line a network, and once what the dots are."""
+    named, _ = ax.get_legend_handles_labels()
+    dot = Line2D([], [], marker="o", linestyle="", color="gray", markerfacecolor="white", label="an exit by itself")
+    ax.legend(handles=[*named, dot], fontsize=8, loc="lower right")
 
 
 def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None = None) -> Axes:
