@@ -112,6 +112,7 @@ def _device_in_words() -> str:
 
 
 def _stands_for(entry: WeightEntry, network: str) -> bool:
-    """Whether these are trained weights of `<model>-<pool>`, of the first seed."""
+    """Whether these are trained weights of `<model>-<pool>`, of the first seed, with exits at the usual places."""
     kind = f"{entry.model}-{entry.model_args.get('pool')}"
-    return entry.status == "trained" and kind == network and entry.training.config["seed"] == 0
+    usual = "exit_after" not in entry.model_args
+    return entry.status == "trained" and kind == network and usual and entry.training.config["seed"] == 0
