@@ -4,7 +4,6 @@ Gets CIFAR-10, runs the five shipped networks over its 10,000 test images, choos
 the best one leave early for real.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -39,7 +38,7 @@ FIGURE = Path("runs") / "demo.png"
 
 def main() -> None:
     """Run it all and print what came out."""
-    session = Session(quick=os.environ.get("EEUTILS_QUICK") == "1")
+    session = Session.from_environment()
     device = default_device()
     started = time.perf_counter()
     data = session.data

@@ -35,6 +35,11 @@ class Session:
 
     quick: bool
 
+    @staticmethod
+    def from_environment() -> "Session":
+        """Quick if EEUTILS_QUICK is 1."""
+        return Session(quick=os.environ.get("EEUTILS_QUICK") == "1")
+
     @cached_property
     def data(self) -> ImageData:
         """CIFAR-10, or digits in quick mode."""
@@ -94,7 +99,7 @@ class Session:
 def start() -> Session:
     """Say what this notebook runs on, set the figures' style, and hand out data and networks."""
     use_style()
-    session = Session(quick=os.environ.get("EEUTILS_QUICK") == "1")
+    session = Session.from_environment()
     print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, {_device_in_words()}.")
     if session.quick:
         print("Quick mode: digits instead of CIFAR-10, and slim networks trained on the spot.")

@@ -29,7 +29,8 @@ def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
     share of its own network's.
     """
     board = pd.DataFrame({name: _row(evaluation) for name, evaluation in networks.items()}).T.rename_axis("network")
-    return board[[column for column in _COLUMNS if column in board]]
+    early = sorted(set(board) - set(_COLUMNS), key=lambda column: int(column.removeprefix("exit ")))
+    return board[[*early, *(column for column in _COLUMNS if column in board)]]
 
 
 def _row(evaluation: Evaluation) -> dict[str, float]:
@@ -47,8 +48,8 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
     return row
 
 
+# After those of the early exits.
 _COLUMNS = (
-    *(f"exit {number}" for number in range(1, 100)),
     "last exit",
     "mean ensemble",
     "weighted ensemble",
