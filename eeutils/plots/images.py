@@ -1,0 +1,64 @@
+"""Data sets: how many images of each class, what they look like, where they lie."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from eeutils.data import Split
+from eeutils.plots.style import legend_below, new_axes
+
+
+def plot_class_histogram(splits: Mapping[str, Split], ax: Axes | None = None) -> Axes:
+    """How many images of each class every split has."""
+    ax = ax or new_axes()
+    classes = next(iter(splits.values())).classes
+    width = 0.8 / len(splits)
+    for number, (name, split) in enumerate(splits.items()):
+        counts = split.labels.bincount(minlength=len(classes)).numpy()
+        ax.bar(np.arange(len(classes)) + (number + 0.5) * width - 0.4, counts, width, label=f"{name} ({len(split):,})")
+    ax.set_xticks(range(len(classes)), classes, rotation=35, ha="right")
+    ax.grid(axis="x", visible=False)
+    ax.set(ylabel="images", title="Images of each class")
+    legend_below(ax, offset=-0.28)
+    return ax
+
+
+def plot_images(
+    split: Split,
+    index: Sequence[int] | Tensor,
+    titles: Sequence[str] | None = None,
+    columns: int = 10,
+    size: float = 1.0,
+) -> plt.Figure:
+    """The images at positions `index` in a grid, each under its title (by default its class)."""
+    positions = torch.as_tensor(index).tolist()
+    titles = titles or [split.classes[split.labels[position]] for position in positions]
+    rows = max(1, -(-len(positions) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, position, title in zip(axes.flat, positions, titles, strict=False):
+        ax.imshow(split.images[position].permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
+        ax.set_title(title, fontsize=7 * size**0.5, pad=2)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def plot_embedding(points: np.ndarray, split: Split, ax: Axes | None = None, legend: bool = True) -> Axes:
+    """Points in the plane (N, 2), one an image of `split`, coloured by class."""
+    ax = ax or new_axes()
+    for number, name in enumerate(split.classes):
+        chosen = points[(split.labels == number).numpy()]
+        ax.scatter(
+            chosen[:, 0], chosen[:, 1], s=5, alpha=0.7, color=sns.color_palette("tab10")[number % 10], label=name
+        )
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    if legend:
+        ax.legend(markerscale=3, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax

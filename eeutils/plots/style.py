@@ -1,0 +1,33 @@
+"""What all figures share: their look, and what they call an exit."""
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+
+ABOVE, BELOW = "#2a9d5c", "#c8443c"
+
+
+def use_style() -> None:
+    """One look for all figures: light grid, no box, colours that the colour-blind can tell apart."""
+    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+    plt.rcParams.update(
+        {"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (7, 4)}
+    )
+
+
+def exit_name(index: int, num_exits: int) -> str:
+    """What figures and tables call an exit: "exit 1", ..., "last exit"; "classifier" if there is only one."""
+    if num_exits == 1:
+        return "classifier"
+    return "last exit" if index == num_exits - 1 else f"exit {index + 1}"
+
+
+def legend_below(ax: Axes, offset: float = -0.18) -> None:
+    """A legend in one line under the axes; `offset` in their heights."""
+    handles, _ = ax.get_legend_handles_labels()
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=len(handles))
+
+
+def new_axes() -> Axes:
+    """Axes in a figure of their own."""
+    return plt.subplots()[1]

@@ -1,0 +1,51 @@
+"""How training went."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from eeutils.plots.style import exit_name, new_axes
+from eeutils.training.history import History
+
+
+def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, last_exit: bool = False) -> Axes:
+    """Training loss of several networks by epoch: the weighted sum of their exits', or that of their last exit."""
+    ax = ax or new_axes()
+    for name, history in histories.items():
+        frame = history.frame()
+        ax.plot(frame.index, frame[_exit_columns(frame, "train_loss")[-1] if last_exit else "train_loss"], label=name)
+    title = "Loss of the last exit" if last_exit else "Weighted sum of the exits' losses"
+    ax.set(xlabel="epoch", ylabel="training loss", title=title)
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+
+def plot_exit_losses(history: History, ax: Axes | None = None) -> Axes:
+    """Training loss of every exit of one network by epoch."""
+    ax = _plot_by_exit(history, "train_loss", ax)
+    ax.set(xlabel="epoch", ylabel="training loss", title="Training loss of each exit")
+    return ax
+
+
+def plot_validation(history: History, ax: Axes | None = None) -> Axes:
+    """Validation accuracy of every exit of one network by epoch."""
+    ax = _plot_by_exit(history, "val_accuracy", ax)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlabel="epoch", ylabel="validation accuracy", title="Validation accuracy of each exit")
+    return ax
+
+
+def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
+    ax = ax or new_axes()
+    frame = history.frame()
+    columns = _exit_columns(frame, column)
+    for index, name in enumerate(columns):
+        ax.plot(frame.index, frame[name], marker="o", markersize=3, label=exit_name(index, len(columns)))
+    ax.legend(frameon=False)
+    return ax
+
+
+def _exit_columns(frame: pd.DataFrame, column: str) -> list[str]:
+    return [name for name in frame if name.startswith(f"{column}_exit")]
