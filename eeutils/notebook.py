@@ -6,7 +6,7 @@ digits data, with slim networks that are trained on the spot (and kept in the ca
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,10 +14,10 @@ import torch
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
 from eeutils.files import cache_dir
-from eeutils.models import MultiExitNet, create_model
+from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
-from eeutils.training import History, TrainConfig, default_device, fit, recipe
+from eeutils.training import History, LossConfig, TrainConfig, default_device, fit, recipe
 from eeutils.weights import WeightEntry, default_registry, load_history, load_predictions, load_weights
 
 QUICK_WIDTH = 8
@@ -28,6 +28,7 @@ class Session:
     """Data and trained networks for a notebook.
 
     Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the widest trained one is taken.
+    With "-ic_only" after it, it is one whose early exits were trained alone, on a plain network as it was.
 
     Attributes:
         quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -89,11 +90,15 @@ class Session:
         return load_predictions(self.weights_name(network), split)
 
     def _quick_run(self, network: str) -> tuple[MultiExitNet, History]:
-        model, pool = network.split("-")
+        model, pool, *alone = network.split("-")
         torch.manual_seed(0)
         net = create_model(model, pool=pool, width=QUICK_WIDTH)
+        how = recipe("digits")
+        if alone:
+            copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))
+            how = replace(how, trained="early_exits", loss=LossConfig(weights="equal"))
         kept = cache_dir() / "quick" / f"{self.weights_name(network)}.pt"
-        return net, fit(net, self.data, recipe("digits"), checkpoint=kept, progress=False)
+        return net, fit(net, self.data, how, checkpoint=kept, progress=False)
 
 
 def start() -> Session:
@@ -119,5 +124,7 @@ def _device_in_words() -> str:
 def _stands_for(entry: WeightEntry, network: str) -> bool:
     """Whether these are trained weights of `<model>-<pool>`, of the first seed, with exits at the usual places."""
     kind = f"{entry.model}-{entry.model_args.get('pool')}"
+    if entry.training is not None and entry.training.config.get("trained") == "early_exits":
+        kind += "-ic_only"
     usual = "exit_after" not in entry.model_args
     return entry.status == "trained" and kind == network and usual and entry.training.config["seed"] == 0

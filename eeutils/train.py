@@ -20,7 +20,7 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
 from eeutils.files import atomic_path
-from eeutils.models import MultiExitNet, create_model
+from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
 from eeutils.weights import load_weights, run_name
 
@@ -92,7 +92,7 @@ def train(run: TrainingRun) -> None:
     torch.manual_seed(run.train.seed)
     net = _build(run, num_classes=len(data.classes), in_channels=data.train.images.shape[1])
     if run.start_from is not None:
-        _take_backbone(net, run.start_from)
+        copy_backbone(net, load_weights(run.start_from))
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
     history.save_csv(run.folder / "history.csv")
     with atomic_path(run.folder / "weights.safetensors") as temporary:
@@ -108,19 +108,6 @@ def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
         return create_model(run.model, **run.model_args, **shape)
     except TypeError as error:
         raise ValueError(f"{run.model} does not take all of {run.model_args}: {error}") from error
-
-
-def _take_backbone(net: MultiExitNet, name: str) -> None:
-    """Give `net` the units and the last exit of trained weights."""
-    donor = load_weights(name)
-    last = f"exits.{len(net.units) - 1}."
-    wanted = {key for key in net.state_dict() if key.startswith(("units.", last))}
-    given = {key: tensor for key, tensor in donor.state_dict().items() if key in wanted}
-    own = {key: net.state_dict()[key] for key in wanted}
-    unlike = sorted(key for key in wanted if key not in given or given[key].shape != own[key].shape)
-    if unlike:
-        raise ValueError(f"{name} has another backbone than this network: {unlike[:3]} are missing or of another shape")
-    net.load_state_dict(given, strict=False)
 
 
 def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:

@@ -59,6 +59,18 @@ def test_the_widest_trained_network_stands_for_its_kind():
     assert widths[name] == max(widths.values())
 
 
+def test_early_exits_trained_alone_stand_on_the_plain_network(empty_cache):
+    session = Session(quick=True)
+
+    plain = session.network("resnet18-avg").state_dict()
+    sdn = session.network("resnet18_sdn-mixed-ic_only")
+
+    assert sdn.num_exits == 7
+    same = [torch.equal(tensor, sdn.state_dict()[name]) for name, tensor in plain.items()]
+    assert all(same)
+    assert len(same) == len(plain) > 0
+
+
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match=r"'resnet99-avg'; see eeutils\.weights\.weights_table\(\)"):
         Session(quick=False).weights_name("resnet99-avg")

@@ -158,15 +158,13 @@ def test_a_network_that_does_not_take_an_option_is_named():
         cli._build(cli.TrainingRun(model="vgg16", stem="cifar"))
 
 
-def test_training_can_start_from_trained_weights(monkeypatch):
+def test_training_can_start_from_trained_weights(monkeypatch, tmp_path, capsys):
+    """One epoch of its early exits alone leaves a trained backbone bit for bit."""
     donor = create_model("resnet18", width=4)
     monkeypatch.setattr(cli, "load_weights", lambda name: donor)
-    net = create_model("resnet18_3exits", width=4)
-    early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
 
-    cli._take_backbone(net, "donor")
+    command = "ic_only --model resnet18_2exits --width 4 --data digits --start-from donor --train.epochs 1 --out"
+    cli.main([*command.split(), str(tmp_path)])
 
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in donor.state_dict().items())
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in early.items())
-    with pytest.raises(ValueError, match="donor has another backbone"):
-        cli._take_backbone(create_model("resnet18_3exits", width=8), "donor")
+    trained = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in donor.state_dict().items())

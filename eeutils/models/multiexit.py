@@ -95,6 +95,21 @@ def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
     return _in_mode_of(net, MultiExitNet(net.units[: last + 1], exits))
 
 
+def copy_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
+    """Give `net` copies of the weights of the units and of the last exit of `donor`; its early exits stay as they are.
+
+    Raises:
+        ValueError: if the two are not built alike there; `net` is then unchanged.
+    """
+    last = f"exits.{len(net.units) - 1}."
+    own = {key: tensor for key, tensor in net.state_dict().items() if key.startswith(("units.", last))}
+    given = {key: tensor for key, tensor in donor.state_dict().items() if key in own}
+    unlike = sorted(key for key in own if key not in given or given[key].shape != own[key].shape)
+    if unlike or len(donor.units) != len(net.units):
+        raise ValueError(f"the donor has another backbone than this network: {unlike[:3]} are missing or unlike")
+    net.load_state_dict(given, strict=False)
+
+
 def _exits(net: MultiExitNet) -> dict[int, nn.Module]:
     return dict(zip(net.exit_after, net.exits.values(), strict=True))
 

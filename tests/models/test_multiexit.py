@@ -1,14 +1,25 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
-from eeutils.models import MultiExitNet, add_exits, create_exit, drop_exits, resnet18, resnet18_3exits, truncate
+from eeutils.models import (
+    MultiExitNet,
+    add_exits,
+    copy_backbone,
+    create_exit,
+    drop_exits,
+    resnet18,
+    resnet18_3exits,
+    truncate,
+)
 
 
 @pytest.fixture
 def net() -> MultiExitNet:
     torch.manual_seed(0)
-    return resnet18_3exits(width=4).eval()
+    return resnet18_3exits(width=4, exit_after=(2, 4)).eval()
 
 
 @pytest.fixture
@@ -144,3 +155,31 @@ def test_the_last_exit_cannot_be_dropped(net):
 def test_a_network_is_cut_at_an_exit_that_is_there(net, exit_index):
     with pytest.raises(ValueError, match=rf"{exit_index} is not in 0\.\.2"):
         truncate(net, exit_index)
+
+
+def test_a_backbone_is_copied_and_early_exits_are_left_alone():
+    donor, net = resnet18(width=4), resnet18(width=4, exit_after=(2,))
+    early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
+
+    copy_backbone(net, donor)
+
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in donor.state_dict().items())
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in early.items())
+    with torch.no_grad():
+        next(donor.parameters()).zero_()
+    assert next(net.parameters()).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "donor",
+    [resnet18(width=8), resnet18(width=4, num_classes=3), truncate(resnet18(width=4, exit_after=(2,)), 0)],
+    ids=["wider", "other classes", "cut off"],
+)
+def test_a_donor_with_another_backbone_is_refused(donor):
+    net = resnet18(width=4)
+    before = deepcopy(net.state_dict())
+
+    with pytest.raises(ValueError, match="another backbone"):
+        copy_backbone(net, donor)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
