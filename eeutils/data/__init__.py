@@ -5,6 +5,7 @@ from eeutils.data.batches import TrainBatches
 from eeutils.data.datasets import list_data, load_data
 from eeutils.data.own import data_from_folder, data_from_tensors
 from eeutils.data.splits import ImageData, Split
+from eeutils.data.trigger import Trigger, poisoned, stamped
 
 __all__ = [
     "Augmentation",
@@ -12,8 +13,11 @@ __all__ = [
     "Normalization",
     "Split",
     "TrainBatches",
+    "Trigger",
     "data_from_folder",
     "data_from_tensors",
     "list_data",
     "load_data",
+    "poisoned",
+    "stamped",
 ]

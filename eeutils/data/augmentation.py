@@ -58,15 +58,30 @@ class Augmentation:
         flip: mirror left and right, half of the time.
         translate: shift by up to this many pixels each way; the border is mirrored.
         cutout: side of a square set to the mean (DeVries & Taylor, arXiv 1708.04552), 0 for none.
+        brightness: how far the factor of the pixels' values may be from 1; this and the next two are colour jitter, as
+            torchvision's `ColorJitter`, but in this order always: it matters only where values are clipped.
+        contrast: how far the factor of the distance from the image's mean grey may be from 1.
+        saturation: how far the factor of the distance from each pixel's grey may be from 1.
     """
 
     flip: bool = True
     translate: int = 4
     cutout: int = 12
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.translate < 0 or self.cutout < 0:
             raise ValueError(f"translate and cutout must not be negative, got {self.translate} and {self.cutout}")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours change."""
+        return max(self.brightness, self.contrast, self.saturation) > 0
 
 
 def augmented_batch(
@@ -77,7 +92,8 @@ def augmented_batch(
     `generator` lives on the device of `images`; the same state gives the same batch.
 
     Raises:
-        ValueError: if the images are too small to be shifted so far or to have so large a square cut out.
+        ValueError: if the images are too small to be shifted so far or to have so large a square cut out, or are to
+            change their colours and are neither RGB nor grey.
     """
     shorter_side = min(images.shape[2:])
     if max(augmentation.translate, augmentation.cutout) >= shorter_side:
@@ -85,7 +101,11 @@ def augmented_batch(
             f"translate {augmentation.translate} and cutout {augmentation.cutout} must be smaller than the images, "
             f"which have {images.shape[2]} x {images.shape[3]} pixels"
         )
-    batch = normalization(_flip_and_translate(images, augmentation, generator))
+    if augmentation.jitters and images.shape[1] not in (1, 3):
+        raise ValueError(f"colour jitter needs images of 1 or 3 channels, got {images.shape[1]}")
+    moved = _flip_and_translate(images, augmentation, generator)
+    # Whoever does not jitter draws nothing for it: seeds of old still mean the same batches.
+    batch = normalization(_jitter(moved, augmentation, generator) if augmentation.jitters else moved)
     if augmentation.cutout:
         batch.masked_fill_(_cutout_mask(images, augmentation.cutout, generator), 0.0)
     return batch
@@ -109,6 +129,32 @@ def _flip_and_translate(images: Tensor, augmentation: Augmentation, generator: t
 def _mirrored(position: Tensor, size: int) -> Tensor:
     """Positions outside 0..size-1, by less than the size, reflected at the border."""
     return size - 1 - (size - 1 - position.abs()).abs()
+
+
+def _jitter(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    reach = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    draws = torch.rand(3, len(images), generator=generator, device=images.device)
+    factors = (1 + most * (2 * draw - 1) for most, draw in zip(reach, draws.unbind(), strict=True))
+    return with_colours(images, *factors)
+
+
+def with_colours(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Each image (N, C, H, W) uint8, grey or RGB, with its own factors (N,): 1 leaves it as it is, 0 takes all away."""
+
+    def blended(batch: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+        return (other + factor.view(-1, 1, 1, 1) * (batch - other)).clamp_(0, 255)
+
+    batch = blended(images.float(), 0.0, brightness)
+    batch = blended(batch, _grey(batch).mean((1, 2, 3), keepdim=True), contrast)
+    return blended(batch, _grey(batch), saturation).round_().to(torch.uint8)
+
+
+def _grey(batch: Tensor) -> Tensor:
+    """Luma (ITU-R 601) of RGB, (N, 1, H, W)."""
+    if batch.shape[1] == 1:
+        return batch
+    red, green, blue = batch.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def _cutout_mask(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """One's own images as a data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,22 @@ def data_from_tensors(
     return ImageData(name, *(replace(split, normalization=normalization) for split in (train, val, test)))
 
 
-def data_from_folder(root: str | Path, size: int = 32, **kwargs: Any) -> ImageData:
+def data_from_folder(
+    root: str | Path, size: int = 32, *, classes: Sequence[str] | None = None, **kwargs: Any
+) -> ImageData:
     """`data_from_tensors` of a folder that has one folder of images a class; grey images, too, become RGB.
 
     Args:
         root: the folder; the names of the folders in it are the classes.
         size: images are scaled until the shorter side has this many pixels, and the middle square is kept.
+        classes: the folders that have to be there, in the order in which labels number them: that of a trained network.
+            By default whatever is there, in alphabetical order.
         kwargs: those of `data_from_tensors`, `normalization` for one.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or a class in it has no image.
+        FileNotFoundError: if there is no such folder, a class has none in it, or a class has no image.
         IntegrityError: if a file is not an image that can be read; it names the file.
-        ValueError: as `data_from_tensors` does.
+        ValueError: as `data_from_tensors` does, or if there is a folder of another class than `classes`.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -73,10 +77,21 @@ def data_from_folder(root: str | Path, size: int = 32, **kwargs: Any) -> ImageDa
     if size < 1:
         raise ValueError(f"size must be positive, got {size}")
     to_square = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+    if classes is not None:
+        _check_folders(Path(root), classes)
     folder = ImageFolder(root, transform=to_square, loader=_read_image)
+    names = tuple(folder.classes if classes is None else classes)
     images = torch.stack(list(_decoded(folder)))
-    labels = torch.tensor(folder.targets)
-    return data_from_tensors(images, labels, tuple(folder.classes), **{"name": Path(root).resolve().name, **kwargs})
+    labels = torch.tensor([names.index(name) for name in folder.classes])[folder.targets]
+    return data_from_tensors(images, labels, names, **{"name": Path(root).resolve().name, **kwargs})
+
+
+def _check_folders(root: Path, classes: Sequence[str]) -> None:
+    present = {path.name for path in root.iterdir() if path.is_dir()}
+    if missing := [name for name in classes if name not in present]:
+        raise FileNotFoundError(f"{root} has no folder for the classes {missing}; it has {sorted(present)}")
+    if unknown := sorted(present - set(classes)):
+        raise ValueError(f"{root} has folders {unknown} that are none of the classes {list(classes)}")
 
 
 def _decoded(folder: Dataset) -> Iterator[Tensor]:

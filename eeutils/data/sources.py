@@ -7,12 +7,12 @@ sources need not be trusted.
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +20,10 @@ from eeutils.errors import DataUnavailableError, IntegrityError
 from eeutils.files import atomic_path, cache_dir, exclusive, storage_error
 
 RawData = dict[str, Tensor]
-"""`train_images` and `test_images` (N, 3, H, W) uint8, `train_labels` and `test_labels` (N,) uint8."""
+"""`train_images` and `test_images` (N, 3, H, W) uint8, `train_labels` and `test_labels` (N,) uint8.
+
+Where the data set's own files name the classes, also `class_names`: see `as_bytes`.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,13 @@ class Content:
     """What one tensor of a data set has to be.
 
     Attributes:
-        shape: of the uint8 tensor.
-        sha256: of its bytes, in hexadecimal.
+        shape: of the uint8 tensor; None for a length that only the source knows.
+        sha256: of its bytes, in hexadecimal; None where only the archive's hash is published: its sources check that,
+            and the cache file notes the sha256 of what they delivered.
     """
 
-    shape: tuple[int, ...]
-    sha256: str
+    shape: tuple[int | None, ...]
+    sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Sou
         with exclusive(path):
             if (data := _read_cache(path, content)) is None:  # another process may just have written it
                 data = first_that_delivers(name, content, sources)
-                _write_cache(path, data)
+                _write_cache(path, data, content)
     return data
 
 
@@ -100,13 +104,22 @@ def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
         if part not in data:
             raise IntegrityError(f"{part} is missing")
         tensor = data[part]
-        if tensor.dtype != torch.uint8 or tensor.shape != expected.shape:
+        if tensor.dtype != torch.uint8 or not _fits(tensor.shape, expected.shape):
             raise IntegrityError(
                 f"{part} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected torch.uint8 of {expected.shape}"
             )
-        actual = hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
-        if actual != expected.sha256:
+        if expected.sha256 is not None and (actual := _sha256(tensor)) != expected.sha256:
             raise IntegrityError(f"{part} has sha256 {actual[:16]}..., expected {expected.sha256[:16]}...")
+
+
+def as_bytes(names: Sequence[str]) -> Tensor:
+    """Names as a uint8 tensor, so that they can be kept beside the images; `as_names` is the way back."""
+    return torch.frombuffer(bytearray("\n".join(names), "utf-8"), dtype=torch.uint8)
+
+
+def as_names(text: Tensor) -> tuple[str, ...]:
+    """The names that `as_bytes` was given."""
+    return tuple(bytes(text.numpy()).decode().split("\n"))
 
 
 def progress_bar(description: str, size: int, unit: str = "B") -> tqdm:
@@ -120,16 +133,28 @@ def progress_bar(description: str, size: int, unit: str = "B") -> tqdm:
 def _read_cache(path: Path, content: Mapping[str, Content]) -> RawData | None:
     """What the cache file holds, or None if there is none or it is damaged."""
     try:
-        data = load_file(path)
-        verify_content(data, content)
+        with safe_open(path, "pt") as file:
+            noted = file.metadata() or {}
+            data = {part: file.get_tensor(part) for part in file.keys()}  # noqa: SIM118, it is no dict
+        verify_content(data, {part: replace(each, sha256=each.sha256 or noted[part]) for part, each in content.items()})
         return data
-    except (SafetensorError, IntegrityError, OSError):
+    except (SafetensorError, IntegrityError, OSError, KeyError):
         return None
 
 
-def _write_cache(path: Path, data: RawData) -> None:
+def _write_cache(path: Path, data: RawData, content: Mapping[str, Content]) -> None:
+    tensors = {part: data[part].contiguous() for part in content}
+    unknown = {part: _sha256(tensors[part]) for part, expected in content.items() if expected.sha256 is None}
     try:
         with atomic_path(path) as temporary:
-            save_file({part: tensor.contiguous() for part, tensor in data.items()}, temporary)
+            save_file(tensors, temporary, metadata=unknown or None)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise storage_error(path, error) from error
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return len(shape) == len(expected) and all(want in (None, size) for size, want in zip(shape, expected, strict=True))
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()

@@ -70,6 +70,11 @@ class ImageData:
     def normalization(self) -> Normalization:
         return self.train.normalization
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return tuple(self.train.images.shape[1:])
+
 
 def check_images(images: Tensor) -> None:
     """Raise a ValueError that says what is wrong, and how to put it right, unless these are (N, C, H, W) uint8."""
@@ -101,6 +106,12 @@ def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
         raise ValueError(
             f"labels run from {low} to {high}, but {num_classes} classes are numbered 0..{num_classes - 1}"
         )
+
+
+def missing_classes(split: Split) -> list[str]:
+    """The names of the classes that no image of `split` belongs to."""
+    counts = split.labels.bincount(minlength=len(split.classes)).tolist()
+    return [name for name, count in zip(split.classes, counts, strict=True) if not count]
 
 
 def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:

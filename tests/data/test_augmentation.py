@@ -1,14 +1,19 @@
+import hashlib
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch
+from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, with_colours
 
 PLAIN = Normalization((0.0,), (1 / 255,))  # leaves the pixels as they are
+PLAIN_RGB = Normalization((0.0,) * 3, (1 / 255,) * 3)
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
@@ -121,6 +126,110 @@ def test_the_input_is_left_alone_and_the_batch_is_channels_last():
 def test_too_much_augmentation_for_the_images_is_an_error(augmentation):
     with pytest.raises(ValueError, match="8 x 16 pixels"):
         augment(random_images(2, 1, 8, 16), augmentation)
+
+
+STILL = Augmentation(flip=False, translate=0, cutout=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("changed", ["brightness", "contrast", "saturation"])
+@given(factors=st.lists(st.floats(0, 2), min_size=4, max_size=4), seed=st.integers(0, 1000))
+def test_each_colour_change_is_torchvisions(channels, changed, factors, seed):
+    images = random_images(4, channels, 5, 6, seed=seed)
+    all_factors = {name: torch.ones(4) for name in ("brightness", "contrast", "saturation")}
+    ours = with_colours(images, **{**all_factors, changed: torch.tensor(factors)})
+    theirs = getattr(v2.functional, f"adjust_{changed}")
+    expected = torch.stack([theirs(image / 255, factor) for image, factor in zip(images, factors, strict=True)]) * 255
+    assert (ours - expected).abs().max() < 0.6  # 0.5 for rounding, the rest for their grey of five digits
+
+
+def test_colours_change_in_torchvisions_order():
+    images, factors = random_images(1, 3, 6, 6), (1.5, 0.6, 1.9)  # pixels are clipped on the way
+    expected = images[0] / 255
+    for name, factor in zip(("brightness", "contrast", "saturation"), factors, strict=True):
+        expected = getattr(v2.functional, f"adjust_{name}")(expected, factor)
+    ours = with_colours(images, *(torch.tensor([factor]) for factor in factors))
+    assert (ours[0] - 255 * expected).abs().max() < 0.7
+
+
+def test_every_image_draws_its_own_factors_evenly_within_reach():
+    images = torch.full((4000, 1, 1, 1), 100, dtype=torch.uint8)
+    levels = augment(images, replace(STILL, brightness=0.2)).flatten()
+    assert levels.min() == 80
+    assert levels.max() == 120
+    counts = levels.round().long().bincount()[81:120]  # the outermost levels are half as wide
+    assert (counts - 100).abs().max() < 5 * 100**0.5  # five standard deviations
+
+
+def test_jitter_leaves_what_it_cannot_change():
+    flat = torch.full((20, 3, 4, 4), 90, dtype=torch.uint8)
+    assert (augment(flat, replace(STILL, contrast=1.0, saturation=1.0), normalization=PLAIN_RGB) == 90).all()
+    grey = random_images(20, 1, 4, 4)
+    assert torch.equal(augment(grey, replace(STILL, saturation=1.0)), grey.float())
+
+
+@given(amount=st.floats(0.05, 1), cutout=st.integers(0, 3), seed=st.integers(0, 1000))
+def test_jitter_does_not_move_anything(amount, cutout, seed):
+    """Flips, shifts and the pixels of all images stay those of the same seed without jitter."""
+    images = random_images(6, 1, 8, 8, seed=seed) // 2
+    plain = Augmentation(translate=2, cutout=0)
+    before, after = augment(images, plain, seed), augment(images, replace(plain, brightness=amount, cutout=0), seed)
+    order = before.flatten(1).argsort(dim=1, stable=True)
+    assert (after.flatten(1).gather(1, order).diff(dim=1) >= 0).all()  # brighter pixels are still brighter
+    holes = augment(images, replace(plain, brightness=amount, cutout=cutout), seed) != after
+    assert (holes.sum((2, 3)) <= cutout**2).all()
+
+
+def test_seeds_mean_the_batches_that_they_have_always_meant():
+    """Resumed runs and published results rest on it: without jitter nothing is drawn for it."""
+    batch = augment(
+        random_images(8, 3, 16, 16),
+        Augmentation(cutout=5),
+        seed=3,
+        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
+    )
+    assert hashlib.sha256(batch.contiguous().numpy()).hexdigest()[:16] == "5f2cbb9cfd0104dc"
+
+
+def test_jittered_batches_are_channels_last_and_the_input_is_left_alone():
+    images = random_images(4, 3, 16, 16)
+    before = images.clone()
+    jitter = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
+    batch = augment(images, jitter, normalization=Normalization((0.5,) * 3, (0.25,) * 3))
+    assert torch.equal(images, before)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_jitter_asks_nothing_of_the_host():
+    images, jitter = random_images(4, 3, 16, 16), Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
+    with Operations() as operations:
+        augment(images, jitter, normalization=PLAIN_RGB)
+    assert "aten.clamp_.default" in operations.names
+    assert not [name for name in operations.names if "local_scalar" in name or "nonzero" in name]
+
+
+class Operations(TorchDispatchMode):
+    """Writes down every operation that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_rgb_and_grey_images_have_colours_to_change():
+    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
+        augment(random_images(2, 4, 8, 8), replace(STILL, contrast=0.1))
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("amount", [-0.1, 1.5, float("nan")])
+def test_jitter_is_a_share(name, amount):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got {amount}"):
+        Augmentation(**{name: amount})
 
 
 @pytest.mark.parametrize("wrong", [{"translate": -1}, {"cutout": -1}])

@@ -141,6 +141,23 @@ def test_a_missing_folder_and_an_empty_class_are_errors(folder, tmp_path):
         data_from_folder(folder)
 
 
+def test_classes_come_in_the_order_that_is_asked_for(folder):
+    data = data_from_folder(folder, classes=("red", "blue"))
+    assert data.classes == ("red", "blue")
+    assert data.train.images[data.train.labels == 0][:, 0].min() == 250
+
+
+def test_a_class_folder_that_is_missing_is_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"no folder for the classes \['green'\]; it has \['blue', 'red'\]"):
+        data_from_folder(folder, classes=("red", "green", "blue"))
+
+
+def test_a_folder_of_another_class_is_named(folder):
+    (folder / "green").mkdir()
+    with pytest.raises(ValueError, match=r"folders \['green'\] that are none of the classes \['red', 'blue'\]"):
+        data_from_folder(folder, classes=("red", "blue"))
+
+
 def test_images_have_a_size(folder):
     with pytest.raises(ValueError, match="size must be positive, got 0"):
         data_from_folder(folder, size=0)

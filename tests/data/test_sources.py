@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from eeutils.data.sources import (
     Content,
     RawData,
     Source,
+    as_bytes,
+    as_names,
     cached_data,
     first_that_delivers,
     progress_bar,
@@ -125,6 +129,43 @@ def test_the_cache_is_filled_once_and_then_used(cache):
     assert same(cached_data("small", CONTENT, [source("two", small_data(), asked)]), small_data())
     assert asked == ["one"]
     assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == ["small.safetensors"]
+
+
+# Of a data set whose content nobody has published a hash of, the cache file itself says what it should hold.
+
+
+NO_HASH = {"images": Content((4, 3, 8, 8), None), "labels": Content((None,), None)}
+
+
+def test_without_a_hash_the_shape_is_checked():
+    verify_content(altered(), NO_HASH)
+    verify_content({**small_data(), "labels": torch.zeros(9).byte()}, NO_HASH)
+    with pytest.raises(IntegrityError, match=r"images is .* \(3, 3, 8, 8\), expected"):
+        verify_content({**small_data(), "images": small_data()["images"][:3]}, NO_HASH)
+    with pytest.raises(IntegrityError, match=r"labels is .* \(4, 1\), expected"):
+        verify_content({**small_data(), "labels": small_data()["labels"][:, None]}, NO_HASH)
+
+
+def test_without_a_hash_the_cache_is_used_as_long_as_it_is_what_was_delivered(cache):
+    asked: list[str] = []
+    for name in ("one", "two"):
+        assert same(cached_data("small", NO_HASH, [source(name, small_data(), asked)]), small_data())
+    assert asked == ["one"]
+    flip_a_bit(cache / "small.safetensors")
+    assert same(cached_data("small", NO_HASH, [source("three", small_data(), asked)]), small_data())
+    save_file(altered(), cache / "small.safetensors")  # readable, but it does not say what it should be
+    assert same(cached_data("small", NO_HASH, [source("four", small_data(), asked)]), small_data())
+    assert asked == ["one", "three", "four"]
+
+
+def test_only_what_is_asked_for_is_cached(cache):
+    cached_data("small", {"labels": NO_HASH["labels"]}, [source("one", small_data())])
+    assert load_file(cache / "small.safetensors").keys() == {"labels"}
+
+
+@given(names=st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=1), min_size=1))
+def test_names_survive_as_bytes(names):
+    assert as_names(as_bytes(names)) == tuple(names)
 
 
 def truncate(path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eeutils.data import ImageData, Normalization, Split
-from eeutils.data.splits import stratified_holdout
+from eeutils.data.splits import missing_classes, stratified_holdout
 
 GREY = Normalization((0.5,), (0.25,))
 
@@ -131,3 +131,9 @@ def test_image_data_speaks_for_its_training_split():
     data = ImageData("own", train, replace(train, normalization=Normalization((0.1,), (1.0,))), train)
     assert data.classes == ("0", "1")
     assert data.normalization == GREY
+    assert data.image_shape == (1, 2, 2)
+
+
+def test_classes_without_an_image_are_named():
+    assert missing_classes(split_of([3, 1])) == []
+    assert missing_classes(split_of([0, 3, 0, 1, 0])) == ["0", "2", "4"]
