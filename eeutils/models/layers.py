@@ -144,10 +144,12 @@ class BasicBlock(nn.Module):
             same_shape = stride == 1 and in_channels == out_channels
             shortcut = nn.Identity() if same_shape else conv_norm(in_channels, out_channels, 1, stride)
         self.shortcut = shortcut
+        # A module, as all ReLUs here are: guided backpropagation has to find them.
+        self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
-        return F.relu(self.residual(x) + self.shortcut(x))
+        return self.activation(self.residual(x) + self.shortcut(x))
 
 
 class PreActivationBlock(nn.Module):

@@ -1,0 +1,72 @@
+"""What exits look at."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from eeutils.data import Split
+
+if TYPE_CHECKING:
+    from eeutils.analysis.gradcam import Explanation  # captum takes a second to import
+
+_LOUDEST = 0.995  # a few pixels far above the others would leave the rest of a picture grey
+
+
+def plot_attributions(
+    split: Split, index: Sequence[int] | Tensor, exits: Mapping[str, "Explanation"], size: float = 1.6
+) -> plt.Figure:
+    """A row an image: the image, what each exit looks at (Grad-CAM over it), then guided Grad-CAM of each.
+
+    Over the maps stand the class that the exit names and its confidence; guided Grad-CAM is grey where it is zero.
+
+    Args:
+        split: where the images are.
+        index: the positions in it of the N images, in the order of the explanations; N may be 0.
+        exits: explanations (`eeutils.analysis.gradcam.explain`) by the name that a column of theirs gets.
+        size: of an image, in inches.
+
+    Raises:
+        ValueError: if an explanation is not of as many images.
+    """
+    positions = torch.as_tensor(index, dtype=torch.int64).tolist()
+    for name, found in exits.items():
+        if len(found.predicted) != len(positions):
+            raise ValueError(f"{name!r} explains {len(found.predicted)} images, but there are {len(positions)} to show")
+    rows, columns = max(1, len(positions)), 1 + 2 * len(exits)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.3) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for row, position in enumerate(positions):
+        _draw_row(axes[row], split, position, {name: (found, row) for name, found in exits.items()})
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def _draw_row(
+    axes: Sequence[Axes], split: Split, position: int, exits: Mapping[str, tuple["Explanation", int]]
+) -> None:
+    image = split.images[position].permute(1, 2, 0).cpu()
+    axes[0].imshow(image.numpy(), interpolation="nearest", cmap="gray")
+    _title(axes[0], split.classes[split.labels[position]])
+    for column, (name, (found, row)) in enumerate(exits.items(), 1):
+        named = f"{split.classes[found.predicted[row]]} {float(found.confidence[row]):.0%}"
+        overlay, guided = axes[column], axes[column + len(exits)]
+        overlay.imshow(image.float().mean(2).numpy(), interpolation="nearest", cmap="gray")
+        overlay.imshow(found.grad_cam[row].cpu().numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+        _title(overlay, f"{name}: {named}")
+        guided.imshow(_around_grey(found.guided_grad_cam[row].cpu()).numpy(), interpolation="nearest", cmap="gray")
+        _title(guided, f"{name}, guided")
+
+
+def _title(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontsize=8, pad=2)
+
+
+def _around_grey(attribution: Tensor) -> Tensor:
+    """Signed (C, H, W) -> (H, W, C) from 0 to 1, zero at 0.5."""
+    largest = attribution.abs().flatten().quantile(_LOUDEST).clamp_min(torch.finfo(attribution.dtype).tiny)
+    return (0.5 + 0.5 * attribution / largest).clamp(0, 1).permute(1, 2, 0)
