@@ -4,9 +4,10 @@ Units: 0 is the stem; 1-2, 3-4, 5-6 and 7-8 are the two basic blocks of layer1, 
 CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1, 51.7 % after layer2 and 75.8 % after
 layer3.
 
-Where the exits stand by default: after layer2 (two exits), after layer1 and layer2 (three exits), the ends of stages
-at about a quarter and a half of the cost, so that small budgets can be met. `benchmarks/exit_placement.py` measures all
-other places; the README has what it found, and where it disagrees.
+Where the exits stand by default: after layer2 (two exits); one block into layer2 and one block into layer3 (three
+exits), at 39 % and 63 % of the cost. There the accuracy-cost curve is best: `benchmarks/exit_placement.py` measures all
+places, and the README has what it found. A block into a stage an exit reads a map that has just become smaller and
+twice as deep, which helps it more than another block at the old size would.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from eeutils.models.building import check_positive, initialise
-from eeutils.models.exits import create_exit
+from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.layers import BasicBlock, conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
@@ -41,7 +42,8 @@ def resnet18(
         num_classes: logits per image.
         in_channels: channels of an image.
         width: channels of layer1; 64 is the published network, cost grows with its square.
-        pool: how every exit, the last included, pools its feature map: "avg", "spp" or "mixed".
+        pool: the kind of head at every exit, the last included, one of `list_pools()`; or one an exit, shallowest
+            first: "conv+spp+avg".
         stem: "cifar" (3x3, stride 1: small images) or "imagenet" (7x7 and max-pooling, stride 4 together).
         exit_after: units (0 to 7) that get an early exit.
 
@@ -60,7 +62,9 @@ def resnet18(
     outside = [unit for unit in exit_after if not 0 <= unit < _LAST_UNIT]
     if outside:
         raise ValueError(f"exit_after={outside}: early exits of ResNet18 follow units 0 to {_LAST_UNIT - 1}")
-    exits = {unit: create_exit(pool, channels[unit], num_classes) for unit in (*exit_after, _LAST_UNIT)}
+    places = (*sorted(exit_after), _LAST_UNIT)
+    pools = pool_of_each_exit(pool, len(places))
+    exits = {unit: create_exit(own, channels[unit], num_classes) for unit, own in zip(places, pools, strict=True)}
     net = MultiExitNet(units, exits)
     return initialise(net)
 
@@ -72,8 +76,8 @@ def resnet18_2exits(*, exit_after: Sequence[int] = (4,), **kwargs) -> MultiExitN
 
 
 @register_model
-def resnet18_3exits(*, exit_after: Sequence[int] = (2, 4), **kwargs) -> MultiExitNet:
-    """`resnet18` with two early exits, after layer1 and layer2 unless `exit_after` says otherwise."""
+def resnet18_3exits(*, exit_after: Sequence[int] = (3, 5), **kwargs) -> MultiExitNet:
+    """`resnet18` with two early exits, one block into layer2 and one into layer3 unless `exit_after` says otherwise."""
     return _with_early_exits(2, exit_after, kwargs)
 
 

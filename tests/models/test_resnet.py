@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.nn import AdaptiveAvgPool2d
 from torchvision.models import resnet18 as torchvision_resnet18
 
 from eeutils.models import MultiExitNet, create_model, resnet18, resnet18_2exits, resnet18_3exits
+from eeutils.models.exits import SpatialPyramidExit
 
 
 def key_in_torchvision(key: str) -> str:
@@ -47,14 +49,25 @@ def test_every_exit_answers_images_of_any_size(stem, pool, size):
 
 
 @pytest.mark.parametrize(
-    ("builder", "places"), [(resnet18, (8,)), (resnet18_2exits, (4, 8)), (resnet18_3exits, (2, 4, 8))]
+    ("builder", "places"), [(resnet18, (8,)), (resnet18_2exits, (4, 8)), (resnet18_3exits, (3, 5, 8))]
 )
-def test_exits_stand_after_the_layers(builder, places):
+def test_exits_stand_where_the_curve_is_best(builder, places):
     assert builder(width=2).exit_after == places
 
 
 def test_exits_can_stand_elsewhere():
     assert resnet18_3exits(width=2, exit_after=(6, 1)).exit_after == (1, 6, 8)
+
+
+def test_heads_go_to_the_exits_in_their_order():
+    net = resnet18_3exits(width=2, pool="conv+spp+avg", exit_after=(5, 3))
+
+    conv, pyramid, average = net.exits.values()
+    assert (type(conv[1]), type(pyramid), type(average[0])) == (
+        SpatialPyramidExit,
+        SpatialPyramidExit,
+        AdaptiveAvgPool2d,
+    )
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -80,7 +93,7 @@ def test_the_forward_compiles_as_one_graph():
         ({"width": 0}, "width must be positive, got 0"),
         ({"num_classes": 0}, "num_classes must be positive, got 0"),
         ({"in_channels": -3}, "in_channels must be positive, got -3"),
-        ({"pool": "mean"}, r"'mean'.*\['avg', 'mixed', 'spp'\]"),
+        ({"pool": "mean"}, r"'mean'.*\['avg', 'conv', 'mixed', 'spp'\]"),
         ({"stem": "large"}, r"'large'.*\['cifar', 'imagenet'\]"),
         ({"exit_after": (3, 3)}, r"two exits after one unit.*\(3, 3\)"),
         ({"exit_after": (8,)}, r"\[8\].*0 to 7"),

@@ -54,7 +54,7 @@ def test_an_exit_is_no_larger_than_its_map():
         ({"width": 0}, "width must be positive, got 0"),
         ({"num_classes": -1}, "num_classes must be positive, got -1"),
         ({"in_channels": 0}, "in_channels must be positive, got 0"),
-        ({"pool": "max"}, r"unknown pool 'max'; choose from \['avg', 'mixed', 'spp'\]"),
+        ({"pool": "max"}, r"unknown pool 'max'; choose from \['avg', 'conv', 'mixed', 'spp'\]"),
         ({"exit_after": (3, 3)}, r"two exits after one unit in \(3, 3\)"),
         ({"exit_after": (13,)}, r"exits after units \[13\], but units are numbered 0\.\.12"),
         ({"exit_after": (-1,)}, r"exits after units \[-1\]"),
