@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
+# For `make weights`.
+MINUTES ?= 25
+
 NO_PYTHON = eeutils needs Python 3.11 or later, and python3 here is "$$(python3 --version 2>&1)". Install a later \
 	one, or name one that is not on the PATH: make PYTHON=/path/to/python3.12 demo
 NO_VENV = $(PYTHON) cannot make virtual environments. Install what is missing, on Debian and Ubuntu: \
@@ -26,7 +29,7 @@ $(shell rm -f $(READY))
 endif
 endif
 
-.PHONY: help demo test lint notebooks results bench clean
+.PHONY: help demo test lint notebooks results weights bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' $$name "$$text"; done
@@ -46,6 +49,9 @@ notebooks: $(READY) ## run all notebooks and keep their outputs
 
 results: $(READY) ## compute the result tables anew from the shipped weights
 	$(PY) -m eeutils.results
+
+weights: $(READY) ## train networks that are not trained yet, for MINUTES (25) at a time
+	$(PY) -m eeutils.recipes --missing --minutes $(MINUTES)
 
 bench: $(READY) ## measure the cascade against the whole network on this machine
 	$(PY) -m benchmarks.cascade

@@ -122,9 +122,9 @@ def _device_in_words() -> str:
 
 
 def _stands_for(entry: WeightEntry, network: str) -> bool:
-    """Whether these are trained weights of `<model>-<pool>`, of the first seed, with exits at the usual places."""
+    """Whether these are trained weights of `<model>-<pool>`, of the first seed, with the usual exits and clean data."""
     kind = f"{entry.model}-{entry.model_args.get('pool')}"
     if entry.training is not None and entry.training.config.get("trained") == "early_exits":
         kind += "-ic_only"
-    usual = "exit_after" not in entry.model_args
+    usual = "exit_after" not in entry.model_args and entry.data == "cifar10" and "trigger" not in entry.name
     return entry.status == "trained" and kind == network and usual and entry.training.config["seed"] == 0

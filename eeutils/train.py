@@ -17,11 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from eeutils.analysis.metrics import accuracy_per_exit
+from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
-from eeutils.data import ImageData, load_data
+from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
 from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet, copy_backbone, create_model
+from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
+from eeutils.training.device import autocast_dtype, compute_capability
+from eeutils.training.throughput import matrix_peak, training_operations
 from eeutils.weights import load_weights, run_name
 
 
@@ -38,6 +42,9 @@ class TrainingRun:
         start_from: weights of `eeutils.list_weights()` with the same backbone, to begin with them instead of at random;
             what the recipe "ic_only" is for.
         data: a data set of `eeutils.data.list_data()`.
+        poison_share: share of the training images of other classes that get the trigger and its class's label, to see
+            what a backdoor does; by default the data are as they are.
+        trigger: what these get; of no account without `poison_share`.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
         device: "auto" takes a GPU if there is one.
         train: the recipe.
@@ -50,6 +57,8 @@ class TrainingRun:
     exit_after: tuple[int, ...] | None = None
     start_from: str | None = None
     data: str = "cifar10"
+    poison_share: float | None = None
+    trigger: Trigger = field(default_factory=lambda: Trigger(target=0))
     out: Path | None = None
     device: str = "auto"
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -89,8 +98,11 @@ def train(run: TrainingRun) -> None:
     with torch.device("meta"):
         _build(run)  # a wrong name is found out before anything is downloaded
     data = load_data(run.data)
+    if run.poison_share is not None:
+        data = poisoned(data, run.trigger, run.poison_share, run.train.seed)
+    shape = fitting_arguments(run.model, len(data.classes), data.image_shape)
     torch.manual_seed(run.train.seed)
-    net = _build(run, num_classes=len(data.classes), in_channels=data.train.images.shape[1])
+    net = _build(run, **shape)
     if run.start_from is not None:
         copy_backbone(net, load_weights(run.start_from))
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
@@ -110,8 +122,17 @@ def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
         raise ValueError(f"{run.model} does not take all of {run.model_args}: {error}") from error
 
 
+def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:
+    """Of what this device does on matrices alone; None where the way back is not twice the way there."""
+    if run.train.trained != "all":
+        return None
+    peak = matrix_peak(device, autocast_dtype(run.train.precision, compute_capability(device)))
+    return round(images_per_second * training_operations(macs) / peak, 3)
+
+
 def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:
     test = predict(net, data.test, device=device)
+    images_per_second = history.frame()["images_per_second"].median()
     return {
         "command": "python -m eeutils.train " + shlex.join(sys.argv[1:]),
         "run": asdict(run),
@@ -120,10 +141,20 @@ def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: Histo
         else f"CPU, {torch.get_num_threads()} thread(s)",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
-        "images_per_second": round(history.frame()["images_per_second"].median(), 1),
+        "images_per_second": round(images_per_second, 1),
+        "share_of_peak": _share_of_peak(run, int(test.costs[-1]), images_per_second, device),
         "test_accuracy": [round(share, 4) for share in accuracy_per_exit(test).tolist()],
         "macs": test.costs.tolist(),
+        **_backdoor(run, net, data, device),
     }
+
+
+def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:
+    """How many test images of other classes each exit takes for the trigger's as soon as they carry it."""
+    if run.poison_share is None:
+        return {}
+    marked = predict(net, stamped(data.test, run.trigger), device=device)
+    return {"attack_success": [round(share, 4) for share in attack_success(marked, run.trigger.target).tolist()]}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ LAYERS = (
     {"plots"},
     {"notebook"},
     {"train", "demo", "results"},  # programs
+    {"recipes"},  # runs train
 )
 # Further down, and still none of their business.
 NOT_EITHER = {"analysis": {"data"}, "cascade": {"data"}, "scoreboard": {"data"}, "models": {"files"}}

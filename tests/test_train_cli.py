@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from eeutils import train as cli
 from eeutils.analysis.predictions import predict
-from eeutils.data import load_data
+from eeutils.data import ImageData, Trigger, load_data, stamped
 from eeutils.models import create_model
 from eeutils.training.checkpoint import load_checkpoint
 
@@ -83,10 +84,13 @@ def test_a_run_writes_its_files_and_a_second_one_only_reads_them(tmp_path, capsy
     ("args", "message"),
     [
         (["--model", "resnet19"], "unknown model 'resnet19'; choose from ['mobilenet', "),
-        (["--pool", "mean"], "unknown pool 'mean'; choose from ['avg', 'mixed', 'spp']"),
+        (["--pool", "mean"], "unknown pool 'mean'; choose from ['avg', 'conv', 'mixed', 'spp']"),
         (["--data", "cifar11"], "unknown data set 'cifar11'; choose from "),
         (["--width", "0"], "width must be positive, got 0"),
         (["--device", "tpu9"], "unknown device 'tpu9'; choose from ['cpu', 'cuda']"),
+        (["--poison-share", "2"], "share must be in (0, 1], got 2.0"),
+        (["--poison-share", "0.1", "--trigger.target", "10"], "target 10 is no class: they are numbered 0..9"),
+        (["--trigger.size", "0"], "size must be positive, got 0"),
         (["--train.learning-rate", "-1"], "learning_rate must be positive, got -1.0"),
         (["--train.loss.weights", "deepest"], "unknown weights 'deepest'; choose from "),
     ],
@@ -143,6 +147,51 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_message(tmp_path):
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["epoch"] >= 1
     assert all(torch.isfinite(tensor).all() for tensor in state["net"].values())
+
+
+def test_a_backdoor_is_trained_recorded_and_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--trigger.target", "3", "--trigger.size", "6", "--train.epochs", "1"]
+    cli.main([*args, "--poison-share", "0.2"])
+    folder = tmp_path / "runs" / "resnet18_2exits-spp-digits-trigger3-imagenetstem-w2-s0"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["run"]["poison_share"] == 0.2
+    assert report["run"]["trigger"] == {"target": 3, "size": 6, "margin": 1, "value": 255}
+
+    net = create_model("resnet18_2exits", pool="spp", width=2, stem="imagenet")
+    net.load_state_dict(load_file(folder / "weights.safetensors"))
+    test = load_data("digits").test
+    marked = predict(net, stamped(test.take(test.labels != 3), Trigger(3, size=6)))
+    expected = (marked.predicted == 3).double().mean(1)
+    assert report["attack_success"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+    other = cli.parsed([*args, "--poison-share", "0.3"])
+    with pytest.raises(ValueError, match="on other data"):  # of the same name, so the finished run must be told apart
+        cli.train(other)
+
+
+def test_without_poison_the_trigger_is_of_no_account(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(cli, "fit", lambda net, data, *args, **kwargs: seen.append(data) or sys.exit())
+    with pytest.raises(SystemExit):
+        cli.train(cli.parsed([*TINY, "--trigger.target", "3", "--out", str(tmp_path)]))
+    assert torch.equal(seen[0].train.labels, load_data("digits").train.labels)
+    assert seen[0].name == "digits"
+
+
+def test_large_images_reach_the_builders_that_ask_for_their_size(monkeypatch, tmp_path):
+    digits = load_data("digits")
+    large = [
+        replace(split, images=split.images.repeat(1, 1, 2, 2)) for split in (digits.train, digits.val, digits.test)
+    ]
+    monkeypatch.setattr(cli, "load_data", lambda name: ImageData("large", *large))
+    built = []
+    monkeypatch.setattr(cli, "fit", lambda net, *args, **kwargs: built.append(net) or sys.exit())
+    for model in ("vgg16_sdn", "resnet18_2exits"):
+        with pytest.raises(SystemExit):
+            cli.train(cli.parsed(["sdn_vgg16_tinyimagenet", "--model", model, "--width", "2", "--out", str(tmp_path)]))
+        assert {answer.shape[1] for answer in built[-1].eval()(torch.zeros(1, 3, 64, 64))} == {10}
+    assert len(built) == 2
 
 
 def test_exits_can_be_placed_from_the_shell():

@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.augmentation import augmented_batch
+from eeutils.data.splits import missing_classes
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
+from eeutils.training.averaging import WeightAverage
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.config import TrainConfig
 from eeutils.training.device import autocast_dtype, choose_device, compute_capability, should_compile
@@ -71,6 +73,7 @@ def fit(
             while run.epoch < config.epochs:
                 run.train_epoch(bar)
                 run.save(path)
+        run.finish()
     except KeyboardInterrupt:
         kept = f"{path} has the epochs finished before; call fit again to go on" if path else "nothing was saved"
         print(f"training was interrupted: {kept}", file=sys.stderr)
@@ -92,6 +95,7 @@ class _Run:
         self.optimizer = _optimizer(trained_part(net, config.trained), config, device)
         capability = compute_capability(device)
         dtype = autocast_dtype(config.precision, capability)
+        self.average = WeightAverage(self.net, config.average_decay) if config.average_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
         steps = config.epochs * len(self.batches)
@@ -133,6 +137,11 @@ class _Run:
         self.rows.append(row)
         self._show(bar, row["train_loss"])
 
+    def finish(self) -> None:
+        """Let the network end as what was validated."""
+        if self.average is not None:
+            self.net.load_state_dict(self.average.net.state_dict())
+
     def take_up(self, path: Path | None) -> None:
         """Go on from `path` if it is there; if there is something to train, see that it can be written."""
         if path is None:
@@ -155,6 +164,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.average is not None:
+            state["average"] = self.average.net.state_dict()
         save_checkpoint(path, state)
 
     def _restore(self, path: Path) -> None:
@@ -165,6 +176,8 @@ class _Run:
                 return  # nothing was learnt there that would be lost
             raise ValueError(f"{path} is of {difference}; use another file, or remove it")
         self.net.load_state_dict(state["net"])
+        if self.average is not None:
+            self.average.net.load_state_dict(state["average"])
         self.optimizer.load_state_dict(_with_kernels_of(self.optimizer, state["optimizer"]))
         if state["scaler"].keys() == self.scaler.state_dict().keys():  # none is kept where losses are not scaled
             self.scaler.load_state_dict(state["scaler"])
@@ -173,7 +186,7 @@ class _Run:
     def _difference(self, state: dict[str, Any]) -> str:
         """What else than this run the checkpoint `state` is of, in words; empty if it is of this one."""
         here = asdict(self.config)
-        there = asdict(TrainConfig()) | state["config"]  # a checkpoint from before a field was there has its default
+        there = _filled(state["config"], asdict(TrainConfig()))
         if changed := [name for name in here if there[name] != here[name]]:
             return f"a run with another {', '.join(changed)}"
         if state["data"] != self.data:
@@ -206,13 +219,15 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One update of the weights. Nothing here waits for the device. Returns the exits' losses, (E,)."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step + 1)
+            group["lr"] = self._learning_rate(step + 1) * group["learning_rates"]
         with self.autocast:
             losses = exit_losses(self.compiled(images), labels, self.config.loss)
         self.scaler.scale(losses @ self.weights).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         return losses.detach()
 
     def _report(self, bar: tqdm, losses: Tensor, images: int) -> None:
@@ -240,7 +255,7 @@ class _Run:
     def _validate(self) -> Tensor:
         """Accuracy of each exit on the validation split, (E,)."""
         with self.autocast:
-            logits = collect_logits(self.net, self.val)
+            logits = collect_logits(self.net if self.average is None else self.average.net, self.val)
         if not logits.isfinite().all():  # the epoch's very last update can spoil weights without a loss that shows it
             raise self._diverged("the network's answers became NaN or infinite")
         return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
@@ -256,12 +271,7 @@ class _Run:
 
 
 def _optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    weights = [parameter for parameter in part.parameters() if parameter.ndim > 1]
-    norms_and_biases = [parameter for parameter in part.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": norms_and_biases, "weight_decay": 0.0},
-    ]
+    groups = _parameter_groups(part, config)
     # The fused kernel takes the loss scaler's verdict on the device; the others would ask the host at every step.
     fused = device.type == "cuda"
     if config.optimizer == "adam":
@@ -271,8 +281,29 @@ def _optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> to
     )
 
 
+def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Weights, which decay; norms and biases, which do not; and if it has a rate of its own BatchNorm's bias."""
+    rest = dict(part.named_parameters())
+    faster = []
+    if config.bias_learning_rate != 1:
+        norms = [name for name, module in part.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        faster = [rest.pop(f"{name}.bias") for name in norms]
+    groups = [
+        {"params": [each for each in rest.values() if each.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [each for each in rest.values() if each.ndim <= 1], "weight_decay": 0.0},
+        {"params": faster, "weight_decay": 0.0, "learning_rates": config.bias_learning_rate},
+    ]
+    return [{"learning_rates": 1.0, **group} for group in groups[: 3 if faster else 2]]
+
+
 def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint; one from before a field was there has its default, also within a part."""
+    parts = {name: _filled(config.get(name, {}), part) for name, part in defaults.items() if isinstance(part, dict)}
+    return {**defaults, **config, **parts}
 
 
 def _group_sizes(state: dict[str, Any]) -> list[int]:
@@ -282,7 +313,8 @@ def _group_sizes(state: dict[str, Any]) -> list[int]:
 def _with_kernels_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's saved state for another device: which kernel steps is the device's affair, not the run's."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
-    return {**state, "param_groups": [{**saved, "fused": own["fused"]} for saved, own in pairs]}
+    kept = ("fused", "learning_rates")
+    return {**state, "param_groups": [{**saved, **{name: own[name] for name in kept}} for saved, own in pairs]}
 
 
 def _cuda_indices(device: torch.device) -> list[int]:
@@ -306,6 +338,9 @@ def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
             raise ValueError(
                 f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"
             ) from error
-    outputs, classes = min(answer.shape[1] for answer in answers), len(data.classes)
-    if outputs < classes:
-        raise ValueError(f"the network has {outputs} outputs, the data {classes} classes")
+    for outputs in {answer.shape[1] for answer in answers} - {len(data.classes)}:
+        raise ValueError(f"the network has {outputs} outputs, the data {len(data.classes)} classes")
+    for part, split in (("training", data.train), ("validation", data.val)):
+        if missing := missing_classes(split):
+            present = len(data.classes) - len(missing)
+            raise ValueError(f"the {part} split has {present} of {len(data.classes)} classes: no image is of {missing}")

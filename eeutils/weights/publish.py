@@ -23,6 +23,7 @@ from eeutils.data import ImageData, load_data
 from eeutils.errors import IntegrityError
 from eeutils.files import exclusive
 from eeutils.models import MultiExitNet, create_model
+from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, list_recipes
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
@@ -109,29 +110,40 @@ def _read_report(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is not a readable report: {error}") from error
 
 
-def _described(report: Mapping[str, Any]) -> WeightEntry:
-    """The entry without what has to be measured."""
-    run = report["run"]
+def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
+    """The entry of a run that nobody has done yet.
+
+    Args:
+        run: the fields of an `eeutils.train.TrainingRun`, as a dict.
+        command: what does it.
+    """
     data = load_data(run["data"])
     return WeightEntry(
         name=entry_name(run),
         model=run["model"],
         model_args={
-            "num_classes": len(data.classes),
-            "in_channels": data.train.images.shape[1],
+            **fitting_arguments(run["model"], len(data.classes), data.image_shape),
             **{name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None},
         },
         data=run["data"],
         normalization=data.normalization,
         status="not trained",
-        command=report["command"],
+        command=command,
+    )
+
+
+def _described(report: Mapping[str, Any]) -> WeightEntry:
+    """The entry without what has to be measured."""
+    return replace(
+        planned_entry(report["run"], report["command"]),
         training=TrainingRecord(
             recipe=_recipe_in(report["command"]),
-            config=run["train"],
+            config=report["run"]["train"],
             device=report["device"],
             versions=report["versions"],
             seconds=report["seconds"],
             images_per_second=report["images_per_second"],
+            share_of_peak=report.get("share_of_peak"),
         ),
     )
 

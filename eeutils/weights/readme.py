@@ -76,6 +76,8 @@ def _trained_cells(entry: WeightEntry) -> list[str]:
     macs = " / ".join(f"{macs / 1e6:.1f}" for macs in entry.macs)
     made = entry.training
     origin = f"{made.recipe}, {made.device}, {made.seconds / 60:.0f} min" if made else "not recorded"
+    if made and made.share_of_peak is not None:
+        origin += f", {made.images_per_second:,.0f} images/s, {made.share_of_peak:.0%} of the matrix peak"
     return [f"`{entry.name}`", percent("test"), percent("val"), macs, f"{entry.weights.size / 1e6:.1f}", origin]
 
 

@@ -54,6 +54,8 @@ class TrainingRecord:
         versions: of Python and torch.
         seconds: of training and validation.
         images_per_second: median over the epochs, training alone.
+        share_of_peak: the operations that these images took, as a share of what the device did on matrices alone; None
+            if only a part of the network was trained, or nobody measured it.
     """
 
     recipe: str
@@ -62,6 +64,7 @@ class TrainingRecord:
     versions: Mapping[str, str]
     seconds: float
     images_per_second: float
+    share_of_peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,11 @@ class Registry:
 def run_name(run: Mapping[str, Any]) -> str:
     """What the weights of a training run are called, its seed left out.
 
-    `<model>-<pool>-<data>`, then what else differs from the published network: early exits trained alone on a backbone
-    that was there already, places of exits, stem, width.
+    `<model>-<pool>-<data>`, then what else differs from the published network: a trigger's class in the data, early
+    exits trained alone on a backbone that was there already, places of exits, stem, width.
     """
     parts = [run["model"], run.get("pool"), run["data"]]
+    parts += [f"trigger{run['trigger']['target']}"] if run.get("poison_share") is not None else []
     parts += ["ic_only"] if run["train"].get("trained") == "early_exits" else []
     parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
     parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []

@@ -33,8 +33,20 @@ def test_each_network_has_its_weight_decay(net, weight_decay):
     assert recipe(f"cnn_{net}").weight_decay == recipe(f"sdn_{net}").weight_decay == weight_decay
 
 
+@pytest.mark.parametrize(
+    "name", ["ic_only", *(f"{kind}_{net}" for kind in ("cnn", "sdn") for net in ("vgg16", "resnet56", "mobilenet"))]
+)
+def test_tiny_imagenet_differs_in_augmentation_alone(name):
+    small, large = recipe(name), recipe(f"{name}_tinyimagenet")
+    assert replace(large, augmentation=small.augmentation) == small
+    augmentation = large.augmentation
+    assert replace(augmentation, translate=4, brightness=0, contrast=0, saturation=0) == small.augmentation
+    jitter = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    assert (augmentation.translate, jitter) == (8, (0.2, 0.2, 0.2))
+
+
 def test_an_unknown_network_of_shallow_deep_networks_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'sdn_vgg19'.*'sdn_mobilenet', 'sdn_resnet56', 'sdn_vgg16'"):
+    with pytest.raises(ValueError, match=r"'sdn_vgg19'.*'sdn_mobilenet', .*'sdn_resnet56', .*'sdn_vgg16', "):
         recipe("sdn_vgg19")
 
 
@@ -48,7 +60,9 @@ def test_a_config_cannot_be_changed_in_place():
 
 
 def test_an_unknown_recipe_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'fast'.*'digits', 'ic_only', 'modern', .*'slim', 'upf'"):
+    with pytest.raises(
+        ValueError, match=r"'fast'.*'digits', 'ic_only', 'ic_only_tinyimagenet', 'modern', .*'slim', 'upf'"
+    ):
         recipe("fast")
 
 

@@ -371,5 +371,42 @@ def test_every_exit_needs_an_output_for_every_class(tiny_data, tiny_config):
         fit(net, tiny_data, tiny_config(), progress=False)
 
 
-def test_a_network_may_have_more_outputs_than_there_are_classes(tiny_net, tiny_data, tiny_config):
-    assert len(fit(tiny_net(num_classes=9), tiny_data, tiny_config(epochs=1), progress=False).rows) == 1
+def test_a_network_with_more_outputs_than_there_are_classes_is_an_error(tiny_net, tiny_data, tiny_config):
+    with pytest.raises(ValueError, match="the network has 9 outputs, the data 4 classes"):
+        fit(tiny_net(num_classes=9), tiny_data, tiny_config(epochs=1), progress=False)
+
+
+@pytest.mark.parametrize(("part", "word"), [("train", "training"), ("val", "validation")])
+def test_a_split_without_a_class_is_an_error_that_names_it(tiny_net, tiny_data, tiny_config, part, word):
+    split = getattr(tiny_data, part)
+    few = replace(tiny_data, **{part: split.take((split.labels != 1) & (split.labels != 3))})
+    with pytest.raises(ValueError, match=rf"the {word} split has 2 of 4 classes: no image is of \['b', 'd'\]"):
+        fit(tiny_net(), few, tiny_config(), progress=False)
+
+
+def test_a_checkpoint_from_before_a_kind_of_augmentation_is_taken_up(tiny_net, tiny_data, tiny_config, tmp_path):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    history = fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    for field in ("brightness", "contrast", "saturation"):
+        del state["config"]["augmentation"][field]
+    torch.save(state, path)
+    assert fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False) == history
+    jittered = tiny_config(augmentation=replace(tiny_config().augmentation, contrast=0.1))
+    with pytest.raises(ValueError, match="another augmentation"):
+        fit(tiny_net(), tiny_data, jittered, checkpoint=path, progress=False)
+
+
+def test_biases_of_norms_can_run_ahead(tiny_net, tiny_data, tiny_config):
+    """After one step they have moved by so many times more, and nothing else has moved otherwise."""
+    before = tiny_net().state_dict()
+    one, ahead = tiny_net(), tiny_net()
+    whole = {"epochs": 1, "batch_size": len(tiny_data.train), "momentum": 0.0, "nesterov": False}
+    for net, rate in ((one, 1.0), (ahead, 8.0)):
+        fit(net, tiny_data, tiny_config(**whole, bias_learning_rate=rate), progress=False)
+
+    for name, parameter in one.named_parameters():
+        moved, moved_ahead = (net.get_parameter(name) - before[name] for net in (one, ahead))
+        bias_of_norm = name.endswith("bias") and name.startswith("units.")
+        torch.testing.assert_close(moved_ahead, moved * (8 if bias_of_norm else 1), msg=name)
+        assert parameter.grad is None

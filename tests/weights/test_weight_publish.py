@@ -16,6 +16,7 @@ from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.errors import IntegrityError, StorageError
 from eeutils.files import exclusive
+from eeutils.models import create_model
 from eeutils.train import TrainingRun, train
 from eeutils.training import recipe
 from eeutils.weights import Registry, StoredFile, load_history, load_predictions, load_weights
@@ -65,6 +66,20 @@ def change_weights(run: Path, change) -> None:
     tensors = load_file(run / "weights.safetensors")
     change(tensors)
     save_file(tensors, run / "weights.safetensors")
+
+
+@pytest.mark.parametrize(("model", "size"), [("vgg16_sdn", 64), ("vgg16_sdn", 32), ("resnet18_2exits", 64)])
+def test_an_entry_tells_the_builder_what_it_asks_of_the_images(run, monkeypatch, model, size):
+    digits, times = load_data("digits"), size // 32
+    images = digits.train.images.repeat(1, 1, times, times)
+    large = replace(digits, train=replace(digits.train, images=images))
+    monkeypatch.setattr(publish_module, "load_data", lambda name: large)
+    report = json.loads((run / "report.json").read_text())
+    report["run"] |= {"model": model, "pool": None, "width": 2}
+    arguments = publish_module._described(report).model_args
+    assert arguments.get("image_size") == (64 if (model, size) == ("vgg16_sdn", 64) else None)
+    net = create_model(model, **arguments).eval()
+    assert {answer.shape for answer in net(torch.zeros(1, 3, size, size))} == {(1, 10)}
 
 
 def test_a_run_becomes_an_entry_that_says_what_ships(run, empty):

@@ -10,7 +10,7 @@ from eeutils.errors import IntegrityError
 from eeutils.models import create_model, list_models
 from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
 from eeutils.weights import registry as registry_module
-from eeutils.weights.registry import REGISTRY_FILE
+from eeutils.weights.registry import REGISTRY_FILE, run_name
 
 NORMALIZATION = Normalization((0.5,), (0.25,))
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
@@ -97,6 +97,20 @@ def test_only_a_registry_with_a_folder_can_be_saved():
         Registry(()).save()
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "net-spp-toy"),
+        ({"trigger": {"target": 3}}, "net-spp-toy"),
+        ({"trigger": {"target": 3}, "poison_share": None}, "net-spp-toy"),
+        ({"trigger": {"target": 3}, "poison_share": 0.1}, "net-spp-toy-trigger3"),
+        ({"trigger": {"target": 3}, "poison_share": 0.1, "width": 8}, "net-spp-toy-trigger3-w8"),
+    ],
+)
+def test_a_run_on_poisoned_data_is_marked_in_its_name(changes, name):
+    assert run_name({"model": "net", "pool": "spp", "data": "toy", "train": {}, **changes}) == name
+
+
 # The registry of the repository.
 
 
@@ -114,7 +128,8 @@ def test_each_entry_builds_its_network_and_its_files_are_there(entry):
         assert not entry.accuracy
     if entry.status == "not trained":
         assert not files
-        assert f"--model {entry.model} --pool {entry.model_args['pool']}" in entry.command
+        pool = entry.model_args.get("pool")
+        assert f"--model {entry.model}" + (f" --pool {pool}" if pool else "") in entry.command
 
 
 def test_the_full_width_networks_and_the_published_ones_have_entries():

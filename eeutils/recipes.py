@@ -1,0 +1,237 @@
+"""Train and publish what the registry of weights lacks: `python -m eeutils.recipes --missing --minutes 25`.
+
+The plan below says which networks there should be, most valuable first. Each is one command of `eeutils.train`; this
+program runs those whose weights are missing, one after another, until the time is up, and publishes each one that
+finishes. A run that the time did not suffice for is taken up again by the next call.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import tyro
+
+from eeutils.files import exclusive
+from eeutils.tables import markdown_table
+from eeutils.train import TrainingRun, parsed
+from eeutils.training import default_device
+from eeutils.weights import Registry, default_registry
+from eeutils.weights.publish import entry_name, planned_entry, publish
+from eeutils.weights.readme import write_readme
+from eeutils.weights.registry import REGISTRY_FILE
+
+# Too little to get anything done: starting takes longer.
+_LEAST_SECONDS = 30
+_SDN_NETWORKS = ("resnet56", "vgg16", "mobilenet", "wideresnet32_4")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One network that should be in the registry.
+
+    Attributes:
+        arguments: of `python -m eeutils.train`.
+        wants_gpu: on a few CPU cores it would take days.
+    """
+
+    arguments: str
+    wants_gpu: bool = False
+
+    @property
+    def command(self) -> str:
+        """What trains it."""
+        return f"python -m eeutils.train {self.arguments}"
+
+    @cached_property
+    def run(self) -> TrainingRun:
+        """What the command asks for."""
+        return parsed(shlex.split(self.arguments))
+
+    @cached_property
+    def name(self) -> str:
+        """That its weights will have."""
+        return entry_name(asdict(self.run))
+
+
+def plan() -> tuple[PlannedRun, ...]:
+    """All networks that there should be, most valuable first."""
+    return (*_wide(), *_slim(), *_shallow_deep())
+
+
+def _wide() -> Iterator[PlannedRun]:
+    """ResNet18 as published, plain and with exits; then the same from other seeds."""
+    kinds = ("resnet18 --pool avg", *(f"resnet18_{n}exits --pool {pool}" for pool in ("spp", "avg") for n in (3, 2)))
+    for seed in range(3):
+        for kind in kinds:
+            yield PlannedRun(f"modern --model {kind} --width 64" + _seeded(seed), wants_gpu=True)
+
+
+def _slim() -> Iterator[PlannedRun]:
+    """Networks for a few CPU cores: minutes each at width 16."""
+    slim = "slim --model {} --pool {} --width {} --train.precision bf16"
+    yield PlannedRun(slim.format("resnet18", "avg", 16))
+    for pool in ("spp", "avg"):
+        for model in ("resnet18_3exits", "resnet18_2exits"):
+            yield PlannedRun(slim.format(model, pool, 16))
+    alone = "ic_only --model resnet18_sdn --pool mixed --width 16 --start-from resnet18-avg-cifar10-w16"
+    yield PlannedRun(f"{alone} --train.precision bf16")
+    for model in ("resnet18_sdn", "vgg16_sdn"):
+        yield PlannedRun(
+            f"slim --model {model} --pool mixed --width 16 --train.loss.weights sdn --train.precision bf16"
+        )
+    for width in (24, 32):
+        yield PlannedRun(slim.format("resnet18_3exits", "spp", width))
+    for seed in (1, 2):
+        yield PlannedRun(slim.format("resnet18_3exits", "spp", 16) + _seeded(seed))
+
+
+def _shallow_deep() -> Iterator[PlannedRun]:
+    """Shallow-Deep Networks at full size: the CNN, exits trained alone on it, and both together."""
+    for net in _SDN_NETWORKS:
+        yield PlannedRun(f"cnn_{net} --model {net}", wants_gpu=True)
+        yield PlannedRun(f"ic_only --model {net}_sdn --pool mixed --start-from {net}-cifar10", wants_gpu=True)
+        yield PlannedRun(f"sdn_{net} --model {net}_sdn --pool mixed", wants_gpu=True)
+
+
+def _seeded(seed: int) -> str:
+    return f" --train.seed {seed}" if seed else ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do; without options, list the plan.
+
+    Attributes:
+        missing: train what is missing.
+        minutes: to spend on it.
+        only: names to choose from, instead of all of the plan.
+        everything: also what wants a GPU, where there is none.
+    """
+
+    missing: bool = False
+    minutes: float = 25.0
+    only: tuple[str, ...] = ()
+    everything: bool = False
+
+
+def main(args: list[str] | None = None) -> None:
+    """List the plan, or train what is missing of it."""
+    options = tyro.cli(Options, prog="python -m eeutils.recipes", description=__doc__, args=args)
+    try:
+        chosen = _chosen(options)
+        if not options.missing:
+            print(_listed(chosen, default_registry()))
+            return
+        failed = train_missing(chosen, options.minutes, everything=options.everything)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if failed:
+        sys.exit(f"error: these runs failed, see above: {failed}")
+
+
+def train_missing(runs: tuple[PlannedRun, ...], minutes: float, *, everything: bool = False) -> list[str]:
+    """Train and publish those of `runs` that are missing, in their order, until the time is up.
+
+    First they are all put into the registry as not trained, with their commands.
+
+    Returns:
+        the names of runs that ended with an error.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    record_plan(runs)
+    failed = []
+    for planned in runs:
+        if _is_trained(planned, default_registry()):
+            continue
+        if obstacle := _obstacle(planned, everything):
+            print(f"{planned.name}: left out, {obstacle}", flush=True)
+            continue
+        left = deadline - time.monotonic()
+        if left < _LEAST_SECONDS:
+            print(f"{planned.name}: the {minutes:g} minutes are over; call again to go on", flush=True)
+            break
+        if not _train(planned, left):
+            failed.append(planned.name)
+    return failed
+
+
+def record_plan(runs: tuple[PlannedRun, ...]) -> None:
+    """Put `runs` that the registry does not know yet into it, as not trained."""
+    folder = default_registry().folder
+    if folder is None:
+        raise ValueError("this registry came with the package; train from a clone of the repository")
+    with exclusive(folder / REGISTRY_FILE):
+        registry = Registry.load(folder)
+        for planned in runs:
+            if planned.name not in registry.names:
+                then = f"python -m eeutils.weights.publish {planned.run.folder}"
+                registry = registry.with_entry(planned_entry(asdict(planned.run), f"{planned.command} && {then}"))
+        registry.save()
+        write_readme(registry)
+
+
+def _chosen(options: Options) -> tuple[PlannedRun, ...]:
+    runs = {planned.name: planned for planned in plan()}
+    if unknown := sorted(set(options.only) - set(runs)):
+        raise ValueError(f"unknown run {unknown[0]!r}; choose from {list(runs)}")
+    return tuple(planned for name, planned in runs.items() if not options.only or name in options.only)
+
+
+def _listed(runs: tuple[PlannedRun, ...], registry: Registry) -> str:
+    rows = ([run.name, "trained" if _is_trained(run, registry) else "missing", run.command] for run in runs)
+    return markdown_table(["name", "status", "command"], rows)
+
+
+def _is_trained(planned: PlannedRun, registry: Registry) -> bool:
+    return planned.name in registry.names and registry.entry(planned.name).status == "trained"
+
+
+def _obstacle(planned: PlannedRun, everything: bool) -> str:
+    """Why a run cannot or should not be started here; empty if it can."""
+    start, registry = planned.run.start_from, default_registry()
+    if start is not None and (start not in registry.names or registry.entry(start).status != "trained"):
+        return f"it starts from {start}, which is not trained"
+    if planned.wants_gpu and not everything and default_device().type == "cpu":
+        return "there is no GPU; with --everything it is trained on the CPU all the same"
+    return ""
+
+
+def _train(planned: PlannedRun, seconds: float) -> bool:
+    """Run the command for as long as that, and publish what it made if it finished; False if it failed."""
+    print(f"{planned.name}: {planned.command}", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "eeutils.train", *shlex.split(planned.arguments)])
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # its checkpoint, written after every epoch, is whole whatever the moment
+        process.wait()
+        print(f"{planned.name}: the time is up; its finished epochs are kept, call again to go on", flush=True)
+        return True
+    except KeyboardInterrupt:  # the process has got it, too
+        process.wait()
+        raise
+    if process.returncode:
+        return False
+    publish(planned.run.folder, default_registry())
+    print(f"{planned.name}: {_achieved(planned.run.folder)}", flush=True)
+    return True
+
+
+def _achieved(folder: Path) -> str:
+    """Accuracy and speed of a finished run, in words."""
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    accuracy = " / ".join(f"{share:.2%}" for share in report["test_accuracy"])
+    speed = f"{report['images_per_second']:,.0f} images/s on {report['device']}"
+    if report.get("share_of_peak") is not None:
+        speed += f", {report['share_of_peak']:.0%} of the matrix peak measured there"
+    return f"{accuracy} on test, {report['seconds'] / 60:.1f} minutes, {speed}"
+
+
+if __name__ == "__main__":
+    main()

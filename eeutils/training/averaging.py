@@ -1,0 +1,34 @@
+"""A moving average of a network's weights, often a better network than the last of them."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from eeutils.models import MultiExitNet
+
+
+class WeightAverage:
+    """The exponential moving average of a network's weights and of BatchNorm's statistics (Polyak averaging).
+
+    torch.optim.swa_utils.AveragedModel does the same, but asks the device at every step how often it was called.
+
+    Args:
+        net: the network as it is before training.
+        decay: what an update leaves of the average; 0.999 looks back over about a thousand steps.
+    """
+
+    def __init__(self, net: MultiExitNet, decay: float) -> None:
+        self.net = deepcopy(net).eval()
+        self.decay = decay
+        self._own, self._latest = _tensors(self.net), _tensors(net)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's present weights into the average. Nothing here waits for the device."""
+        torch._foreach_lerp_(self._own, self._latest, 1 - self.decay)
+
+
+def _tensors(net: MultiExitNet) -> list[Tensor]:
+    """Parameters and buffers as they live in `net`; BatchNorm's count of batches is no number to average."""
+    return [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]

@@ -1,0 +1,25 @@
+"""How fast a device multiplies matrices, and how much of that a training run used."""
+
+import torch
+
+# Large enough to fill the device, small enough for a second: a GPU needs more than a core to be busy.
+_SIZE = {"cuda": 8192, "cpu": 2048}
+
+
+def training_operations(macs: int) -> int:
+    """Floating-point operations of one image's step: a multiply-add is two, and the way back costs twice the way there.
+
+    Args:
+        macs: multiply-adds of one image's forward pass.
+    """
+    return 6 * macs
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second that the device reaches here and now on a large product of matrices."""
+    from torch.utils.benchmark import Timer  # slow to import, and noisy where it looks for a compiler in vain
+
+    size = _SIZE.get(device.type, _SIZE["cpu"])
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
