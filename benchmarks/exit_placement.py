@@ -35,8 +35,8 @@ from eeutils.training import choose_device, fit, recipe
 
 BUDGET = 0.5
 EARLY_UNITS = tuple(range(8))
-# Of resnet18_2exits and resnet18_3exits.
-_DEFAULTS = ("4", "2+4")
+# Where stages end, the obvious places; always among the rows that are shown.
+_STAGE_ENDS = ("4", "2+4")
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def part_of(predictions: Predictions, costs: NetworkCosts, places: Sequence[int]
 
 
 def best_rows(table: pd.DataFrame, count: int = 4) -> str:
-    """The best placements of one early exit and of two, and the defaults, in Markdown."""
-    best = table[(table.groupby("early_exits").cumcount() < count) | table["exit_after"].isin(_DEFAULTS)]
+    """The best placements of one early exit and of two, and the ends of stages, in Markdown."""
+    best = table[(table.groupby("early_exits").cumcount() < count) | table["exit_after"].isin(_STAGE_ENDS)]
     return (
         markdown_table(
             [

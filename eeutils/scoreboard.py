@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from eeutils.analysis.metrics import accuracy_of, accuracy_per_exit, ensemble_probs, ensemble_weights
+from eeutils.analysis.overthinking import destructive
 from eeutils.analysis.policies import decide
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import choose_for_accuracy
+from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
 
 MAX_DROP = 0.005
 """What a cascade in the scoreboard may lose on validation against its last exit: half a point."""
+
+BUDGETS = (0.25, 0.5, 0.75)
+"""Shares of a network's cost at which Shallow-Deep Networks are compared."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,40 @@ def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
     board = pd.DataFrame({name: _row(evaluation) for name, evaluation in networks.items()}).T.rename_axis("network")
     early = sorted(set(board) - set(_COLUMNS), key=lambda column: int(column.removeprefix("exit ")))
     return board[[*early, *(column for column in _COLUMNS if column in board)]]
+
+
+def shallow_deep_board(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
+    """Test accuracies in percent of networks with many exits, within budgets and as a cascade, and their overthinking.
+
+    A budget is a share of the network's own cost; one that is smaller than the first exit's cannot be met, and its
+    accuracy is missing. Thresholds are chosen on validation, for the cascade as in `scoreboard`. The destructive share
+    is that of the last exit's mistakes which some exit before it would not have made, with its 95 % bootstrap interval.
+    """
+    return pd.DataFrame({name: _shallow_deep_row(each) for name, each in networks.items()}).T.rename_axis("network")
+
+
+def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
+    val, test = evaluation.val, evaluation.test
+    row = {f"at {budget:.0%}": _accuracy_within(budget, evaluation) for budget in BUDGETS}
+    cascade = decide(test, choose_for_accuracy(val, MAX_DROP).policy)
+    overthought = destructive(test)
+    low, high = overthought.share_interval()
+    return {
+        **row,
+        "last exit": 100 * float(accuracy_per_exit(test)[-1]),
+        "cascade": 100 * cascade.accuracy,
+        "cascade cost (%)": 100 * cascade.relative_cost,
+        "destructive share (%)": 100 * overthought.share,
+        "from": 100 * low,
+        "to": 100 * high,
+        "MACs (M)": float(test.costs[-1]) / 1e6,
+    }
+
+
+def _accuracy_within(budget: float, evaluation: Evaluation) -> float:
+    if float(evaluation.val.relative_costs[0]) > budget:
+        return float("nan")
+    return 100 * decide(evaluation.test, choose_for_budget(evaluation.val, budget).policy).accuracy
 
 
 def _row(evaluation: Evaluation) -> dict[str, float]:

@@ -125,7 +125,7 @@ def test_the_placement_command_trains_once_and_writes_its_table_and_figure(tmp_p
     exit_placement.main(words)
     first = (tmp_path / "results" / "exit_placement.csv").read_text()
     assert (tmp_path / "results" / "exit_placement.png").read_bytes().startswith(b"\x89PNG")
-    assert "| 2+4 |" in capsys.readouterr().out  # the default places are always among the rows
+    assert "| 2+4 |" in capsys.readouterr().out  # the ends of stages are always among the rows
     trained = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     exit_placement.main(words)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == trained  # nothing was trained anew

@@ -66,9 +66,30 @@ def test_a_number_that_does_not_come_out_is_named():
     assert "multiply-adds" in results._mistakes(dearer, as_published)[0]
 
 
+def test_networks_with_many_exits_have_a_table_of_their_own():
+    def evaluation(exits: int) -> Evaluation:
+        labels = torch.tensor([0, 1, 2, 0])
+        logits = torch.nn.functional.one_hot(labels, 3).double().repeat(exits, 1, 1)
+        table = Predictions(logits, labels, torch.arange(1, exits + 1, dtype=torch.float64))
+        return Evaluation(table, table)
+
+    boards = results.boards_of({"plain": evaluation(1), "three": evaluation(3), "seven": evaluation(7)})
+
+    rows = {name: list(board.index) for name, board in boards.items()}
+    assert rows == {"scoreboard.md": ["plain", "three"], "shallow_deep.md": ["seven"]}
+    assert list(results.boards_of({"plain": evaluation(1)})) == ["scoreboard.md"]
+
+
 def test_a_cell_of_the_scoreboard_that_does_not_come_out_is_named():
     board = pd.DataFrame({"cascade": [88.0, 87.0], "exit 1": [float("nan"), 70.0]}, index=["one", "two"])
     other = board + pd.DataFrame({"cascade": [0.1, 0.5], "exit 1": [0.0, 0.0]}, index=["one", "two"])
 
     assert results._differences(board, other) == ["two, cascade: 87.00 is published, 87.50 came out"]
     assert results._differences(board, board) == []
+
+
+def test_shares_of_mistakes_may_move_more_than_shares_of_images():
+    board = pd.DataFrame({"cascade": [88.0], "destructive share (%)": [50.0], "from": [47.0]}, index=["net"])
+
+    assert results._differences(board, board + 0.9) == ["net, cascade: 88.00 is published, 88.90 came out"]
+    assert len(results._differences(board, board + 1.1)) == 3

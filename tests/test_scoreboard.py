@@ -1,10 +1,12 @@
 """The scoreboard of networks, on tables written out by hand."""
 
+import math
+
 import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.scoreboard import Evaluation, scoreboard
+from eeutils.scoreboard import Evaluation, scoreboard, shallow_deep_board
 
 
 def table(answers: list[list[int]], labels: list[int], sure: float, costs: list[float]) -> Predictions:
@@ -58,3 +60,18 @@ def test_thresholds_come_from_validation_alone():
     row = scoreboard({"two": Evaluation(val, wrong_on_test)}).loc["two"]
 
     assert row["cascade"] == pytest.approx(0.0), "validation says leave first, and test must not be asked"
+
+
+def test_a_network_with_many_exits_is_measured_within_budgets_and_for_overthinking():
+    """The first exit costs 40 %; the last has two images wrong, of which the second has one right."""
+    answers = [[0, 1, 0, 0, 0], [0, 1, 2, 0, 0], [0, 1, 1, 0, 1]]
+    test = table(answers, [0, 1, 2, 0, 2], sure=4.0, costs=[2e6, 4e6, 5e6])
+    val = table([[0, 1, 2]] * 3, [0, 1, 2], sure=4.0, costs=[2e6, 4e6, 5e6])
+
+    row = shallow_deep_board({"net": Evaluation(val, test)}).loc["net"]
+
+    assert math.isnan(row["at 25%"]), "not even the first exit is that cheap"
+    assert (row["at 50%"], row["at 75%"], row["last exit"]) == (60.0, 60.0, 60.0)
+    assert (row["cascade"], row["cascade cost (%)"], row["MACs (M)"]) == (60.0, pytest.approx(40.0), 5.0)
+    assert row["destructive share (%)"] == 50.0
+    assert 0.0 <= row["from"] <= 50.0 <= row["to"] <= 100.0
