@@ -3,10 +3,13 @@
 Wasteful: an earlier exit was right already, and all that came after was computed for nothing. Destructive: an earlier
 exit was right, and the last one is wrong. Both need the labels, so they say what could be had, not how to get it
 (Shallow-Deep Networks, arXiv 1810.07052).
+
+A backdoor brings the destructive effect about: a trigger in the image moves the last exit to another class, and early
+exits may hold on to the right one. `attack_success` says how far the trigger's word goes at each exit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,20 +153,23 @@ class Destructive:
     def share_interval(self, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of `share`: its lower and upper end, NaN if the last exit makes no mistake.
 
-        Covers the luck of the test images, not that of a training seed. An image counts as one of three kinds (right
-        at last, destroyed, wrong throughout), so to draw the images anew is to draw how many there are of each kind.
+        Covers the luck of the test images, not that of a training seed.
 
         Args:
             draws: bootstrap samples; those without a mistake say nothing and are left out.
             seed: of the draws.
         """
-        if not self.num_wrong:
-            return math.nan, math.nan
-        kinds = np.array([len(self.images), self.num_wrong - len(self.images), self.num_images - self.num_wrong])
-        drawn = np.random.default_rng(seed).multinomial(self.num_images, kinds / self.num_images, size=draws)
-        destroyed, wrong = drawn[:, 0], drawn[:, :2].sum(1)
-        low, high = np.quantile(destroyed[wrong > 0] / wrong[wrong > 0], [0.025, 0.975])
-        return float(low), float(high)
+        destroyed, lost = self._drawn(draws, seed).sum(2).T
+        return _interval(destroyed, lost)
+
+    def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
+        """(C, 2) float64, what `share_interval` is for all, for the mistakes on each class; NaN where there are none.
+
+        Where all of a class's mistakes are destroyed, or none, the interval is one point however few they are.
+        """
+        drawn = self._drawn(draws, seed)  # (D, 2, C)
+        ends = [_interval(drawn[:, 0, label], drawn[:, 1, label]) for label in range(len(self.class_wrong))]
+        return torch.tensor(ends, dtype=torch.float64)
 
     def table(self) -> pd.DataFrame:
         """One row an early exit: images it gets right and the last exit wrong, of them new ones, its confidence."""
@@ -180,15 +186,32 @@ class Destructive:
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a class, by name if given: the last exit's mistakes, destroyed ones, their share (or NaN)."""
+        """One row a class, by name if given: the last exit's mistakes, destroyed ones, their share and its interval.
+
+        Share and interval are NaN where the last exit makes no mistake.
+        """
+        low, high = self.class_intervals().T
         return pd.DataFrame(
             {
                 "wrong at last": self.class_wrong.numpy(),
                 "destroyed": self.class_destroyed.numpy(),
                 "share": (self.class_destroyed.double() / self.class_wrong).numpy(),
+                "low": low.numpy(),
+                "high": high.numpy(),
             },
             index=_class_names(classes, len(self.class_wrong)),
         )
+
+    def _drawn(self, draws: int, seed: int) -> np.ndarray:
+        """(D, 2, C), images destroyed and images wrong throughout, of each class, in each bootstrap sample.
+
+        An image is one of 2 C + 1 kinds (these, and right at last), so to draw the images anew is to draw how many
+        there are of each kind.
+        """
+        destroyed = self.class_destroyed.numpy()
+        kinds = np.concatenate([destroyed, self.class_wrong.numpy() - destroyed, [self.num_images - self.num_wrong]])
+        drawn = np.random.default_rng(seed).multinomial(self.num_images, kinds / self.num_images, size=draws)
+        return drawn[:, :-1].reshape(draws, 2, len(destroyed))
 
 
 def destructive(predictions: Predictions) -> Destructive:
@@ -211,6 +234,54 @@ def destructive(predictions: Predictions) -> Destructive:
         class_destroyed=predictions.labels[images].bincount(minlength=num_classes),
         num_images=len(predictions.labels),
     )
+
+
+def overthinking_table(networks: Mapping[str, Predictions]) -> pd.DataFrame:
+    """One row a network with early exits, by name: both effects as shares, the destructive one with its 95 % interval.
+
+    `cost of the first right exit` is `Wasteful.relative_cost`; `right at some exit` is the accuracy of whoever knew
+    which exit to believe.
+    """
+    rows = {}
+    for name, predictions in networks.items():
+        spared, destroyed = wasteful(predictions), destructive(predictions)
+        low, high = destroyed.share_interval()
+        rows[name] = {
+            "right at last exit": float(spared.correct[-1]) / spared.num_images,
+            "right at some exit": spared.best_accuracy,
+            "cost of the first right exit": spared.relative_cost,
+            "destructive share": destroyed.share,
+            "low": low,
+            "high": high,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")
+
+
+def attack_success(predictions: Predictions, target: int) -> Tensor:
+    """(E,) float64, share of the images of other classes that each exit takes for class `target`.
+
+    On images with a backdoor's trigger this is the attack's success rate (Gu et al., BadNets, arXiv 1708.06733); on the
+    same images without it, what there is to compare it with.
+
+    Raises:
+        ValueError: if there is no such class, or no image of another one.
+    """
+    num_classes = predictions.logits.shape[2]
+    if not 0 <= target < num_classes:
+        raise ValueError(f"target {target} is no class: they are numbered 0..{num_classes - 1}")
+    others = predictions.labels != target
+    if not others.any():
+        raise ValueError(f"all {len(others)} images are of the target class {target}: nothing could be mistaken for it")
+    return (predictions.predicted[:, others] == target).double().mean(1)
+
+
+def _interval(destroyed: np.ndarray, lost: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of destroyed / (destroyed + lost), both (D,); NaN if there is nothing to divide by."""
+    wrong = destroyed + lost
+    if not wrong.any():
+        return math.nan, math.nan
+    low, high = np.quantile(destroyed[wrong > 0] / wrong[wrong > 0], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _exit_names(count: int) -> pd.Index:

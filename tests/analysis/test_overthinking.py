@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eeutils.analysis.overthinking import destructive, first_correct, only_correct_at, wasteful
+from eeutils.analysis.overthinking import (
+    attack_success,
+    destructive,
+    first_correct,
+    only_correct_at,
+    overthinking_table,
+    wasteful,
+)
 from eeutils.analysis.predictions import Predictions
 
 
@@ -92,7 +99,8 @@ def test_the_destructive_effect_as_tables(table):
     assert rows.index.tolist() == [0, 1, 2, 3]
     assert rows["wrong at last"].tolist() == [0, 2, 1, 0]
     assert rows["destroyed"].tolist() == [0, 2, 0, 0]
-    assert rows["share"].tolist() == pytest.approx([math.nan, 1, 0, math.nan], nan_ok=True)
+    for column in ("share", "low", "high"):  # where all mistakes are destroyed, or none, the interval is one point
+        assert rows[column].tolist() == pytest.approx([math.nan, 1, 0, math.nan], nan_ok=True)
 
 
 def test_an_image_that_two_exits_had_right_counts_once_with_the_first_ones_confidence():
@@ -181,3 +189,59 @@ def test_the_interval_is_that_of_images_drawn_anew():
 @pytest.mark.parametrize(("destroyed", "wrong", "share"), [(5, 0, 1), (0, 5, 0)])
 def test_the_interval_of_a_share_without_doubt_is_one_point(destroyed, wrong, share):
     assert destructive(with_mistakes(50, destroyed, wrong)).share_interval() == (share, share)
+
+
+def with_mistakes_on_two_classes(destroyed: tuple[int, int], wrong: tuple[int, int], right: int) -> Predictions:
+    """Two exits and two classes; of class 0 and class 1 so many destroyed and wrong throughout, and some right."""
+    labels, firsts, lasts = [0] * right, [0] * right, [0] * right
+    for label in (0, 1):
+        count, lost = destroyed[label], wrong[label]
+        labels += [label] * (count + lost)
+        firsts += [label] * count + [1 - label] * lost
+        lasts += [1 - label] * (count + lost)
+    return naming([firsts, lasts], [[0.9] * len(labels)] * 2, labels, [1, 2], num_classes=2)
+
+
+def test_each_class_has_an_interval_of_its_own_mistakes():
+    effect = destructive(with_mistakes_on_two_classes(destroyed=(60, 900), wrong=(40, 100), right=3000))
+    rows = effect.class_table()
+    assert rows["share"].tolist() == pytest.approx([0.6, 0.9])
+    for label, (share, count) in enumerate([(0.6, 100), (0.9, 1000)]):
+        error = math.sqrt(share * (1 - share) / count)
+        assert rows["low"][label] == pytest.approx(share - 1.96 * error, abs=0.4 * error)
+        assert rows["high"][label] == pytest.approx(share + 1.96 * error, abs=0.4 * error)
+
+
+def test_the_only_class_with_mistakes_has_the_interval_of_all():
+    effect = destructive(with_mistakes(right=40, destroyed=12, wrong=8))
+    assert tuple(effect.class_intervals(seed=3)[0].tolist()) == effect.share_interval(seed=3)
+    assert effect.class_intervals()[1].isnan().all()
+
+
+def test_networks_side_by_side(table):
+    first_alone = Predictions(table.logits[:1], table.labels, table.costs[:1])
+    rows = overthinking_table({"three": table, "one": first_alone})
+    assert rows.index.tolist() == ["three", "one"]
+    assert rows["right at last exit"].tolist() == pytest.approx([3 / 6, 2 / 6])
+    assert rows["right at some exit"].tolist() == pytest.approx([5 / 6, 2 / 6])
+    assert rows["cost of the first right exit"].tolist() == pytest.approx([14 / 24, 1])
+    assert rows["destructive share"].tolist() == pytest.approx([2 / 3, 0])
+    assert rows.loc["three", ["low", "high"]].tolist() == list(destructive(table).share_interval())
+
+
+def test_an_attack_succeeds_where_other_classes_are_taken_for_its_target(table):
+    # Labels 0 0 1 1 2 2; of the four that are not of class 0 the exits take 3, 3 and 3 for it, and so on.
+    assert attack_success(table, 0).tolist() == [0.75, 0.75, 0.75]
+    assert attack_success(table, 1).tolist() == [0.25, 0, 0]
+    assert attack_success(table, 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("target", [-1, 4])
+def test_the_target_of_an_attack_has_to_be_a_class(table, target):
+    with pytest.raises(ValueError, match=rf"target {target} is no class: they are numbered 0\.\.3"):
+        attack_success(table, target)
+
+
+def test_an_attack_needs_images_of_other_classes(table):
+    with pytest.raises(ValueError, match="all 2 images are of the target class 0"):
+        attack_success(table.take(table.labels == 0), 0)

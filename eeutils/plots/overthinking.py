@@ -1,0 +1,113 @@
+"""Overthinking: at which exit images are first answered rightly, and which right answers are lost again."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from eeutils.analysis.metrics import first_correct_at
+from eeutils.analysis.overthinking import Destructive, Wasteful
+from eeutils.analysis.predictions import Predictions
+from eeutils.data import Split
+from eeutils.plots.style import ABOVE, BELOW, exit_name, legend_below, new_axes
+
+
+def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
+    """Images that this exit or an earlier one gets right, as bars; the dots are what each exit gets right by itself.
+
+    The upper part of a bar are those that no earlier exit had. A dot below the top of its bar is an exit that loses
+    what earlier ones knew.
+    """
+    ax = ax or new_axes()
+    names = [exit_name(index, len(effect.costs)) for index in range(len(effect.costs))]
+    known, new = effect.cumulative - effect.unique, effect.unique
+    pale, strong = sns.color_palette("crest", 2)
+    ax.bar(names, known.numpy(), color=pale, label="an earlier exit has it right")
+    drawn = ax.bar(names, new.numpy(), bottom=known.numpy(), color=strong, label="this one is the first")
+    ax.bar_label(drawn, [f"+{count:,}" for count in new.tolist()], fontsize=8, padding=2)
+    ax.plot(names, effect.correct.numpy(), "o", color="black", markersize=5, label="right at this exit")
+    ax.grid(axis="x", visible=False)
+    ax.set(ylabel="images", ylim=(0, 1.08 * max(1, int(effect.cumulative[-1]))), title="Images answered rightly so far")
+    legend_below(ax)
+    return ax
+
+
+def plot_shares_by_exit(shares: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
+    """A line for each name: a share (E,), 0 to 1, at each exit."""
+    ax = ax or new_axes()
+    for name, values in shares.items():
+        names = [exit_name(index, len(values)) for index in range(len(values))]
+        ax.plot(names, values.numpy(), marker="o", markersize=4, label=name)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.tick_params(axis="x", labelsize=9)
+    ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_destructive_by_class(effect: Destructive, classes: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Share of the last exit's mistakes on each class that an earlier exit had right, with 95 % intervals.
+
+    Classes on which the last exit makes no mistake have no bar; the line is the share over all classes.
+    """
+    ax = ax or new_axes()
+    rows = effect.class_table(classes)
+    rows = rows[rows["wrong at last"] > 0].sort_values("share")
+    # The bootstrap's quantiles of few images can miss the share itself by a rounding.
+    reach = [(rows["share"] - rows["low"]).clip(lower=0), (rows["high"] - rows["share"]).clip(lower=0)]
+    names = [f"{name} ({count})" for name, count in rows["wrong at last"].items()]
+    ax.barh(names, rows["share"], xerr=reach, color=BELOW, alpha=0.75, error_kw={"capsize": 3, "linewidth": 1})
+    if effect.num_wrong:
+        ax.axvline(effect.share, color="black", linewidth=1, linestyle="--")
+        ax.set_title(f"All classes (dashed): {effect.share:.0%} of {effect.num_wrong:,}")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(axis="y", visible=False)
+    ax.set(xlim=(0, 1.02), xlabel="share of the mistakes (in brackets: how many) that an earlier exit had right")
+    return ax
+
+
+def plot_destructive_confidence(effect: Destructive, ax: Axes | None = None) -> Axes:
+    """How sure the first right exit is of images that the last one gets wrong, and how sure the last one is."""
+    ax = ax or new_axes()
+    sides = (
+        ("first right exit", effect.confidence, ABOVE),
+        ("last exit, wrong", effect.last_confidence, BELOW),
+    )
+    for label, sure, color in sides:
+        # Without images there is no mean to name.
+        named = f"{label} (mean {sure.mean():.2f})" if len(sure) else label
+        ax.hist(sure.numpy(), bins=np.linspace(0, 1, 21), alpha=0.6, color=color, label=named)
+    ax.set(xlabel="confidence", ylabel="images", title=f"{len(effect.images):,} right answers that were lost")
+    legend_below(ax, offset=-0.2)
+    return ax
+
+
+def plot_images_by_exit(
+    split: Split, predictions: Predictions, columns: int = 12, exits: Sequence[int] | None = None
+) -> plt.Figure:
+    """A row of images an exit: those that it is the first to get right, the surest `columns` of them.
+
+    Args:
+        split: the images that `predictions` are of.
+        predictions: a network's.
+        columns: images a row.
+        exits: which exits get a row; by default all.
+    """
+    rows = range(predictions.num_exits) if exits is None else exits
+    figure, axes = plt.subplots(len(rows), columns, figsize=(0.75 * columns + 1, 0.85 * len(rows)), squeeze=False)
+    for row, exit_index in zip(axes, rows, strict=True):
+        positions = first_correct_at(predictions, exit_index)
+        name = f"{exit_name(exit_index, predictions.num_exits)}\n{len(positions):,} new"
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        for ax, position in zip(row, positions.tolist(), strict=False):
+            ax.imshow(split.images[position].permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
+    figure.tight_layout(pad=0.3)
+    return figure
