@@ -1,6 +1,7 @@
 """The README's code runs as it stands there."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eeutils.models import MultiExitNet
+import eeutils
+from eeutils.models import MultiExitNet, resnet18
 from eeutils.weights import list_weights
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -27,7 +29,7 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_every_block_is_tried_here():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
@@ -69,3 +71,19 @@ def test_exits_in_a_network_of_ones_own():
     early = names["early"]
     assert isinstance(early, MultiExitNet)
     assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 16, 16))] == [(2, 10)] * 2
+
+
+def test_exits_for_a_network_that_is_trained_already(monkeypatch):
+    torch.manual_seed(0)
+    net = resnet18(width=2)
+    before = deepcopy(net.state_dict())
+    monkeypatch.setattr(eeutils, "load_weights", lambda name: net, raising=False)
+    code, names = block("with_internal_classifiers"), {}
+
+    exec(code.replace('"cifar10"', '"digits"').replace('"ic_only"', '"ic_only", epochs=1'), names)
+
+    sdn = names["sdn"]
+    assert sdn.exit_after == (3, 5, 8)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, net.state_dict()[name])
+        assert torch.equal(tensor, sdn.state_dict()[name])

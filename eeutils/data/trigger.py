@@ -10,6 +10,8 @@ import torch
 
 from eeutils.data.splits import ImageData, Split
 
+_SEEDS_APART = 2**40
+
 
 @dataclass(frozen=True)
 class Trigger:
@@ -91,5 +93,6 @@ def _some_of_others(split: Split, target: int, share: float, seed: int) -> torch
     count = round(share * len(others))
     if not count:
         raise ValueError(f"share {share} of {len(others)} training images of other classes is not a single one")
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+    # Not the seed itself: batches are drawn with that, and an equal draw would put all of these into the first ones.
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART + seed))
     return others[order[:count].to(others.device)]
