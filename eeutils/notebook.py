@@ -18,17 +18,21 @@ from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
 from eeutils.training import History, LossConfig, TrainConfig, default_device, fit, recipe
-from eeutils.weights import WeightEntry, default_registry, load_history, load_predictions, load_weights
+from eeutils.weights import Registry, WeightEntry, default_registry, load_history, load_predictions, load_weights
 
 QUICK_WIDTH = 8
+
+_PUBLISHED_WIDTH = 64
+_COMPARED = ("resnet18-avg", *(f"resnet18_{exits}exits-{pool}" for exits in (2, 3) for pool in ("avg", "spp")))
 
 
 @dataclass(frozen=True)
 class Session:
     """Data and trained networks for a notebook.
 
-    Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the widest trained one is taken.
-    With "-ic_only" after it, it is one whose early exits were trained alone, on a plain network as it was.
+    Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": taken is the one of the greatest
+    width at which all that are compared with each other are trained. With "-ic_only" after it, it is one whose early
+    exits were trained alone, on a plain network as it was.
 
     Attributes:
         quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -66,10 +70,10 @@ class Session:
         """
         if self.quick:
             return f"{network}-digits-w{QUICK_WIDTH}"
-        fitting = [entry for entry in default_registry().entries if _stands_for(entry, network)]
+        fitting = _by_width(default_registry(), network)
         if not fitting:
             raise ValueError(f"no trained weights of {network!r}; see eeutils.weights.weights_table()")
-        return max(fitting, key=lambda entry: entry.model_args.get("width", 64)).name
+        return fitting.get(_common_width(default_registry()), fitting[max(fitting)])
 
     def network(self, network: str) -> MultiExitNet:
         """The trained network, in evaluation mode on the CPU."""
@@ -119,6 +123,18 @@ def _device_in_words() -> str:
         f"{os.cpu_count()} CPU cores, no GPU: fine for this notebook, whose networks are slim.\n"
         "In Colab, Runtime > Change runtime type > T4 GPU lets you train the wide ones too"
     )
+
+
+def _by_width(registry: Registry, network: str) -> dict[int, str]:
+    """The names of the weights that could stand for `<model>-<pool>`."""
+    fitting = [entry for entry in registry.entries if _stands_for(entry, network)]
+    return {entry.model_args.get("width", _PUBLISHED_WIDTH): entry.name for entry in fitting}
+
+
+def _common_width(registry: Registry) -> int | None:
+    """The widest at which all networks that notebooks compare are trained: a wider one alone proves nothing."""
+    widths = [set(_by_width(registry, network)) for network in _COMPARED]
+    return max(set.intersection(*widths), default=None)
 
 
 def _stands_for(entry: WeightEntry, network: str) -> bool:

@@ -1,10 +1,14 @@
 """What notebooks start with."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
+from eeutils import notebook
 from eeutils.notebook import QUICK_WIDTH, Session, start
-from eeutils.weights import default_registry
+from eeutils.weights import Registry, WeightEntry, default_registry
 
 
 def test_quick_mode_is_asked_for_by_the_environment(monkeypatch, capsys):
@@ -44,19 +48,55 @@ def test_quick_networks_are_trained_once_and_kept(empty_cache):
     assert again.evaluation("resnet18_2exits-spp").test.num_exits == 2
 
 
-def test_the_widest_trained_network_stands_for_its_kind():
-    trained = [entry for entry in default_registry().entries if entry.status == "trained"]
-    if not trained:
-        pytest.skip("no weights are shipped")
-    entry = trained[0]
-    kind = f"{entry.model}-{entry.model_args.get('pool')}"
+def trained(model: str, pool: str, width: int, **changes) -> WeightEntry:
+    """An entry of weights that are there, so far as a notebook asks."""
+    real = default_registry().entry("resnet18-avg-cifar10-w16")
+    args = {"width": width, "pool": pool, **changes.pop("model_args", {})}
+    return replace(real, name=f"{model}-{pool}-{width}{changes}", model=model, model_args=args, **changes)
 
-    name = Session(quick=False).weights_name(kind)
 
-    same_kind = [each for each in trained if f"{each.model}-{each.model_args.get('pool')}" == kind]
-    assert name in [each.name for each in same_kind]
-    widths = {each.name: each.model_args["width"] for each in same_kind}
-    assert widths[name] == max(widths.values())
+@pytest.fixture
+def registry(monkeypatch) -> Callable[..., None]:
+    """Lets notebooks see these entries, and all networks that they compare at width 16."""
+    kinds = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
+
+    def use(*entries: WeightEntry) -> None:
+        slim = [trained(model, pool, 16) for model, pool in kinds]
+        monkeypatch.setattr(notebook, "default_registry", lambda: Registry((*slim, *entries)))
+
+    return use
+
+
+def test_a_wider_network_waits_for_those_it_is_compared_with(registry):
+    registry(trained("resnet18_3exits", "spp", 32), trained("resnet18_sdn", "mixed", 32))
+
+    session = Session(quick=False)
+    assert session.weights_name("resnet18_3exits-spp").startswith("resnet18_3exits-spp-16")
+    assert session.weights_name("resnet18_sdn-mixed").startswith("resnet18_sdn-mixed-32"), "there is no other"
+
+
+def test_the_widest_that_all_are_trained_at_is_taken(registry):
+    kinds = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
+    registry(*(trained(model, pool, 64) for model, pool in kinds))
+
+    assert Session(quick=False).weights_name("resnet18_2exits-avg").startswith("resnet18_2exits-avg-64")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_args": {"exit_after": [2, 4]}},
+        {"data": "cifar100"},
+        {"status": "not trained"},
+        {"training": replace(default_registry().entry("resnet18-avg-cifar10-w16").training, config={"seed": 1})},
+    ],
+    ids=["exits elsewhere", "other data", "not trained", "another seed"],
+)
+def test_what_is_unlike_the_others_does_not_stand_for_its_kind(registry, changes):
+    registry(trained("resnet18_sdn", "mixed", 16, **changes))
+
+    with pytest.raises(ValueError, match="no trained weights of 'resnet18_sdn-mixed'"):
+        Session(quick=False).weights_name("resnet18_sdn-mixed")
 
 
 def test_early_exits_trained_alone_stand_on_the_plain_network(empty_cache):
