@@ -104,6 +104,17 @@ class ErrorIndicator:
         """Area under the risk-coverage curve: the mean of `risk`. It grows with the network's error as well."""
         return float(self.risk.mean())
 
+    @property
+    def best_risk(self) -> Tensor:
+        """(N,) float64, `risk` if every wrong answer were more suspect than every right one."""
+        kept = torch.arange(1, len(self.risk) + 1, dtype=torch.float64)
+        return (kept - int(self.right.sum())).clamp_min(0) / kept
+
+    @property
+    def excess_aurc(self) -> float:
+        """`aurc` less that of `best_risk`: what is due to the indicator, and not to how often the network errs."""
+        return self.aurc - float(self.best_risk.mean())
+
 
 def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIndicator:
     """Judge `suspicion` by the mistakes really made.
@@ -133,11 +144,50 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
     )
 
 
+def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: int = 0) -> Tensor:
+    """(draws,) float64, AUROC on as many samples of the images, drawn anew with replacement.
+
+    With one seed the same images are drawn every time: draws for two indicators of the same images can be subtracted,
+    and say how sure their difference is. Covers the luck of the images, not that of a training seed. A sample without
+    a wrong answer, or without a right one, gives NaN.
+
+    Args:
+        suspicion: (N,) float, see `error_indicator`.
+        wrong: (N,) bool.
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as in `error_indicator`.
+    """
+    _check(suspicion, wrong, bins=1)
+    num_images = len(wrong)
+    picks = torch.randint(num_images, (draws, num_images), generator=torch.Generator().manual_seed(seed))
+    values, order = suspicion[~wrong].double().sort()
+    # Columns of the table below: an empty one, the right answers by suspicion, the wrong ones.
+    columns = torch.empty(num_images, dtype=torch.int64)
+    columns[torch.cat([(~wrong).nonzero()[order, 0], wrong.nonzero()[:, 0]])] = torch.arange(1, num_images + 1)
+    # How often each image is drawn is all that matters.
+    times = torch.zeros(draws, num_images + 1).scatter_add_(1, columns[picks], torch.ones(()).expand_as(picks))
+    times_right, times_wrong = times[:, : len(values) + 1], times[:, len(values) + 1 :].double()
+    trusted = times_right.cumsum(1)  # (draws, R + 1), right answers less suspect; whole numbers, so exact
+    below, up_to = (torch.searchsorted(values, suspicion[wrong].double(), right=right) for right in (False, True))
+    won = (trusted[:, below] + trusted[:, up_to]).double() / 2  # a tie counts half
+    return (won * times_wrong).sum(1) / (times_wrong.sum(1) * trusted[:, -1])
+
+
+def interval(draws: Tensor) -> tuple[float, float]:
+    """Lower and upper end of the middle 95 % of bootstrap `draws` (D,); those that are NaN are left out."""
+    low, high = torch.nanquantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
+    return low, high
+
+
 def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
     """One row an indicator under its name: the figures that sum it up."""
     columns = {
         "AUROC": "auroc",
         "AURC": "aurc",
+        "excess AURC": "excess_aurc",
         "best split's errors": "split_errors",
         "overlap": "overlap",
         "hidden wrong": "hidden_wrong",

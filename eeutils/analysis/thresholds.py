@@ -50,12 +50,21 @@ def accuracy_cost_curve(
         ValueError: if a threshold is none of these, or there is none.
     """
     scores = score_of(predictions.logits[:-1], score)
-    thresholds = _grid(scores) if thresholds is None else torch.as_tensor(thresholds, dtype=torch.float64).sort().values
-    usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
-    if not usable.all() or not len(thresholds):
-        raise ValueError(f"thresholds must be one or more numbers in [0, 1], got {thresholds[~usable].tolist()}")
+    thresholds = _grid(scores) if thresholds is None else _checked(thresholds).sort().values
     accuracy, cost = _sweep_shared(predictions, scores, thresholds)
     return Curve(thresholds, accuracy, cost, float(predictions.costs[-1]), score)
+
+
+def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float], score: str = "confidence") -> Tensor:
+    """(T, E) float64, share of the images that leave at each exit, with each threshold (T,) at all early exits.
+
+    Raises:
+        ValueError: as in `accuracy_cost_curve`.
+    """
+    thresholds = _checked(thresholds)
+    best = _best_so_far(score_of(predictions.logits[:-1], score))
+    gone = torch.stack([_reaching(scores, thresholds) for scores in best], dim=1)  # (T, E + 1)
+    return gone.diff(dim=1) / len(predictions.labels)
 
 
 def threshold_grid(predictions: Predictions, count: int = 1000, score: str = "confidence") -> Tensor:
@@ -166,6 +175,20 @@ def _grid(scores: Tensor, count: int = 1000) -> Tensor:
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
 
 
+def _checked(thresholds: Tensor | Sequence[float]) -> Tensor:
+    thresholds = torch.as_tensor(thresholds, dtype=torch.float64)
+    usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
+    if not usable.all() or not len(thresholds):
+        raise ValueError(f"thresholds must be one or more numbers in [0, 1], got {thresholds[~usable].tolist()}")
+    return thresholds
+
+
+def _best_so_far(scores: Tensor) -> Tensor:
+    """Scores (E-1, N) -> (E+1, N), the best before each exit and after the last: at first nobody is out, then all."""
+    ends = scores.new_full((1, scores.shape[1]), math.inf)
+    return torch.cat([-ends, scores.cummax(0).values, ends])
+
+
 def _reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
     """(T,) float64, how many of `scores` are at least each threshold, in the scores' precision as a policy does."""
     return len(scores) - torch.searchsorted(scores.sort().values, thresholds.to(scores.dtype)).double()
@@ -179,8 +202,7 @@ def _sweep_shared(predictions: Predictions, scores: Tensor, thresholds: Tensor) 
     thresholds are looked up in them together.
     """
     num_images = len(predictions.labels)
-    ends = scores.new_full((1, num_images), math.inf)
-    best = torch.cat([-ends, scores.cummax(0).values, ends])  # nobody is out before the first exit, all by the last
+    best = _best_so_far(scores)
     correct, cost = torch.zeros_like(thresholds), torch.zeros_like(thresholds)
     for before, now, right, price in zip(best[:-1], best[1:], predictions.correct, predictions.costs, strict=True):
         correct += _reaching(now[right], thresholds) - _reaching(before[right], thresholds)

@@ -1,7 +1,17 @@
 """Figures. Every function draws on the axes it is given, or on new ones, and returns them."""
 
+from eeutils.plots.attribution import plot_attributions
+from eeutils.plots.confusion import plot_risk_coverage, plot_suspicion
 from eeutils.plots.exits import plot_accuracies, plot_confidence, plot_curves, plot_exit_rates, plot_gains
 from eeutils.plots.images import plot_class_histogram, plot_embedding, plot_images
+from eeutils.plots.overthinking import (
+    plot_destructive_by_class,
+    plot_destructive_confidence,
+    plot_first_correct,
+    plot_images_by_exit,
+    plot_shares_by_exit,
+)
+from eeutils.plots.policies import plot_exit_shares, plot_policies, plot_threshold_effect
 from eeutils.plots.style import ABOVE, BELOW, exit_name, use_style
 from eeutils.plots.training import plot_exit_losses, plot_losses, plot_validation
 
@@ -10,15 +20,26 @@ __all__ = [
     "BELOW",
     "exit_name",
     "plot_accuracies",
+    "plot_attributions",
     "plot_class_histogram",
     "plot_confidence",
     "plot_curves",
+    "plot_destructive_by_class",
+    "plot_destructive_confidence",
     "plot_embedding",
     "plot_exit_losses",
     "plot_exit_rates",
+    "plot_exit_shares",
+    "plot_first_correct",
     "plot_gains",
     "plot_images",
+    "plot_images_by_exit",
     "plot_losses",
+    "plot_policies",
+    "plot_risk_coverage",
+    "plot_shares_by_exit",
+    "plot_suspicion",
+    "plot_threshold_effect",
     "plot_validation",
     "use_style",
 ]

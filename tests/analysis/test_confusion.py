@@ -5,7 +5,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from eeutils.analysis.confusion import Standardisation, confusion_scores, doubt, error_indicator, indicator_table
+from eeutils.analysis.confusion import (
+    Standardisation,
+    auroc_draws,
+    confusion_scores,
+    doubt,
+    error_indicator,
+    indicator_table,
+    interval,
+)
 from eeutils.analysis.predictions import Predictions
 
 
@@ -175,3 +183,51 @@ def test_a_suspicion_that_is_the_same_for_all_tells_nothing():
 def test_what_cannot_be_judged_is_refused(suspicion, wrong, bins, message):
     with pytest.raises(ValueError, match=message):
         error_indicator(suspicion, wrong, bins)
+
+
+def test_the_best_risk_keeps_all_right_answers_first():
+    indicator = error_indicator(SUSPICION, WRONG, bins=2)
+    best = [0, 0, 0, 0, 1 / 5, 2 / 6]
+    assert indicator.best_risk.tolist() == pytest.approx(best)
+    assert indicator.excess_aurc == pytest.approx(indicator.aurc - sum(best) / 6)
+
+
+@settings(max_examples=50)
+@given(pairs=answers)
+def test_nothing_beats_the_best_risk_and_the_truth_reaches_it(pairs):
+    suspicion, wrong = as_tensors(pairs)
+    indicator = error_indicator(suspicion, wrong)
+    assert (indicator.risk >= indicator.best_risk - 1e-12).all()
+    assert error_indicator(wrong.double(), wrong).excess_aurc <= indicator.excess_aurc + 1e-12
+    told_apart = wrong.double() + torch.linspace(0, 0.5, len(wrong))  # no ties, so the order is the best there is
+    assert error_indicator(told_apart, wrong).excess_aurc == pytest.approx(0, abs=1e-12)
+
+
+@settings(max_examples=30)
+@given(pairs=answers, seed=st.integers(0, 99))
+def test_each_draw_is_the_auroc_of_the_images_drawn(pairs, seed):
+    suspicion, wrong = as_tensors(pairs)
+    drawn = auroc_draws(suspicion, wrong, draws=8, seed=seed)
+    picks = torch.randint(len(wrong), (8, len(wrong)), generator=torch.Generator().manual_seed(seed))
+    for value, pick in zip(drawn.tolist(), picks, strict=True):
+        if 0 < int(wrong[pick].sum()) < len(pick):
+            assert value == pytest.approx(error_indicator(suspicion[pick], wrong[pick]).auroc)
+        else:
+            assert math.isnan(value)
+
+
+def test_draws_of_two_indicators_are_of_the_same_images():
+    gap = auroc_draws(SUSPICION, WRONG, draws=20) - auroc_draws(SUSPICION * 3 - 1, WRONG, draws=20)
+    assert gap.nan_to_num().tolist() == [0] * 20
+    reverse = auroc_draws(SUSPICION, WRONG, draws=20) + auroc_draws(-SUSPICION, WRONG, draws=20)
+    assert reverse[reverse.isfinite()].tolist() == pytest.approx([1] * int(reverse.isfinite().sum()))
+
+
+def test_an_interval_holds_the_middle_and_leaves_out_what_says_nothing():
+    draws = torch.cat([torch.linspace(0, 1, 1001), torch.tensor([math.nan] * 50)]).double()
+    assert interval(draws[torch.randperm(len(draws))]) == pytest.approx((0.025, 0.975))
+
+
+def test_draws_of_answers_that_are_all_right_are_refused():
+    with pytest.raises(ValueError, match="there is nothing to tell apart"):
+        auroc_draws(SUSPICION, torch.zeros_like(WRONG))

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from eeutils.analysis import thresholds as module
 from eeutils.analysis.policies import ThresholdPolicy, decide, score
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget, threshold_grid
+from eeutils.analysis.thresholds import (
+    accuracy_cost_curve,
+    choose_for_accuracy,
+    choose_for_budget,
+    exit_rates_at,
+    threshold_grid,
+)
 
 SCORES = st.sampled_from(["confidence", "entropy", "margin"])
 FEW = [0.0, 1.0, 2.0, 400.0]  # so that scores tie, and some answers are sure beyond rounding
@@ -69,6 +75,17 @@ def test_the_curve_is_what_decide_says_at_every_threshold(predictions, score_nam
         assert (accuracy.item(), cost.item()) == pytest.approx(outcome(predictions, float(threshold), score_name))
 
 
+@settings(max_examples=50, deadline=None)
+@given(predictions=tables(), score_name=SCORES, values=st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_exit_rates_are_what_decide_says_at_every_threshold(predictions, score_name, values):
+    ties = score(predictions.logits, score_name).clamp(0, 1).flatten().tolist()
+    thresholds = [*values, 0.0, 1.0, math.inf, *ties]
+    rates = exit_rates_at(predictions, thresholds, score_name)
+    assert rates.shape == (len(thresholds), predictions.num_exits)
+    for threshold, rate in zip(thresholds, rates, strict=True):
+        assert rate.tolist() == pytest.approx(decide(predictions, ThresholdPolicy(threshold, score_name)).exit_rates)
+
+
 @settings(max_examples=60, deadline=None)
 @given(predictions=tables(), score_name=SCORES, data=st.data())
 def test_moving_one_threshold_is_what_decide_says(predictions, score_name, data):
@@ -89,6 +106,8 @@ def test_moving_one_threshold_is_what_decide_says(predictions, score_name, data)
 def test_curves_over_impossible_thresholds_are_refused(table, thresholds):
     with pytest.raises(ValueError, match=r"thresholds must be one or more numbers in \[0, 1\]"):
         accuracy_cost_curve(table, thresholds)
+    with pytest.raises(ValueError, match=r"thresholds must be one or more numbers in \[0, 1\]"):
+        exit_rates_at(table, thresholds)
 
 
 def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatch):

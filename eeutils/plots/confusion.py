@@ -1,0 +1,42 @@
+"""How well a suspicion tells mistakes from right answers."""
+
+from collections.abc import Mapping
+from itertools import cycle
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from eeutils.analysis.confusion import ErrorIndicator
+from eeutils.plots.style import ABOVE, BELOW, new_axes
+
+
+def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
+    """Histograms of the suspicion of right and of wrong answers, each as shares of its own kind.
+
+    Wrong answers are few: counts would hide them behind the right ones.
+    """
+    ax = ax or new_axes()
+    edges = indicator.edges.numpy()
+    for label, counts, color in (("right", indicator.right, ABOVE), ("wrong", indicator.wrong, BELOW)):
+        shares = (counts / counts.sum()).numpy()
+        ax.stairs(shares, edges, fill=True, alpha=0.6, color=color, label=f"{label} ({int(counts.sum()):,})")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set(ylabel="share of the answers of a kind", title=f"AUROC {indicator.auroc:.3f}")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_risk_coverage(indicators: Mapping[str, ErrorIndicator], ax: Axes | None = None) -> Axes:
+    """Share of wrong answers among those kept, the least suspect first, and (dotted) what no indicator can beat."""
+    ax = ax or new_axes()
+    for (name, indicator), color in zip(indicators.items(), cycle(sns.color_palette("colorblind"))):
+        coverage = indicator.coverage.numpy()
+        ax.plot(
+            coverage, 100 * indicator.risk.numpy(), color=color, label=f"{name} (AURC {100 * indicator.aurc:.2f} %)"
+        )
+        ax.plot(coverage, 100 * indicator.best_risk.numpy(), ":", color=color, linewidth=1)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlabel="share of the answers kept", ylabel="wrong ones among them (%)")
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
+    return ax
