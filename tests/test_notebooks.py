@@ -43,6 +43,11 @@ def test_the_suite_is_complete():
         "05_test_3_exits",
         "06_pooling_comparison",
         "07_plots",
+        "08_shallow_deep_networks",
+        "09_overthinking",
+        "10_early_exits",
+        "11_confusion",
+        "12_gradcam",
     ]
 
 
