@@ -28,6 +28,8 @@ from eeutils.weights.registry import REGISTRY_FILE
 
 # Too little to get anything done: starting takes longer.
 _LEAST_SECONDS = 30
+# Of those that `benchmarks/recipes.py` compares.
+_BEST_HEADS = "conv+conv+spp"
 _SDN_NETWORKS = ("resnet56", "vgg16", "mobilenet", "wideresnet32_4")
 
 
@@ -66,7 +68,13 @@ def plan() -> tuple[PlannedRun, ...]:
 
 def _wide() -> Iterator[PlannedRun]:
     """ResNet18 as published, plain and with exits; then the same from other seeds."""
-    kinds = ("resnet18 --pool avg", *(f"resnet18_{n}exits --pool {pool}" for pool in ("spp", "avg") for n in (3, 2)))
+    kinds = (
+        "resnet18 --pool avg",
+        f"resnet18_3exits --pool {_BEST_HEADS}",
+        # Exits where small budgets want them: at 27 % and 52 % of the multiply-adds.
+        f"resnet18_3exits --exit-after 2 4 --pool {_BEST_HEADS}",
+        *(f"resnet18_{exits}exits --pool {pool}" for pool in ("spp", "avg") for exits in (3, 2)),
+    )
     for seed in range(3):
         for kind in kinds:
             yield PlannedRun(f"modern --model {kind} --width 64" + _seeded(seed), wants_gpu=True)
@@ -85,8 +93,8 @@ def _slim() -> Iterator[PlannedRun]:
         yield PlannedRun(
             f"slim --model {model} --pool mixed --width 16 --train.loss.weights sdn --train.precision bf16"
         )
-    for width in (24, 32):
-        yield PlannedRun(slim.format("resnet18_3exits", "spp", width))
+    for width in (16, 24, 32):
+        yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, width))
     for seed in (1, 2):
         yield PlannedRun(slim.format("resnet18_3exits", "spp", 16) + _seeded(seed))
 
