@@ -16,7 +16,7 @@ from eeutils.weights import Registry, StoredFile, WeightEntry
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.publish import halved
 
-TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp"}
+TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp", "exit_after": [2, 4]}
 
 
 @dataclass(frozen=True)

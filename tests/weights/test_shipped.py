@@ -7,7 +7,8 @@ import pytest
 
 from eeutils.analysis.predictions import predict
 from eeutils.train import parsed
-from eeutils.weights import default_registry, load_history, load_predictions, load_weights, run_name
+from eeutils.weights import default_registry, load_history, load_predictions, load_weights
+from eeutils.weights.publish import entry_name
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
 ROUNDING = 0.0005  # 5 of 10,000 images may be judged otherwise where sums are taken in another order
@@ -31,7 +32,7 @@ def test_what_is_not_trained_has_a_command_that_would_make_it(entry):
     run = parsed(shlex.split(training.removeprefix("python -m eeutils.train ")))
 
     assert publishing == f"python -m eeutils.weights.publish {run.folder}"
-    assert run_name(asdict(run)) == entry.name
+    assert entry_name(asdict(run)) == entry.name
     assert run.model == entry.model
     assert run.model_args.items() <= entry.model_args.items()
 

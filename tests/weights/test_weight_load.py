@@ -185,7 +185,7 @@ def drive_holds(monkeypatch, module: torch.nn.Module, zipped: bool) -> None:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_a_pickled_module_becomes_a_network(external, monkeypatch, zipped, stem):
-    source = create_model("resnet18_3exits", num_classes=3, width=4, pool="spp", stem=stem)
+    source = create_model("resnet18_3exits", num_classes=3, width=4, pool="spp", stem=stem, exit_after=(2, 4))
     drive_holds(monkeypatch, source, zipped)
     net = load_weights("upf", registry=external)
     for unit, own in source.units.named_parameters():
