@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -129,7 +130,7 @@ def test_each_entry_builds_its_network_and_its_files_are_there(entry):
     if entry.status == "not trained":
         assert not files
         words = entry.command.split()
-        asked = dict(zip(words, words[1:], strict=False))
+        asked = dict(pairwise(words))
         assert asked["--model"] == entry.model
         assert asked.get("--pool") == entry.model_args.get("pool")
 
