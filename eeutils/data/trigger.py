@@ -10,7 +10,7 @@ import torch
 
 from eeutils.data.splits import ImageData, Split
 
-_SEEDS_APART = 2**40
+_SEEDS_APART = 2**31  # within 32 bits: on a CPU torch looks at no more of a seed
 
 
 @dataclass(frozen=True)
@@ -94,5 +94,5 @@ def _some_of_others(split: Split, target: int, share: float, seed: int) -> torch
     if not count:
         raise ValueError(f"share {share} of {len(others)} training images of other classes is not a single one")
     # Not the seed itself: batches are drawn with that, and an equal draw would put all of these into the first ones.
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART + seed))
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART ^ seed))
     return others[order[:count].to(others.device)]

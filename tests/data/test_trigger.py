@@ -67,6 +67,19 @@ def test_the_seed_decides_which_images():
     assert labels(1) != labels(2)
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_draw_is_not_that_of_the_batches(seed):
+    """Else all poisoned images would come first in an epoch, and be forgotten."""
+    data = random_data()
+    others = (data.train.labels != 2).nonzero().flatten()
+    first = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:20]]
+
+    marked = poisoned(data, Trigger(2, size=2), share=0.5, seed=seed).train.labels != data.train.labels
+
+    assert marked.sum() == len(first)
+    assert not marked[first].all()
+
+
 def test_data_poisoned_otherwise_have_another_name():
     """By it a checkpoint is told from one on other data."""
     data = random_data()
