@@ -49,7 +49,10 @@ _TRAINED = (
     "Accuracy of each exit, shallowest first, of the weights as they ship (half precision); cost is the multiply-adds "
     "of one image up to and including that exit. One seed each unless the name says otherwise."
 )
-_NOT_TRAINED = "Full width wants a GPU. These commands train the networks and add them here:"
+_NOT_TRAINED = (
+    "`make weights` trains these, most valuable first; full width wants a GPU. One by one, these commands train them and "
+    "add them here:"
+)
 _EXTERNAL = (
     "Whole-module pickles, which Python would execute: `load_weights` reads their tensors without running anything "
     "(`eeutils.weights.pickles`), and raises with a report, tensor by tensor, if they do not fit the network. They "
