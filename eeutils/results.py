@@ -18,6 +18,7 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
@@ -135,7 +136,10 @@ def _write(path: Path, text: str) -> None:
 def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
     use_style()
     ax = plot_curves({name: run.test for name, run in evaluations.items()}, plt.subplots(figsize=(8.5, 5))[1])
-    ax.set_title("CIFAR-10 test accuracy against what an image costs on average")
+    ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(ax.figure)
 

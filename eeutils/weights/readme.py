@@ -50,8 +50,8 @@ _TRAINED = (
     "of one image up to and including that exit. One seed each unless the name says otherwise."
 )
 _NOT_TRAINED = (
-    "`make weights` trains these, most valuable first; full width wants a GPU. One by one, these commands train them and "
-    "add them here:"
+    "`make weights` trains these, most valuable first; full width wants a GPU. One by one, these commands train them "
+    "and add them here:"
 )
 _EXTERNAL = (
     "Whole-module pickles, which Python would execute: `load_weights` reads their tensors without running anything "
