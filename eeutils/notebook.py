@@ -4,6 +4,7 @@ With EEUTILS_QUICK=1 in the environment a notebook runs in seconds, for real, wi
 digits data, with slim networks that are trained on the spot (and kept in the cache folder).
 """
 
+import hashlib
 import os
 import platform
 from dataclasses import dataclass, replace
@@ -101,7 +102,7 @@ class Session:
         if alone:
             copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))
             how = replace(how, trained="early_exits", loss=LossConfig(weights="equal"))
-        kept = cache_dir() / "quick" / f"{self.weights_name(network)}.pt"
+        kept = cache_dir() / "quick" / f"{self.weights_name(network)}-{_digest(net, how)}.pt"
         return net, fit(net, self.data, how, checkpoint=kept, progress=False)
 
 
@@ -123,6 +124,12 @@ def _device_in_words() -> str:
         f"{os.cpu_count()} CPU cores, no GPU: fine for this notebook, whose networks are slim.\n"
         "In Colab, Runtime > Change runtime type > T4 GPU lets you train the wide ones too"
     )
+
+
+def _digest(net: MultiExitNet, config: TrainConfig) -> str:
+    """Tells runs of one name apart, so that what an older version kept is not taken for this one's."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    return hashlib.sha256(repr((config, shapes)).encode()).hexdigest()[:8]
 
 
 def _by_width(registry: Registry, network: str) -> dict[int, str]:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from eeutils import notebook
-from eeutils.notebook import QUICK_WIDTH, Session, start
+from eeutils.models import resnet18
+from eeutils.notebook import QUICK_WIDTH, Session, _digest, start
+from eeutils.training import recipe
 from eeutils.weights import Registry, WeightEntry, default_registry
 
 
@@ -37,7 +39,7 @@ def test_quick_networks_are_trained_once_and_kept(empty_cache):
     again = Session(quick=True)
 
     kept = list(empty_cache.rglob("*.pt"))
-    assert [path.name for path in kept] == [f"resnet18_2exits-spp-digits-w{QUICK_WIDTH}.pt"]
+    assert [path.name.rpartition("-")[0] for path in kept] == [f"resnet18_2exits-spp-digits-w{QUICK_WIDTH}"]
     written = kept[0].stat().st_mtime_ns
     second = again.network("resnet18_2exits-spp")
     assert kept[0].stat().st_mtime_ns == written
@@ -46,6 +48,15 @@ def test_quick_networks_are_trained_once_and_kept(empty_cache):
     )
     assert len(again.history("resnet18_2exits-spp").rows) == 6
     assert again.evaluation("resnet18_2exits-spp").test.num_exits == 2
+
+
+def test_quick_networks_of_an_older_version_are_not_taken_for_this_ones():
+    plain, other = resnet18(width=2), resnet18(width=2, exit_after=(2,))
+
+    digests = {_digest(plain, recipe("digits")), _digest(other, recipe("digits")), _digest(plain, recipe("slim"))}
+
+    assert len(digests) == 3
+    assert _digest(resnet18(width=2), recipe("digits")) in digests
 
 
 def trained(model: str, pool: str, width: int, **changes) -> WeightEntry:
