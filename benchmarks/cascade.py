@@ -96,11 +96,15 @@ def main(args: Sequence[str] | None = None) -> None:
         report = run(options)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
+    publish(report, "benchmark", options.device, options.out)
+
+
+def publish(report: str, name: str, device: str, out: Path | None) -> None:
+    """Print a report and write it to `out`; by default to results/ under its name, a GPU's apart, and to the README."""
     print(report)
-    out = options.out or RESULTS / ("benchmark-cuda.md" if options.device == "cuda" else "benchmark.md")
-    with atomic_path(out) as temporary:
+    with atomic_path(out or RESULTS / (f"{name}-cuda.md" if device == "cuda" else f"{name}.md")) as temporary:
         temporary.write_text(report)
-    if options.out is None:
+    if out is None:
         refresh_readme()
 
 

@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from benchmarks.cascade import machine, seconds_for
+from benchmarks.cascade import machine, publish, seconds_for
 from eeutils.analysis.confusion import (
     Standardisation,
     auroc_draws,
@@ -36,16 +36,13 @@ from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
 from eeutils.data import Split, load_data
-from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet
-from eeutils.results import RESULTS, refresh_readme
-from eeutils.scoreboard import MAX_DROP
+from eeutils.scoreboard import BUDGETS, MAX_DROP
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
 
 SCORES = ("confidence", "entropy", "margin", "ensemble", "geometric")
-BUDGETS = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -113,12 +110,7 @@ def main(args: Sequence[str] | None = None) -> None:
         report = run(options)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(report)
-    out = options.out or RESULTS / ("sdn_evaluation-cuda.md" if options.device == "cuda" else "sdn_evaluation.md")
-    with atomic_path(out) as temporary:
-        temporary.write_text(report)
-    if options.out is None:
-        refresh_readme()
+    publish(report, "sdn_evaluation", options.device, options.out)
 
 
 def run(options: SdnBenchmark) -> str:
@@ -258,7 +250,7 @@ def early_exits(validation: Predictions, test: Predictions) -> None:
     for score in SCORES:
         accuracy_cost_curve(test, score=score)
         chosen.append(choose_for_accuracy(validation, MAX_DROP, score).policy)
-    affordable = [budget for budget in BUDGETS if budget >= validation.relative_costs[0]]
+    affordable = [budget for budget in (*BUDGETS, 1.0) if budget >= validation.relative_costs[0]]
     chosen += [choose_for_budget(validation, budget).policy for budget in affordable]
     chosen.append(choose_with_guarantee(validation, epsilon=0.01).policy)
     for policy in chosen:

@@ -155,7 +155,7 @@ def train_missing(runs: tuple[PlannedRun, ...], minutes: float, *, everything: b
     record_plan(runs)
     failed = []
     for planned in runs:
-        if _is_trained(planned, default_registry()):
+        if _is_trained(planned.name, default_registry()):
             continue
         if obstacle := _obstacle(planned, everything):
             print(f"{planned.name}: left out, {obstacle}", flush=True)
@@ -192,18 +192,18 @@ def _chosen(options: Options) -> tuple[PlannedRun, ...]:
 
 
 def _listed(runs: tuple[PlannedRun, ...], registry: Registry) -> str:
-    rows = ([run.name, "trained" if _is_trained(run, registry) else "missing", run.command] for run in runs)
+    rows = ([run.name, "trained" if _is_trained(run.name, registry) else "missing", run.command] for run in runs)
     return markdown_table(["name", "status", "command"], rows)
 
 
-def _is_trained(planned: PlannedRun, registry: Registry) -> bool:
-    return planned.name in registry.names and registry.entry(planned.name).status == "trained"
+def _is_trained(name: str, registry: Registry) -> bool:
+    return name in registry.names and registry.entry(name).status == "trained"
 
 
 def _obstacle(planned: PlannedRun, everything: bool) -> str:
     """Why a run cannot or should not be started here; empty if it can."""
-    start, registry = planned.run.start_from, default_registry()
-    if start is not None and (start not in registry.names or registry.entry(start).status != "trained"):
+    start = planned.run.start_from
+    if start is not None and not _is_trained(start, default_registry()):
         return f"it starts from {start}, which is not trained"
     if planned.wants_gpu and not everything and default_device().type == "cpu":
         return "there is no GPU; with --everything it is trained on the CPU all the same"
