@@ -24,8 +24,7 @@ from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
-from eeutils.training.device import autocast_dtype, compute_capability
-from eeutils.training.throughput import matrix_peak, training_operations
+from eeutils.training.throughput import device_name, share_of_peak, training_peak
 from eeutils.weights import load_weights, run_name
 
 
@@ -126,8 +125,7 @@ def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device
     """Of what this device does on matrices alone; None where the way back is not twice the way there."""
     if run.train.trained != "all":
         return None
-    peak = matrix_peak(device, autocast_dtype(run.train.precision, compute_capability(device)))
-    return round(images_per_second * training_operations(macs) / peak, 3)
+    return round(share_of_peak(macs, images_per_second, training_peak(run.train.precision, device)), 3)
 
 
 def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:
@@ -136,9 +134,7 @@ def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: Histo
     return {
         "command": "python -m eeutils.train " + shlex.join(sys.argv[1:]),
         "run": asdict(run),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} thread(s)",
+        "device": device_name(device),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
         "images_per_second": round(images_per_second, 1),

@@ -2,6 +2,8 @@
 
 import torch
 
+from eeutils.training.device import autocast_dtype, compute_capability
+
 # Large enough to fill the device, small enough for a second: a GPU needs more than a core to be busy.
 _SIZE = {"cuda": 8192, "cpu": 2048}
 
@@ -23,3 +25,26 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
+
+
+def training_peak(precision: str, device: torch.device) -> float:
+    """`matrix_peak` of the device in what training with this `TrainConfig.precision` computes in there."""
+    return matrix_peak(device, autocast_dtype(precision, compute_capability(device)))
+
+
+def share_of_peak(macs: int, images_per_second: float, peak: float) -> float:
+    """What training a whole network on so many images a second takes, as a share of `peak` operations a second.
+
+    Args:
+        macs: multiply-adds of one image's forward pass.
+        images_per_second: of the passes over the training split.
+        peak: floating-point operations a second.
+    """
+    return images_per_second * training_operations(macs) / peak
+
+
+def device_name(device: torch.device) -> str:
+    """What a speed was measured on: the GPU's name, or the number of the CPU's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread(s)"

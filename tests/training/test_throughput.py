@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eeutils.training.throughput import matrix_peak, training_operations
+from eeutils.training.throughput import device_name, matrix_peak, share_of_peak, training_operations, training_peak
 
 
 def test_a_step_is_three_forward_passes_of_two_operations_a_multiply_add():
@@ -21,3 +21,22 @@ def test_the_peak_is_what_a_product_of_matrices_reaches(dtype, monkeypatch):
 
 def test_the_peak_is_measured():
     assert matrix_peak(torch.device("cpu"), torch.float32) > 1e8
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_peak_is_measured_in_what_training_computes_in(precision, dtype, monkeypatch):
+    peaks = {torch.float32: 1.0, torch.bfloat16: 2.0}
+    monkeypatch.setattr("eeutils.training.throughput.matrix_peak", lambda device, dtype: peaks[dtype])
+
+    assert training_peak(precision, torch.device("cpu")) == peaks[dtype]
+
+
+def test_the_share_of_the_peak_by_hand():
+    # 1,000 images/s of 6 * 50 million operations are 0.3 TFLOPS.
+    assert share_of_peak(50_000_000, 1000.0, 1.2e12) == pytest.approx(0.25)
+
+
+def test_a_cpu_is_named_with_its_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"
