@@ -6,7 +6,7 @@ as soon as an exit is sure of it:
 
     data = load_data("cifar10")
     net = load_weights("resnet18_3exits-spp-cifar10-w16")
-    choice = choose_for_accuracy(predict(net, data.val), max_drop=0.005)
+    choice = choose_cross_fitted(predict(net, data.val), max_drop=0.005)
     result = Cascade(net, choice.policy).run(data.test)
     print((result.predicted == data.test.labels).double().mean(), result.exit_index.bincount())
 
@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eeutils.analysis.crossfitting import choose_cross_fitted
     from eeutils.analysis.policies import ThresholdPolicy, decide
     from eeutils.analysis.predictions import Predictions, predict
     from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
@@ -34,6 +35,7 @@ __all__ = [
     "Predictions",
     "ThresholdPolicy",
     "TrainConfig",
+    "choose_cross_fitted",
     "choose_for_accuracy",
     "choose_for_budget",
     "create_model",
@@ -55,6 +57,7 @@ _MODULE_OF = {
     "Predictions": "eeutils.analysis.predictions",
     "ThresholdPolicy": "eeutils.analysis.policies",
     "TrainConfig": "eeutils.training",
+    "choose_cross_fitted": "eeutils.analysis.crossfitting",
     "choose_for_accuracy": "eeutils.analysis.thresholds",
     "choose_for_budget": "eeutils.analysis.thresholds",
     "create_model": "eeutils.models",

@@ -14,9 +14,9 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
 
+from eeutils.analysis.crossfitting import choose_cross_fitted
 from eeutils.analysis.policies import decide
 from eeutils.analysis.predictions import predict
-from eeutils.analysis.thresholds import choose_for_accuracy
 from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import ImageData
 from eeutils.notebook import Session
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, device: torch.device) -> None:
     """Time the whole network against its cascade on the same images, and say what came out."""
-    choice = choose_for_accuracy(evaluation.val, MAX_DROP)
+    choice = choose_cross_fitted(evaluation.val, MAX_DROP)
     net = session.network(BEST)
     whole = prepared_for_inference(net).to(device)
     cascade = Cascade(net, choice.policy, device=device)

@@ -2,8 +2,8 @@
 
 Runs each shipped network over the real validation and test images, chooses ensemble weights and thresholds anew, and
 compares with what the registry and the shipped predictions say. Fails if a published number does not come out; if all
-do, writes `results/scoreboard.md` with its figure and `results/shallow_deep.md`, and puts every table of results/ that
-README.md shows there anew.
+do, writes `results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and puts every
+table of results/ that README.md shows there anew.
 """
 
 import re
@@ -24,11 +24,12 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.files import atomic_path
+from eeutils.goals import goals_board
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import Evaluation, scoreboard, shallow_deep_board
-from eeutils.tables import frame_as_markdown
+from eeutils.tables import Spread, frame_as_markdown
 from eeutils.training import default_device
-from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
+from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights, without_seed
 
 TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
@@ -39,7 +40,7 @@ BOARD_TOLERANCE = 0.002
 MISTAKES_TOLERANCE = 0.01
 """The same for shares of a network's mistakes, which are a tenth of the images."""
 
-_OF_MISTAKES = ["destructive share (%)", "from", "to"]
+_TOLERANCES = dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE)
 _FEW_EXITS = 3
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -61,16 +62,18 @@ def main() -> int:
         accuracies = accuracy_per_exit(computed[entry.name].test).tolist()
         print(f"{entry.name}: {' / '.join(f'{share:.2%}' for share in accuracies)}", flush=True)
     boards, again = boards_of(published), boards_of(computed)
-    for name, board in boards.items():
-        mistakes += _differences(board, again[name])
+    goals, goals_again = goals_board(published), goals_board(computed)
+    for board, anew in ((goals, goals_again), *((board, again[name]) for name, board in boards.items())):
+        mistakes += _differences(board, anew)
     if mistakes:
         print("published numbers that do not come out:\n  " + "\n  ".join(mistakes), file=sys.stderr)
         return len(mistakes)
-    for name, board in boards.items():
+    for name, board in ({name: over_seeds(board) for name, board in boards.items()} | {"goals.md": goals}).items():
         table = frame_as_markdown(board)
         _write(RESULTS / name, table + "\n")
         print(f"\n{table}")
-    _draw({name: published[name] for name in boards["scoreboard.md"].index}, RESULTS / "accuracy_cost.png")
+    first_seeds = [name for name in boards["scoreboard.md"].index if name == without_seed(name)]
+    _draw({name: published[name] for name in first_seeds}, RESULTS / "accuracy_cost.png")
     refresh_readme()
     print("\nwritten to results/ and README.md")
     return 0
@@ -81,6 +84,13 @@ def boards_of(evaluations: Mapping[str, Evaluation]) -> dict[str, pd.DataFrame]:
     many = {name: run for name, run in evaluations.items() if run.test.num_exits > _FEW_EXITS}
     few = {name: run for name, run in evaluations.items() if name not in many}
     return {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
+
+
+def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
+    """`board` with one row for all seeds of a network: how many they are, then mean and standard deviation."""
+    groups = board.groupby(without_seed, sort=False)
+    rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
+    return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
 
 
 def refresh_readme() -> None:
@@ -119,9 +129,10 @@ def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:
 
 
 def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
-    """Cells of a table, in percent, that did not come out."""
-    tolerances = [MISTAKES_TOLERANCE if column in _OF_MISTAKES else BOARD_TOLERANCE for column in published]
-    apart = (published - computed).abs() > 100 * np.array(tolerances)
+    """Numbers of a table, in percent or millions, that did not come out."""
+    published = published.select_dtypes("number")
+    tolerances = 100 * np.array([_TOLERANCES.get(column, BOARD_TOLERANCE) for column in published])
+    apart = (published - computed[published.columns]).abs() > tolerances
     return [
         f"{name}, {column}: {published.loc[name, column]:.2f} is published, {computed.loc[name, column]:.2f} came out"
         for name, column in apart.stack()[lambda cell: cell].index

@@ -1,14 +1,31 @@
 """Tables as Markdown, for files that people read on GitHub."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A number that was measured several times, for a table: its mean, and the sample's standard deviation."""
+
+    mean: float
+    deviation: float
+
+    @staticmethod
+    def of(values: pd.Series) -> "Spread | float":
+        """Of floats, several or one; where they do not differ, or are missing, the number itself."""
+        spread = Spread(float(values.mean()), float(values.std()))
+        return spread if spread.deviation > 0 else spread.mean
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 2) -> str:
-    """A Markdown table: floats with so many digits and to the right, missing ones empty, anything else as it is."""
+    """A Markdown table: numbers with so many digits and to the right, missing ones empty, anything else as it is."""
     rows = [list(row) for row in rows]
-    numeric = [bool(rows) and all(isinstance(row[column], float) for row in rows) for column in range(len(header))]
+    numeric = [
+        bool(rows) and all(isinstance(row[index], float | Spread) for row in rows) for index in range(len(header))
+    ]
     lines = [
         header,
         ["---:" if right else "---" for right in numeric],
@@ -24,6 +41,8 @@ def frame_as_markdown(frame: pd.DataFrame, digits: int = 2) -> str:
 
 
 def _text(cell: object, digits: int) -> str:
+    if isinstance(cell, Spread):
+        return f"{cell.mean:.{digits}f} ± {cell.deviation:.{digits}f}"
     if not isinstance(cell, float):
         return str(cell)
     return "" if pd.isna(cell) else f"{cell:.{digits}f}"

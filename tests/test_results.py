@@ -9,6 +9,7 @@ import torch
 from eeutils import results
 from eeutils.analysis.predictions import Predictions
 from eeutils.scoreboard import Evaluation
+from eeutils.tables import frame_as_markdown
 from eeutils.weights import default_registry
 
 README = "before\n<!-- results/a.md -->\nold\n<!-- end -->\nbetween\n<!-- results/b.md -->\n<!-- end -->\nafter\n"
@@ -68,7 +69,7 @@ def test_a_number_that_does_not_come_out_is_named():
 
 def test_networks_with_many_exits_have_a_table_of_their_own():
     def evaluation(exits: int) -> Evaluation:
-        labels = torch.tensor([0, 1, 2, 0])
+        labels = torch.tensor([0, 1, 2, 0, 1])
         logits = torch.nn.functional.one_hot(labels, 3).double().repeat(exits, 1, 1)
         table = Predictions(logits, labels, torch.arange(1, exits + 1, dtype=torch.float64))
         return Evaluation(table, table)
@@ -93,3 +94,24 @@ def test_shares_of_mistakes_may_move_more_than_shares_of_images():
 
     assert results._differences(board, board + 0.9) == ["net, cascade: 88.00 is published, 88.90 came out"]
     assert len(results._differences(board, board + 1.1)) == 3
+
+
+def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
+    names = pd.Index(["net-s1", "other", "net", "net-s2"], name="network")
+    board = pd.DataFrame(
+        {"last exit": [89.0, 70.0, 90.0, 91.0], "cascade": [88.0, float("nan"), 88.0, 88.0]}, index=names
+    )
+
+    assert frame_as_markdown(results.over_seeds(board)).splitlines() == [
+        "| network | seeds | last exit | cascade |",
+        "| --- | --- | ---: | ---: |",
+        "| net | 3 | 90.00 ± 1.00 | 88.00 |",
+        "| other | 1 | 70.00 |  |",
+    ]
+
+
+def test_words_in_a_table_are_not_compared():
+    board = pd.DataFrame({"reached (%)": [88.0], "by": ["net"]}, index=["goal"])
+    other = pd.DataFrame({"reached (%)": [87.0], "by": ["other"]}, index=["goal"])
+
+    assert results._differences(board, other) == ["goal, reached (%): 88.00 is published, 87.00 came out"]

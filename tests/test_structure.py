@@ -25,7 +25,7 @@ LAYERS = (
     {"analysis"},
     {"cascade", "training", "scoreboard"},
     {"weights"},
-    {"plots"},
+    {"plots", "goals"},
     {"notebook"},
     {"train", "demo", "results"},  # programs
     {"recipes"},  # runs train

@@ -1,8 +1,11 @@
 """Markdown tables."""
 
-import pandas as pd
+import math
 
-from eeutils.tables import frame_as_markdown, markdown_table
+import pandas as pd
+import pytest
+
+from eeutils.tables import Spread, frame_as_markdown, markdown_table
 
 
 def test_floats_are_rounded_and_stand_to_the_right_and_missing_ones_are_empty():
@@ -28,3 +31,17 @@ def test_a_frame_begins_with_its_index():
     frame = pd.DataFrame({"a": [0.5]}, index=pd.Index(["x"], name="row"))
 
     assert frame_as_markdown(frame).splitlines() == ["| row | a |", "| --- | ---: |", "| x | 0.50 |"]
+
+
+def test_what_was_measured_several_times_is_shown_with_its_deviation():
+    spread = Spread.of(pd.Series([88.0, 90.0]))
+
+    assert (spread.mean, spread.deviation) == (89.0, pytest.approx(2**0.5))
+    table = markdown_table(["name", "x"], [["a", spread], ["b", 1.0]], digits=1)
+    assert table.splitlines()[1:] == ["| --- | ---: |", "| a | 89.0 ± 1.4 |", "| b | 1.0 |"]
+
+
+def test_one_measurement_or_several_alike_are_a_number_and_none_is_missing():
+    assert Spread.of(pd.Series([88.0])) == 88.0
+    assert Spread.of(pd.Series([35.05] * 3)) == pytest.approx(35.05)
+    assert math.isnan(Spread.of(pd.Series([float("nan")] * 2)))

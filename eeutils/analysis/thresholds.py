@@ -97,6 +97,8 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: s
     """The cheapest thresholds that lose at most `max_drop` (0.005 is half a point) against the last exit.
 
     There always are some: at worst those that let nobody leave early. For how they are found see `choose_for_budget`.
+    The drop is that on the images chosen on, which the choice flatters, all the more with several exits; on new images
+    expect `eeutils.analysis.crossfitting.choose_cross_fitted` to keep to it.
 
     Raises:
         ValueError: if `max_drop` is not in [0, 1].

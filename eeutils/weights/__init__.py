@@ -10,7 +10,15 @@ from eeutils.weights.load import (
     weights_table,
 )
 from eeutils.weights.pickles import read_pickled_tensors
-from eeutils.weights.registry import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry, run_name
+from eeutils.weights.registry import (
+    Registry,
+    StoredFile,
+    TrainingRecord,
+    WeightEntry,
+    default_registry,
+    run_name,
+    without_seed,
+)
 from eeutils.weights.tensors import put_tensors, read_tensors
 
 __all__ = [
@@ -31,4 +39,5 @@ __all__ = [
     "run_name",
     "weight_entry",
     "weights_table",
+    "without_seed",
 ]

@@ -1,6 +1,7 @@
 """What weights there are: one entry a network, kept as a readable JSON file beside the weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -206,6 +207,11 @@ def run_name(run: Mapping[str, Any]) -> str:
     parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []
     parts += [f"w{run['width']}"] if run.get("width") not in (None, 64) else []
     return "-".join(part for part in parts if part)
+
+
+def without_seed(name: str) -> str:
+    """What weights and their siblings from other seeds have in common of their names."""
+    return re.sub(r"-s\d+$", "", name)
 
 
 def default_registry() -> Registry:
