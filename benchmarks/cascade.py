@@ -93,10 +93,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(Benchmark, prog="python -m benchmarks.cascade", description=__doc__, args=args)
     try:
-        report = run(options)
+        publish(run(options), "benchmark", options.device, options.out)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    publish(report, "benchmark", options.device, options.out)
 
 
 def publish(report: str, name: str, device: str, out: Path | None) -> None:

@@ -107,10 +107,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(SdnBenchmark, prog="python -m benchmarks.sdn_evaluation", description=__doc__, args=args)
     try:
-        report = run(options)
+        publish(run(options), "sdn_evaluation", options.device, options.out)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    publish(report, "sdn_evaluation", options.device, options.out)
 
 
 def run(options: SdnBenchmark) -> str:

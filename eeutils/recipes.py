@@ -30,6 +30,9 @@ from eeutils.weights.registry import REGISTRY_FILE
 _LEAST_SECONDS = 30
 # Of those that `benchmarks/recipes.py` compares.
 _BEST_HEADS = "conv+conv+spp"
+# For networks to use rather than to compare. After 16 epochs without cutout the loss of width 32 was 0.14 on training
+# images and still falling, with 91.6 % on validation: room for both.
+_LONG = " --train.epochs 50 --train.augmentation.cutout 12"
 _SDN_NETWORKS = ("resnet56", "vgg16", "mobilenet", "wideresnet32_4")
 
 
@@ -93,8 +96,9 @@ def _slim() -> Iterator[PlannedRun]:
         yield PlannedRun(
             f"slim --model {model} --pool mixed --width 16 --train.loss.weights sdn --train.precision bf16"
         )
-    for width in (16, 24, 32):
-        yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, width))
+    yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, 16))
+    for width in (24, 32):
+        yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, width) + _LONG)
     for seed in (1, 2):
         yield PlannedRun(slim.format("resnet18_3exits", "spp", 16) + _seeded(seed))
 

@@ -79,6 +79,16 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsy
     assert f"torch {torch.__version__}" in report
 
 
+def test_a_report_that_cannot_be_written_is_shown_before_the_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cascade, "run", lambda options: "what was measured")
+    (tmp_path / "file").write_text("no folder")
+
+    with pytest.raises(SystemExit, match="error: "):
+        cascade.main(["--out", str(tmp_path / "file" / "report.md")])
+
+    assert "what was measured" in capsys.readouterr().out
+
+
 def test_weights_that_are_not_there_end_the_command_with_a_message():
     with pytest.raises(SystemExit, match=r"error: .*unheard-of"):
         cascade.main(["--weights", "unheard-of"])
