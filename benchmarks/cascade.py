@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -101,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def publish(report: str, name: str, device: str, out: Path | None) -> None:
     """Print a report and write it to `out`; by default to results/ under its name, a GPU's apart, and to the README."""
     print(report)
-    with atomic_path(out or RESULTS / (f"{name}-cuda.md" if device == "cuda" else f"{name}.md")) as temporary:
+    with atomic_path(out or RESULTS / (f"{name}-cuda.md" if device.startswith("cuda") else f"{name}.md")) as temporary:
         temporary.write_text(report)
     if out is None:
         refresh_readme()
@@ -183,16 +184,31 @@ def seconds_for(work: Callable[[Tensor], object], batches: Sequence[Tensor], dev
 
 def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.device) -> Tensor:
     """(E,) float64, how long each stage of `net` takes for all batches when nobody leaves."""
-    total = torch.zeros(net.num_exits, dtype=torch.float64)
     stages = list(net.stages())
+    marks = []
     for x in batches:
-        for index, (units, head) in enumerate(stages):
-            started = _now(device)
+        marks.append([_mark(device)])
+        for units, head in stages:
             for unit in units:
                 x = unit(x)
             head(x)
-            total[index] += _now(device) - started
-    return total
+            marks[-1].append(_mark(device))
+    _now(device)
+    return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64).sum(0)
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """A moment in what the device is told to do; waiting for a GPU here would count the wait in."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Seconds; a GPU has to have got there."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
 
 
 def _now(device: torch.device) -> float:

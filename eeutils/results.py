@@ -18,6 +18,7 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from eeutils.analysis.metrics import accuracy_per_exit
@@ -50,6 +51,7 @@ _INCLUDED = re.compile(r"(<!-- (results/[\w.]+) -->\n).*?(<!-- end -->)", re.DOT
 
 def main() -> int:
     """Recompute, compare, write; the number of mistakes found."""
+    torch.backends.cudnn.allow_tf32 = False  # published numbers are of full precision, on a GPU too
     entries = [entry for entry in default_registry().entries if entry.status == "trained"]
     if not entries:
         print("no trained weights in the registry", file=sys.stderr)

@@ -286,6 +286,8 @@ def test_on_a_gpu_the_answers_are_the_same():
     net, split = make_net(3), make_split(50)
     scores = score(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
-    there, here = Cascade(net, policy, device="cuda").run(split), Cascade(net, policy).run(split)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else convolutions round to 10 bits there
+        there = Cascade(net, policy, device="cuda").run(split)
+    here = Cascade(net, policy).run(split)
     assert torch.equal(there.exit_index.cpu(), here.exit_index)
     assert next(net.parameters()).device.type == "cpu"

@@ -35,7 +35,7 @@ def mobilenet(
         in_channels: channels of an image.
         width: channels of the stem; 32 is the published network, cost grows with its square.
         image_size: pixels a side that early exits are made for; the network reads any.
-        pool: how each early exit pools its feature map, "avg", "mixed" or "spp".
+        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
         exit_after: units (0 to 12) that get an early exit.
 
     Raises:

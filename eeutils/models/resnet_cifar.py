@@ -34,7 +34,7 @@ def resnet56(
         in_channels: channels of an image.
         width: channels of the first stage; 16 is the published network, cost grows with its square.
         image_size: pixels a side that early exits are made for; the network reads any.
-        pool: how each early exit pools its feature map, "avg", "mixed" or "spp".
+        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
         exit_after: units (0 to 26) that get an early exit.
 
     Raises:

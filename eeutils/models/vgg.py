@@ -40,7 +40,7 @@ def vgg16(
         in_channels: channels of an image.
         width: channels of the first convolution; 64 is the published network, cost grows with its square.
         image_size: pixels a side, 32 or 64: the classifier reads images of this size only.
-        pool: how each early exit pools its feature map, "avg", "mixed" or "spp".
+        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
         exit_after: units (0 to 11) that get an early exit.
 
     Raises:

@@ -39,7 +39,7 @@ def wideresnet32_4(
             grows with its square.
         image_size: pixels a side that early exits are made for; the network reads any.
         dropout: share of activations dropped between the two convolutions of a block.
-        pool: how each early exit pools its feature map, "avg", "mixed" or "spp".
+        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
         exit_after: units (0 to 14) that get an early exit.
 
     Raises:

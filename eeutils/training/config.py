@@ -59,7 +59,8 @@ class TrainConfig:
         loss: how the exits' losses become one.
         seed: of the order of the batches and every draw in them; the first weights are the caller's.
         precision: "auto": bf16 on GPUs that have it, fp16 with loss scaling on those that do not, fp32 on a CPU.
-        compile: "auto": torch.compile on a GPU for runs long enough to pay for it; on 2 CPU cores it gained under 10 %.
+        compile: "auto": torch.compile on a GPU where it works, for runs long enough to pay for it; on 2 CPU cores it
+            gained under 10 %.
     """
 
     epochs: int = 16

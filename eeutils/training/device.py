@@ -1,5 +1,7 @@
 """Where to compute, and how: decisions as plain functions, which need no GPU to be tested."""
 
+import warnings
+
 import torch
 
 # torch.compile takes a minute or so; a run has to have this many steps to win it back.
@@ -24,8 +26,14 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}; choose from ['cpu', 'cuda']") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {str(chosen)!r}; choose from ['cpu', 'cuda']")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(chosen)!r} asked for, but torch finds no GPU; choose 'cpu'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {str(chosen)!r} asked for, but the last one is 'cuda:{torch.cuda.device_count() - 1}'"
+        )
     return chosen
 
 
@@ -46,8 +54,23 @@ def autocast_dtype(precision: str, capability: tuple[int, int] | None) -> torch.
     return torch.bfloat16 if capability >= (8, 0) else torch.float16
 
 
-def should_compile(choice: str, capability: tuple[int, int] | None, steps: int) -> bool:
-    """Whether a run of so many steps is compiled; "auto": on a GPU, if the run is long enough to win the time back."""
+def should_compile(choice: str, device: torch.device, steps: int) -> bool:
+    """Whether a run of so many steps is compiled.
+
+    "auto": on a GPU, if the run is long enough to win the time back, and the compiler works there.
+    """
     if choice != "auto":
         return choice == "yes"
-    return capability is not None and steps >= _STEPS_THAT_PAY_FOR_COMPILING
+    return device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING and can_compile(device)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile gets through with a trifle; warns if not. It needs a C compiler, and on a GPU Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except Exception as error:
+        # Whatever is missing, each missing thing with an exception of its own: the run goes without.
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"torch.compile does not work here, so training goes on without: {reason}", stacklevel=2)
+        return False
+    return True

@@ -29,6 +29,10 @@ from eeutils.training.regimes import start_training, trained_part, training_forw
 from eeutils.training.schedule import learning_rate
 
 _SECONDS_BETWEEN_REPORTS = 1.0
+# Fields of the config that a run may be taken up with changed: how a machine computes it, not what.
+_MACHINE_FIELDS = ("precision", "compile")
+# Apart from the batches' own draws, which begin with the same seed.
+_DROPOUT_SEED = 0x5EED
 
 
 def fit(
@@ -100,7 +104,7 @@ class _Run:
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
         steps = config.epochs * len(self.batches)
         forward = training_forward(net, config.trained)
-        self.compiled = torch.compile(forward) if should_compile(config.compile, capability, steps) else forward
+        self.compiled = torch.compile(forward) if should_compile(config.compile, device, steps) else forward
         self.epoch = 0
         self.weights = self._exit_weights()
         self.rows: list[dict[str, float]] = []
@@ -187,7 +191,7 @@ class _Run:
         """What else than this run the checkpoint `state` is of, in words; empty if it is of this one."""
         here = asdict(self.config)
         there = _filled(state["config"], asdict(TrainConfig()))
-        if changed := [name for name in here if there[name] != here[name]]:
+        if changed := [name for name in here if name not in _MACHINE_FIELDS and there[name] != here[name]]:
             return f"a run with another {', '.join(changed)}"
         if state["data"] != self.data:
             return f"a run on other data ({state['data']['name']}), not on this {self.data['name']}"
@@ -205,7 +209,7 @@ class _Run:
         reported, pending = time.perf_counter(), 0
         # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
         with torch.random.fork_rng(devices=_cuda_indices(self.device)):
-            torch.manual_seed(self.config.seed * 1_000_003 + self.epoch)
+            torch.manual_seed((self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED)
             for step, (images, labels) in enumerate(self.batches.epoch(self.epoch)):
                 total += self._step(images, labels, self.epoch * len(self.batches) + step)
                 pending += len(labels)
@@ -276,9 +280,23 @@ def _optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> to
     fused = device.type == "cuda"
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
     )
+    if config.momentum:
+        _begin_at_rest(optimizer)
+    return optimizer
+
+
+def _begin_at_rest(optimizer: torch.optim.SGD) -> None:
+    """Let momentum begin at zero, which is what a first step makes of it anyway.
+
+    The fused kernel skips a step whose scaled gradients overflow, as the first ones in fp16 do, but torch keeps the
+    buffers that this step was to fill: memory of whatever was there before.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

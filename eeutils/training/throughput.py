@@ -1,5 +1,8 @@
 """How fast a device multiplies matrices, and how much of that a training run used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from eeutils.training.device import autocast_dtype, compute_capability
@@ -24,7 +27,19 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     size = _SIZE.get(device.type, _SIZE["cpu"])
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
-    return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
+    with matrices_rounded_as_convolutions():
+        return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
+
+
+@contextmanager
+def matrices_rounded_as_convolutions() -> Iterator[None]:
+    """On a GPU torch computes float32 convolutions in TF32 and products of matrices not, unless told otherwise."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def training_peak(precision: str, device: torch.device) -> float:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eeutils.training import choose_device, default_device
-from eeutils.training.device import autocast_dtype, compute_capability, should_compile
+from eeutils.training.device import autocast_dtype, can_compile, compute_capability, should_compile
 
 
 @pytest.mark.parametrize(
@@ -30,17 +30,36 @@ def test_a_precision_asked_for_is_taken_on_every_device(precision, expected, cap
 
 
 @pytest.mark.parametrize(
-    ("choice", "capability", "steps", "expected"),
+    ("choice", "device", "steps", "works", "expected"),
     [
-        ("auto", None, 10**6, False),
-        ("auto", (7, 5), 10, False),
-        ("auto", (7, 5), 10**6, True),
-        ("yes", None, 1, True),
-        ("no", (9, 0), 10**6, False),
+        ("auto", "cpu", 10**6, True, False),
+        ("auto", "cuda", 10, True, False),
+        ("auto", "cuda", 10**6, True, True),
+        ("auto", "cuda", 10**6, False, False),
+        ("yes", "cpu", 1, False, True),
+        ("no", "cuda", 10**6, True, False),
     ],
 )
-def test_compiling_has_to_pay(choice, capability, steps, expected):
-    assert should_compile(choice, capability, steps) is expected
+def test_compiling_has_to_pay_and_to_work(monkeypatch, choice, device, steps, works, expected):
+    monkeypatch.setattr("eeutils.training.device.can_compile", lambda device: works)
+    assert should_compile(choice, torch.device(device), steps) is expected
+
+
+def test_a_compiler_that_does_not_work_is_a_warning(monkeypatch):
+    def broken(function):
+        def run(images):
+            raise RuntimeError("Failed to find C compiler.\nSet CC.")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match=r"goes on without: Failed to find C compiler\.$"):
+        assert not can_compile(torch.device("cpu"))
+
+
+def test_a_compiler_that_works_is_found(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    assert can_compile(torch.device("cpu"))
 
 
 def test_a_cpu_has_no_capability():
@@ -64,6 +83,15 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
         choose_device("cuda:1")
 
 
-def test_an_unknown_device_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'gpu'.*\['cpu', 'cuda'\]"):
-        choose_device("gpu")
+def test_a_gpu_beyond_the_last_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match="'cuda:2' asked for, but the last one is 'cuda:1'"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps"])
+def test_an_unknown_device_lists_the_choices(name):
+    with pytest.raises(ValueError, match=rf"'{name}'.*\['cpu', 'cuda'\]"):
+        choose_device(name)

@@ -10,7 +10,7 @@ from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
 from eeutils.models import MultiExitNet, resnet18
 from eeutils.training import History, LossConfig, fit
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
-from eeutils.training.loop import _Run
+from eeutils.training.loop import _optimizer, _Run
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 TIMES = ["images_per_second", "seconds"]
@@ -125,14 +125,15 @@ class _Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_step_never_waits_for_the_device(tiny_net, tiny_data, tiny_config, device):
-    run = _Run(tiny_net(), tiny_data, tiny_config(loss=LossConfig(distillation=0.5)), torch.device(device))
-    images, labels = next(run.batches.epoch(0))
-    run._step(images, labels, 0)
+    config = tiny_config(loss=LossConfig(distillation=0.5), average_decay=0.9)
+    run = _Run(tiny_net(), tiny_data, config, torch.device(device))
+    batches = run.batches.epoch(0)
+    run._step(*next(batches), 0)
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
         with _Operations() as operations:
-            run._step(images, labels, 1)
+            run._step(*next(batches), 1)
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -262,6 +263,43 @@ def test_an_optimizer_of_another_build_is_refused_before_anything_is_overwritten
     with pytest.raises(ValueError, match="another optimizer"):
         fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
     assert_same_weights(weights(net), before)
+
+
+@pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"compile": "no"}])
+def test_a_run_goes_on_with_another_precision_asked_for_and_without_the_compiler(
+    tiny_net, tiny_data, tiny_config, tmp_path, interrupted, changed
+):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_net(), tiny_data, tiny_config(epochs=3), checkpoint=path, progress=False)
+    kept = load_checkpoint(path)["rows"]
+    history = fit(tiny_net(), tiny_data, tiny_config(epochs=3, **changed), checkpoint=path, progress=False)
+    assert list(history.rows[: len(kept)]) == kept
+    assert len(history.rows) == 3
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_first_step_that_overflows_leaves_no_trace(tiny_net, tiny_config, momentum):
+    """As a GradScaler has the fused kernel skip it; then a step as usual, against the kernel that is not fused."""
+    nets = {"cuda": tiny_net(), "cpu": tiny_net()}  # the devices that the kernels are for; the weights are on the CPU
+    config = tiny_config(momentum=momentum, nesterov=False, learning_rate=0.1)
+    optimizers = {name: _optimizer(net, config, torch.device(name)) for name, net in nets.items()}
+    before = weights(nets["cuda"])
+    for name, net in nets.items():
+        torch.manual_seed(0)
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        if name == "cuda":
+            junk = [torch.full_like(parameter, 1e30) for parameter in net.parameters()]
+            del junk  # what the next allocation finds
+            optimizers[name].grad_scale, optimizers[name].found_inf = torch.tensor(1.0), torch.tensor(1.0)
+            optimizers[name].step()
+            assert_same_weights(weights(net), before)
+            optimizers[name].found_inf = torch.tensor(0.0)
+        for _ in range(2):
+            optimizers[name].step()
+    for (name, fused), plain in zip(weights(nets["cuda"]).items(), weights(nets["cpu"]).values(), strict=True):
+        torch.testing.assert_close(fused, plain, msg=name)
 
 
 @pytest.mark.parametrize("device", DEVICES)

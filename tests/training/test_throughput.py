@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from eeutils.training.throughput import device_name, matrix_peak, share_of_peak, training_operations, training_peak
+from eeutils.training.throughput import (
+    device_name,
+    matrices_rounded_as_convolutions,
+    matrix_peak,
+    share_of_peak,
+    training_operations,
+    training_peak,
+)
 
 
 def test_a_step_is_three_forward_passes_of_two_operations_a_multiply_add():
@@ -40,3 +47,14 @@ def test_a_cpu_is_named_with_its_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
     assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_peak_is_held_against_convolutions_of_the_same_rounding(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", not allowed)
+
+    with matrices_rounded_as_convolutions():
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+
+    assert torch.backends.cuda.matmul.allow_tf32 is not allowed
