@@ -1,7 +1,8 @@
 """How much time leaving early saves, on real images: `python -m benchmarks.cascade`.
 
 Everything is measured in one run, the contenders taking turns, so that a busy machine slows all alike. A speed-up is
-over the same network, prepared in the same way, computing every exit of every image. It is held against two limits:
+over the same network, prepared in the same way, computing every exit of every image; the next column has it over the
+plain network, which has no heads to compute on the way. The first is held against two limits:
 
 - what the multiply-adds saved would allow if time were proportional to them;
 - what the network's stages allow: the time of each stage (from one exit to the next, head included) on a full batch,
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from eeutils.analysis.policies import Policy
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
 from eeutils.cascade import Cascade, prepared_for_inference
 from eeutils.data import Split, load_data
 from eeutils.files import atomic_path
@@ -37,6 +38,8 @@ from eeutils.weights import load_predictions, load_weights, weight_entry
 
 MAX_DROPS = (0.0, 0.005, 0.01)
 BUDGET = 0.5
+# Images that an accuracy is worth telling of; of 200 its standard error is over two points.
+_ENOUGH_TO_JUDGE = 1_000
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def run(options: Benchmark) -> str:
 
 def policies(validation: Predictions) -> dict[str, Policy]:
     """The rules to compare, chosen on validation."""
-    chosen = {f"at most {100 * drop:g} points lost": choose_for_accuracy(validation, drop).policy for drop in MAX_DROPS}
+    chosen = {
+        f"at most {100 * drop:g} points lost": choose_one_threshold(validation, drop).policy for drop in MAX_DROPS
+    }
     if validation.relative_costs[0] <= BUDGET:
         chosen[f"at most {BUDGET:.0%} of the cost"] = choose_for_budget(validation, BUDGET).policy
     return chosen
@@ -232,15 +237,16 @@ def summary(timing: Timing) -> pd.DataFrame:
             "": name,
             "images/s": f"{timing.num_images / seconds.median():,.0f}",
             "speed-up": f"{speed_up.median():.2f} ({speed_up.min():.2f} to {speed_up.max():.2f})",
+            "over plain": f"{(timing.seconds[PLAIN] / seconds).median():.2f}",
         }
         if name in timing.exit_index:
             exits = timing.exit_index[name]
             allowed = allowed_by_stages(timing.stage_seconds, exits)
-            target = 0.85 if timing.batch_size == 1 else 0.90
             row["stages allow"] = f"{allowed.median():.2f}"
-            row["reached"] = f"{(speed_up / allowed).median():.2f} (target {target:.2f})"
+            row["reached"] = f"{(speed_up / allowed).median():.2f}"
             row["multiply-adds allow"] = f"{timing.costs[-1] / timing.costs[exits].mean():.2f}"
-        row["accuracy"] = f"{(timing.predicted[name] == timing.labels).double().mean():.2%}"
+        if timing.num_images >= _ENOUGH_TO_JUDGE:
+            row["accuracy"] = f"{(timing.predicted[name] == timing.labels).double().mean():.2%}"
         rows.append(row)
     return pd.DataFrame(rows).fillna("").set_index("")
 

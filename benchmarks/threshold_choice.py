@@ -1,10 +1,9 @@
 """Which way of choosing thresholds keeps its promise on new images: `python -m benchmarks.threshold_choice`.
 
 A network's validation images are cut into halves at random, again and again. Thresholds that may lose half a point are
-chosen on one half, in four ways, and judged on the other. The test split has no part in it.
+chosen on one half, in three ways, and judged on the other. The test split has no part in it.
 """
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ import torch
 import tyro
 
 from benchmarks.cascade import publish
-from eeutils.analysis.crossfitting import choose_cross_fitted
-from eeutils.analysis.policies import Policy, ThresholdPolicy, decide
+from eeutils.analysis.policies import Policy, decide
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import choose_with_guarantee
-from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy
+from eeutils.analysis.thresholds import choose_for_accuracy, choose_one_threshold
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.weights import load_predictions
@@ -49,18 +47,9 @@ class Study:
             raise ValueError(f"repeats must be 2 or more, got {self.repeats}")
 
 
-def shared_threshold(validation: Predictions, max_drop: float) -> ThresholdPolicy:
-    """The cheapest single threshold for all early exits that loses no more on these images."""
-    curve = accuracy_cost_curve(validation)
-    enough = curve.accuracy >= float(validation.correct[-1].double().mean()) - max_drop - 1e-9
-    cost = torch.where(enough, curve.cost, math.inf)
-    return ThresholdPolicy(float(curve.thresholds[cost.argmin()]) if enough.any() else math.inf)
-
-
 WAYS: dict[str, Callable[[Predictions, float], Policy]] = {
-    "one threshold for all exits": shared_threshold,
+    "one threshold for all exits": lambda validation, drop: choose_one_threshold(validation, drop).policy,
     "one for each exit": lambda validation, drop: choose_for_accuracy(validation, drop).policy,
-    "cross-fitted": lambda validation, drop: choose_cross_fitted(validation, drop).policy,
     "with a guarantee (90 %)": lambda validation, drop: choose_with_guarantee(validation, drop).policy,
 }
 

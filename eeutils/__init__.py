@@ -6,7 +6,7 @@ as soon as an exit is sure of it:
 
     data = load_data("cifar10")
     net = load_weights("resnet18_3exits-spp-cifar10-w16")
-    choice = choose_cross_fitted(predict(net, data.val), max_drop=0.005)
+    choice = choose_one_threshold(predict(net, data.val), max_drop=0.005)
     result = Cascade(net, choice.policy).run(data.test)
     print((result.predicted == data.test.labels).double().mean(), result.exit_index.bincount())
 
@@ -17,10 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eeutils.analysis.crossfitting import choose_cross_fitted
     from eeutils.analysis.policies import ThresholdPolicy, decide
     from eeutils.analysis.predictions import Predictions, predict
-    from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
+    from eeutils.analysis.risk import choose_with_guarantee
+    from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget, choose_one_threshold
     from eeutils.cascade import Cascade
     from eeutils.data import data_from_folder, load_data
     from eeutils.models import create_model, list_models
@@ -35,9 +35,10 @@ __all__ = [
     "Predictions",
     "ThresholdPolicy",
     "TrainConfig",
-    "choose_cross_fitted",
     "choose_for_accuracy",
     "choose_for_budget",
+    "choose_one_threshold",
+    "choose_with_guarantee",
     "create_model",
     "data_from_folder",
     "decide",
@@ -57,9 +58,10 @@ _MODULE_OF = {
     "Predictions": "eeutils.analysis.predictions",
     "ThresholdPolicy": "eeutils.analysis.policies",
     "TrainConfig": "eeutils.training",
-    "choose_cross_fitted": "eeutils.analysis.crossfitting",
     "choose_for_accuracy": "eeutils.analysis.thresholds",
     "choose_for_budget": "eeutils.analysis.thresholds",
+    "choose_one_threshold": "eeutils.analysis.thresholds",
+    "choose_with_guarantee": "eeutils.analysis.risk",
     "create_model": "eeutils.models",
     "data_from_folder": "eeutils.data",
     "decide": "eeutils.analysis.policies",

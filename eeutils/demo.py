@@ -1,6 +1,6 @@
 """The main job in a minute: `python -m eeutils.demo` (or `make demo`).
 
-Gets CIFAR-10, runs the five shipped networks over its 10,000 test images, chooses thresholds on validation, and lets
+Gets CIFAR-10, runs the five shipped networks over its 10,000 test images, chooses a threshold on validation, and lets
 the best one leave early for real.
 """
 
@@ -14,9 +14,9 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
 
-from eeutils.analysis.crossfitting import choose_cross_fitted
 from eeutils.analysis.policies import decide
 from eeutils.analysis.predictions import predict
+from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import ImageData
 from eeutils.notebook import Session
@@ -59,7 +59,7 @@ def main() -> None:
 
 def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, device: torch.device) -> None:
     """Time the whole network against its cascade on the same images, and say what came out."""
-    choice = choose_cross_fitted(evaluation.val, MAX_DROP)
+    choice = choose_one_threshold(evaluation.val, MAX_DROP)
     net = session.network(BEST)
     whole = prepared_for_inference(net).to(device)
     cascade = Cascade(net, choice.policy, device=device)
@@ -74,13 +74,12 @@ def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, devi
     print(f"The live cascade and the table of predictions agree on {agreeing:.2%} of the images.")
 
 
-def _report(evaluation: Evaluation, thresholds: object, result: CascadeResult, speed_up: float) -> None:
+def _report(evaluation: Evaluation, threshold: float, result: CascadeResult, speed_up: float) -> None:
     test = evaluation.test
     accuracy = float((result.predicted.cpu() == test.labels).double().mean())
     rates = torch.bincount(result.exit_index.cpu(), minlength=test.num_exits) / len(test.labels)
     cost = float(rates.double() @ test.relative_costs)
-    values = ", ".join(f"{value:.3f}" for value in thresholds)
-    print(f"\nLeaving early for real ({BEST}), thresholds {values} chosen on validation:")
+    print(f"\nLeaving early for real ({BEST}), threshold {threshold:.3f} chosen on validation:")
     print(f"  images leaving at exits 1, 2, ...: {', '.join(f'{float(rate):.1%}' for rate in rates)}")
     print(f"  accuracy {accuracy:.2%} against {float(test.correct[-1].double().mean()):.2%} for the last exit")
     print(f"  {cost:.1%} of the multiply-adds: at most {1 / cost:.2f}x as fast; measured {speed_up:.2f}x")

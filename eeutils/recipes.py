@@ -100,7 +100,8 @@ def _slim() -> Iterator[PlannedRun]:
     for width in (24, 32):
         yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, width) + _LONG)
     for seed in (1, 2):
-        yield PlannedRun(slim.format("resnet18_3exits", "spp", 16) + _seeded(seed))
+        for pool in ("spp", _BEST_HEADS):
+            yield PlannedRun(slim.format("resnet18_3exits", pool, 16) + _seeded(seed))
 
 
 def _shallow_deep() -> Iterator[PlannedRun]:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from eeutils.analysis.crossfitting import choose_cross_fitted
 from eeutils.analysis.metrics import accuracy_of, accuracy_per_exit, ensemble_probs, ensemble_weights
 from eeutils.analysis.overthinking import destructive
 from eeutils.analysis.policies import decide
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import choose_for_budget
+from eeutils.analysis.thresholds import choose_for_budget, choose_one_threshold
 
 MAX_DROP = 0.005
-"""What a cascade in the scoreboard may lose against its last exit, as far as validation can tell: half a point."""
+"""What a cascade in the scoreboard may lose on validation against its last exit: half a point."""
 
 BUDGETS = (0.25, 0.5, 0.75)
 """Shares of a network's cost at which Shallow-Deep Networks are compared."""
@@ -30,8 +29,8 @@ class Evaluation:
 def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
     """Test accuracies in percent and costs of networks by name.
 
-    Ensemble weights and thresholds are chosen on validation, those of the cascade by cross-fitting so that it loses at
-    most `MAX_DROP` on images not chosen on; its cost is a share of its own network's.
+    Ensemble weights and thresholds are chosen on validation. The cascade has one threshold for all exits, the cheapest
+    that loses at most `MAX_DROP` there; its cost is a share of its own network's.
     """
     board = pd.DataFrame({name: _row(evaluation) for name, evaluation in networks.items()}).T.rename_axis("network")
     early = sorted(set(board) - set(_COLUMNS), key=lambda column: int(column.removeprefix("exit ")))
@@ -51,7 +50,7 @@ def shallow_deep_board(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
 def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
     val, test = evaluation.val, evaluation.test
     row = {f"at {budget:.0%}": _accuracy_within(budget, evaluation) for budget in BUDGETS}
-    cascade = decide(test, choose_cross_fitted(val, MAX_DROP).policy)
+    cascade = decide(test, choose_one_threshold(val, MAX_DROP).policy)
     overthought = destructive(test)
     low, high = overthought.share_interval()
     return {
@@ -79,7 +78,7 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
     row |= {"last exit": accuracies[-1], "MACs (M)": float(test.costs[-1]) / 1e6}
     if test.num_exits > 1:
         weighted = ensemble_probs(test, "weighted", ensemble_weights(val))
-        cascade = decide(test, choose_cross_fitted(val, MAX_DROP).policy)
+        cascade = decide(test, choose_one_threshold(val, MAX_DROP).policy)
         row["mean ensemble"] = 100 * accuracy_of(ensemble_probs(test), test.labels)
         row["weighted ensemble"] = 100 * accuracy_of(weighted, test.labels)
         row["cascade"] = 100 * cascade.accuracy

@@ -1,14 +1,12 @@
 """The study of how to choose thresholds."""
 
-import math
-
 import pandas as pd
 import pytest
 import torch
 
 from benchmarks import threshold_choice
-from benchmarks.threshold_choice import WAYS, as_markdown, judged, main, shared_threshold
-from eeutils.analysis.policies import ThresholdPolicy, decide
+from benchmarks.threshold_choice import WAYS, as_markdown, judged, main
+from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 
 
@@ -18,21 +16,6 @@ def two_exits(first_right: list[bool], sure: list[float]) -> Predictions:
     margins = torch.stack([margin, torch.full_like(margin, 5.0)])
     logits = torch.stack([margins, torch.zeros_like(margins)], -1)
     return Predictions(logits, torch.zeros(len(sure), dtype=torch.int64), torch.tensor([1.0, 4.0]).double())
-
-
-def test_the_shared_threshold_is_the_cheapest_that_loses_no_more():
-    table = two_exits([True, True, False, True], [4.0, 3.0, 2.0, 1.0])
-
-    kept, lenient = (decide(table, shared_threshold(table, drop)) for drop in (0.0, 0.25))
-
-    assert (kept.accuracy, kept.mean_cost) == (1.0, 2.5)
-    assert (lenient.accuracy, lenient.mean_cost) == (0.75, 1.0)
-
-
-def test_where_every_threshold_loses_too_much_nobody_leaves():
-    sure_of_the_wrong = two_exits([False, True], [40.0, 40.0])
-
-    assert shared_threshold(sure_of_the_wrong, 0.0).thresholds == math.inf
 
 
 def test_what_is_chosen_on_one_half_is_judged_on_the_other(monkeypatch):

@@ -31,7 +31,7 @@ def test_the_speed_up_that_stages_allow_by_hand():
     assert allowed.tolist() == [6 / (1 + 2 / 2 + 3 / 4)]
 
 
-def test_everything_is_measured_on_the_same_images(three_exits):
+def test_everything_is_measured_on_the_same_images(three_exits, monkeypatch):
     split, plain = make_split(6), resnet18(width=2).eval()
     predictions = predict(three_exits, split)
     threshold = float(predictions.confidence[0].median())
@@ -43,11 +43,15 @@ def test_everything_is_measured_on_the_same_images(three_exits):
     assert (timing.stage_seconds > 0).all()
     assert torch.equal(timing.predicted[cascade.WHOLE], predictions.predicted[-1])
     assert torch.equal(timing.predicted["all leave"], predictions.predicted[0])
+    assert "accuracy" not in cascade.summary(timing), "six images tell nothing of it"
+    monkeypatch.setattr(cascade, "_ENOUGH_TO_JUDGE", 6)
     rows = cascade.summary(timing)
     assert rows.index.tolist() == [cascade.PLAIN, cascade.WHOLE, *rules]
     full, first = predictions.costs[-1], predictions.costs[0]
     assert rows.loc["all leave", "multiply-adds allow"] == f"{full / first:.2f}"
     assert rows.loc[cascade.WHOLE, "speed-up"] == "1.00 (1.00 to 1.00)"
+    over_plain = (timing.seconds[cascade.PLAIN] / timing.seconds["all leave"]).median()
+    assert (rows.loc[cascade.PLAIN, "over plain"], rows.loc["all leave", "over plain"]) == ("1.00", f"{over_plain:.2f}")
     assert rows.loc["all leave", "accuracy"] == f"{predictions.correct[0].double().mean():.2%}"
 
 

@@ -8,6 +8,7 @@ import torch
 
 from eeutils import results
 from eeutils.analysis.predictions import Predictions
+from eeutils.recipes import plan
 from eeutils.scoreboard import Evaluation
 from eeutils.tables import frame_as_markdown
 from eeutils.weights import default_registry
@@ -67,13 +68,14 @@ def test_a_number_that_does_not_come_out_is_named():
     assert "multiply-adds" in results._mistakes(dearer, as_published)[0]
 
 
-def test_networks_with_many_exits_have_a_table_of_their_own():
-    def evaluation(exits: int) -> Evaluation:
-        labels = torch.tensor([0, 1, 2, 0, 1])
-        logits = torch.nn.functional.one_hot(labels, 3).double().repeat(exits, 1, 1)
-        table = Predictions(logits, labels, torch.arange(1, exits + 1, dtype=torch.float64))
-        return Evaluation(table, table)
+def evaluation(exits: int) -> Evaluation:
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    logits = torch.nn.functional.one_hot(labels, 3).double().repeat(exits, 1, 1)
+    table = Predictions(logits, labels, torch.arange(1, exits + 1, dtype=torch.float64))
+    return Evaluation(table, table)
 
+
+def test_networks_with_many_exits_have_a_table_of_their_own():
     boards = results.boards_of({"plain": evaluation(1), "three": evaluation(3), "seven": evaluation(7)})
 
     rows = {name: list(board.index) for name, board in boards.items()}
@@ -115,3 +117,12 @@ def test_words_in_a_table_are_not_compared():
     other = pd.DataFrame({"reached (%)": [87.0], "by": ["other"]}, index=["goal"])
 
     assert results._differences(board, other) == ["goal, reached (%): 88.00 is published, 87.00 came out"]
+
+
+def test_the_figure_shows_networks_that_are_planned(tmp_path):
+    assert set(results.DRAWN) <= {run.name for run in plan()}
+    val = evaluation(3).val
+
+    results._draw({"three": Evaluation(val, val), "plain": evaluation(1)}, tmp_path / "figure.png")
+
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

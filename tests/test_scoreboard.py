@@ -25,7 +25,7 @@ def test_a_network_with_one_exit_has_an_accuracy_and_a_cost_and_nothing_else():
 
 def test_exits_ensembles_and_cascade_of_a_network_with_two():
     # The first exit is as good as the last on validation, so the cascade leaves there for half of the cost.
-    val = table([[0, 1, 2] * 2] * 2, [0, 1, 2] * 2, sure=4.0, costs=[1e6, 2e6])
+    val = table([[0, 1, 2], [0, 1, 2]], [0, 1, 2], sure=4.0, costs=[1e6, 2e6])
     test = table([[0, 1, 0, 0], [0, 1, 2, 0]], [0, 1, 2, 2], sure=4.0, costs=[1e6, 2e6])
 
     row = scoreboard({"two": Evaluation(val, test)}).loc["two"]
@@ -37,7 +37,7 @@ def test_exits_ensembles_and_cascade_of_a_network_with_two():
 
 def test_columns_keep_their_order_whatever_the_networks():
     one = table([[0, 1, 2]], [0, 1, 2], sure=1.0, costs=[1.0])
-    three = table([[0, 1, 2] * 2] * 3, [0, 1, 2] * 2, sure=1.0, costs=[1.0, 2.0, 3.0])
+    three = table([[0, 1, 2]] * 3, [0, 1, 2], sure=1.0, costs=[1.0, 2.0, 3.0])
 
     columns = list(scoreboard({"one": Evaluation(one, one), "three": Evaluation(three, three)}))
 
@@ -54,7 +54,7 @@ def test_columns_keep_their_order_whatever_the_networks():
 
 
 def test_thresholds_come_from_validation_alone():
-    val = table([[0, 1, 2] * 2] * 2, [0, 1, 2] * 2, sure=4.0, costs=[1.0, 2.0])
+    val = table([[0, 1, 2], [0, 1, 2]], [0, 1, 2], sure=4.0, costs=[1.0, 2.0])
     wrong_on_test = table([[1, 2, 0], [0, 1, 2]], [0, 1, 2], sure=4.0, costs=[1.0, 2.0])
 
     row = scoreboard({"two": Evaluation(val, wrong_on_test)}).loc["two"]
@@ -66,7 +66,7 @@ def test_a_network_with_many_exits_is_measured_within_budgets_and_for_overthinki
     """The first exit costs 40 %; the last has two images wrong, of which the second has one right."""
     answers = [[0, 1, 0, 0, 0], [0, 1, 2, 0, 0], [0, 1, 1, 0, 1]]
     test = table(answers, [0, 1, 2, 0, 2], sure=4.0, costs=[2e6, 4e6, 5e6])
-    val = table([[0, 1, 2] * 2] * 3, [0, 1, 2] * 2, sure=4.0, costs=[2e6, 4e6, 5e6])
+    val = table([[0, 1, 2]] * 3, [0, 1, 2], sure=4.0, costs=[2e6, 4e6, 5e6])
 
     row = shallow_deep_board({"net": Evaluation(val, test)}).loc["net"]
 

@@ -81,13 +81,14 @@ def _legend_of_curves(ax: Axes) -> None:
 
 
 def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None = None) -> Axes:
-    """How sure an exit is where it is right, and where it is wrong."""
+    """How sure an exit is where it is right, and where it is wrong: shares of each kind, however rare it is."""
     ax = ax or new_axes()
     correct, sure = predictions.correct[exit_index], predictions.confidence[exit_index]
     for label, chosen, color in (("right", correct, ABOVE), ("wrong", ~correct, BELOW)):
         share = f"{label} ({float(chosen.double().mean()):.1%})"
-        ax.hist(sure[chosen].numpy(), bins=np.linspace(0, 1, 41), alpha=0.65, color=color, label=share)
-    ax.set(xlabel="confidence", ylabel="images", title=exit_name(exit_index, predictions.num_exits))
+        shares = np.full(int(chosen.sum()), 1 / max(int(chosen.sum()), 1))
+        ax.hist(sure[chosen].numpy(), np.linspace(0, 1, 41), weights=shares, alpha=0.65, color=color, label=share)
+    ax.set(xlabel="confidence", ylabel="share of its kind", title=exit_name(exit_index, predictions.num_exits))
     ax.legend(frameon=False)
     return ax
 

@@ -13,6 +13,7 @@ from eeutils.analysis.thresholds import (
     accuracy_cost_curve,
     choose_for_accuracy,
     choose_for_budget,
+    choose_one_threshold,
     exit_rates_at,
     threshold_grid,
 )
@@ -247,18 +248,39 @@ def test_two_thresholds_beat_one_where_the_exits_are_not_equally_trustworthy():
     assert min(cost for _, cost in every_choice(predictions, "confidence")) == 1
 
 
+@settings(deadline=None)
+@given(tables(), st.sampled_from([0.0, 0.1, 0.3]), SCORES)
+def test_one_threshold_is_the_cheapest_that_loses_no_more(predictions, max_drop, score_name):
+    floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
+    choice = choose_one_threshold(predictions, max_drop, score_name)
+    accuracy, cost = outcome(predictions, choice.policy.thresholds, score_name)
+    assert accuracy >= floor
+    assert (choice.accuracy, choice.relative_cost) == (accuracy, pytest.approx(cost / float(predictions.costs[-1])))
+    for candidate in [*threshold_grid(predictions, score=score_name).tolist(), math.inf]:
+        other, price = outcome(predictions, candidate, score_name)
+        assert other < floor or price >= cost * (1 - 1e-9)
+
+
+def test_one_threshold_with_nothing_to_gain_lets_nobody_leave():
+    sure_of_the_wrong = torch.tensor([[[40.0, 0.0]] * 2, [[0.0, 40.0]] * 2])
+    predictions = Predictions(sure_of_the_wrong, torch.ones(2, dtype=torch.int64), torch.tensor([1.0, 4.0]).double())
+    choice = choose_one_threshold(predictions)
+    assert (choice.policy.thresholds, choice.accuracy, choice.relative_cost) == (math.inf, 1.0, 1.0)
+
+
 def test_a_network_with_one_exit_has_nothing_to_choose():
     one = Predictions(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), torch.tensor([3.0]))
     assert accuracy_cost_curve(one).cost.tolist() == [3, 3]
-    for choice in (choose_for_accuracy(one), choose_for_budget(one, 1.0)):
-        assert choice.policy.thresholds == ()
+    for choice in (choose_for_accuracy(one), choose_for_budget(one, 1.0), choose_one_threshold(one)):
         assert (choice.accuracy, choice.relative_cost) == (1, 1)
+    assert choose_for_accuracy(one).policy.thresholds == ()
 
 
 @pytest.mark.parametrize("max_drop", [-0.01, 1.5, math.nan])
-def test_an_impossible_drop_is_refused(table, max_drop):
+@pytest.mark.parametrize("choose", [choose_for_accuracy, choose_one_threshold])
+def test_an_impossible_drop_is_refused(table, choose, max_drop):
     with pytest.raises(ValueError, match="max_drop is a share"):
-        choose_for_accuracy(table, max_drop)
+        choose(table, max_drop)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 50, math.nan])
