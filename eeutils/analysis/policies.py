@@ -101,7 +101,8 @@ class ThresholdPolicy:
     Attributes:
         thresholds: one number for every early exit, or one each, shallowest first: in [0, 1], or infinity where nobody
             is to leave (a network sure of itself scores 1 after rounding, so a threshold of 1 may still let images go).
-        score: how sure an answer is: "confidence", "entropy", "margin", "ensemble" or "geometric", see `score`.
+        score: how sure an answer is, larger is surer: "confidence", "entropy" (one minus its share of the
+            largest possible), "margin", "ensemble" or "geometric", see `score`.
     """
 
     thresholds: float | tuple[float, ...]

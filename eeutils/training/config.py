@@ -58,7 +58,8 @@ class TrainConfig:
         augmentation: what is drawn anew for every image.
         loss: how the exits' losses become one.
         seed: of the order of the batches and every draw in them; the first weights are the caller's.
-        precision: "auto": bf16 on GPUs that have it, fp16 with loss scaling on those that do not, fp32 on a CPU.
+        precision: "auto": bf16 on GPUs that have it, fp16 with loss scaling on those that do not, fp32 on a CPU. Others
+            are taken as asked; GPUs before Ampere compute bf16, but slowly.
         compile: "auto": torch.compile on a GPU where it works, for runs long enough to pay for it; on 2 CPU cores it
             gained under 10 %.
     """
