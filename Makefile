@@ -53,9 +53,10 @@ results: $(READY) ## compute the result tables anew from the shipped weights
 weights: $(READY) ## train networks that are not trained yet, for MINUTES (25) at a time
 	$(PY) -m eeutils.recipes --missing --minutes $(MINUTES)
 
-bench: $(READY) ## measure on this machine the cascade against the whole network, and our evaluations against older ones
+bench: $(READY) ## measure the cascade against the whole network, our evaluations against older ones, and ways to choose thresholds
 	$(PY) -m benchmarks.cascade
 	$(PY) -m benchmarks.sdn_evaluation
+	$(PY) -m benchmarks.threshold_choice
 
 clean: ## remove .venv and caches inside this folder; data and weights fetched elsewhere stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
