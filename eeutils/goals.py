@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 
 from eeutils.analysis.metrics import accuracy_per_exit
-from eeutils.analysis.policies import decide
-from eeutils.analysis.thresholds import choose_for_budget
-from eeutils.scoreboard import Evaluation
+from eeutils.scoreboard import Evaluation, within_budget
 from eeutils.weights import without_seed
 
 
@@ -60,10 +58,10 @@ def within_share(budget: float) -> Callable[[Evaluation], Reached | None]:
     """A goal for the cascade whose mean cost on validation is at most that share of the network's cost."""
 
     def measure(evaluation: Evaluation) -> Reached | None:
-        if budget < float(evaluation.val.relative_costs[0]):
+        spent = within_budget(evaluation, budget)
+        if spent is None:
             return None
-        choice = choose_for_budget(evaluation.val, budget)
-        decisions = decide(evaluation.test, choice.policy)
+        choice, decisions = spent
         return Reached(choice.accuracy, decisions.accuracy, decisions.mean_cost)
 
     return measure

@@ -7,9 +7,9 @@ import pandas as pd
 
 from eeutils.analysis.metrics import accuracy_of, accuracy_per_exit, ensemble_probs, ensemble_weights
 from eeutils.analysis.overthinking import destructive
-from eeutils.analysis.policies import decide
+from eeutils.analysis.policies import Decisions, decide
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import choose_for_budget, choose_one_threshold
+from eeutils.analysis.thresholds import Choice, choose_for_budget, choose_one_threshold
 
 MAX_DROP = 0.005
 """What a cascade in the scoreboard may lose on validation against its last exit: half a point."""
@@ -65,10 +65,17 @@ def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _accuracy_within(budget: float, evaluation: Evaluation) -> float:
+def within_budget(evaluation: Evaluation, budget: float) -> tuple[Choice, Decisions] | None:
+    """The choice on validation for that share of the cost, and the test images' decisions; None if it cannot be met."""
     if float(evaluation.val.relative_costs[0]) > budget:
-        return float("nan")
-    return 100 * decide(evaluation.test, choose_for_budget(evaluation.val, budget).policy).accuracy
+        return None
+    choice = choose_for_budget(evaluation.val, budget)
+    return choice, decide(evaluation.test, choice.policy)
+
+
+def _accuracy_within(budget: float, evaluation: Evaluation) -> float:
+    spent = within_budget(evaluation, budget)
+    return float("nan") if spent is None else 100 * spent[1].accuracy
 
 
 def _row(evaluation: Evaluation) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy, decide
+from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.policies import score as score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice
@@ -107,9 +107,7 @@ def choose_with_guarantee(
         raise ValueError(f"delta is a probability in (0, 1), got {delta}")
     tested = measure_risk(validation, epsilon, score, thresholds)
     count = tested.certified(delta)
-    policy = ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score)
-    decisions = decide(validation, policy)
-    return Choice(policy, decisions.accuracy, decisions.relative_cost)
+    return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)
 
 
 def _losses(validation: Predictions, scores: Tensor, thresholds: Tensor) -> Tensor:

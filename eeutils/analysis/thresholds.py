@@ -92,6 +92,12 @@ class Choice:
     accuracy: float
     relative_cost: float
 
+    @staticmethod
+    def of(policy: ThresholdPolicy, validation: Predictions) -> "Choice":
+        """`policy`, with what it comes to on `validation`."""
+        decisions = decide(validation, policy)
+        return Choice(policy, decisions.accuracy, decisions.relative_cost)
+
 
 def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: str = "confidence") -> Choice:
     """The cheapest thresholds that lose at most `max_drop` (0.005 is half a point) against the last exit.
@@ -118,7 +124,7 @@ def choose_one_threshold(validation: Predictions, max_drop: float = 0.0, score: 
     scores = score_of(validation.logits[:-1], score)
     candidates = _candidates(scores)
     best = _allowing(validation, max_drop).best(*_sweep_shared(validation, scores, candidates))
-    return _outcome(validation, ThresholdPolicy(float(candidates[best]), score))
+    return Choice.of(ThresholdPolicy(float(candidates[best]), score), validation)
 
 
 def choose_for_budget(validation: Predictions, budget: float, score: str = "confidence") -> Choice:
@@ -182,12 +188,7 @@ def _choose(validation: Predictions, score: str, goal: _Goal) -> Choice:
                 chosen[index] = best
         if chosen == before:
             break
-    return _outcome(validation, ThresholdPolicy(tuple(candidates[chosen].tolist()), score))
-
-
-def _outcome(validation: Predictions, policy: ThresholdPolicy) -> Choice:
-    decisions = decide(validation, policy)
-    return Choice(policy, decisions.accuracy, decisions.relative_cost)
+    return Choice.of(ThresholdPolicy(tuple(candidates[chosen].tolist()), score), validation)
 
 
 def _candidates(scores: Tensor) -> Tensor:
