@@ -1,8 +1,9 @@
 """Train and publish what the registry of weights lacks: `python -m eeutils.recipes --missing --minutes 25`.
 
 The plan below says which networks there should be, most valuable first. Each is one command of `eeutils.train`; this
-program runs those whose weights are missing, one after another, until the time is up, and publishes each one that
-finishes. A run that the time did not suffice for is taken up again by the next call.
+program runs those whose weights are missing, or were made by another command (a shorter one, as a rule), one after
+another, until the time is up, and publishes each one that finishes. A run that the time did not suffice for is taken up
+again by the next call.
 """
 
 import json
@@ -21,10 +22,11 @@ from eeutils.files import exclusive
 from eeutils.tables import markdown_table
 from eeutils.train import TrainingRun, parsed
 from eeutils.training import default_device
-from eeutils.weights import Registry, default_registry
-from eeutils.weights.publish import entry_name, planned_entry, publish
+from eeutils.weights import Registry, default_registry, list_weights
+from eeutils.weights.publish import publish
 from eeutils.weights.readme import write_readme
 from eeutils.weights.registry import REGISTRY_FILE
+from eeutils.weights.runs import entry_name, planned_entry
 
 # Too little to get anything done: starting takes longer.
 _LEAST_SECONDS = 30
@@ -33,7 +35,8 @@ _BEST_HEADS = "conv+conv+spp"
 # For networks to use rather than to compare. After 16 epochs without cutout the loss of width 32 was 0.14 on training
 # images and still falling, with 91.6 % on validation: room for both.
 _LONG = "--train.epochs 50 --train.augmentation.cutout 12"
-_SDN_NETWORKS = ("resnet56", "vgg16", "mobilenet", "wideresnet32_4")
+# And whether they are too large for their weights to ship, all three of each.
+_SDN_NETWORKS = {"resnet56": False, "vgg16": True, "mobilenet": True, "wideresnet32_4": True}
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,23 @@ class PlannedRun:
     Attributes:
         arguments: of `python -m eeutils.train`.
         wants_gpu: on a few CPU cores it would take days.
+        results_only: what it predicts ships, its weights do not: all together may not take more than 200 MB.
     """
 
     arguments: str
     wants_gpu: bool = False
+    results_only: bool = False
 
     @property
     def command(self) -> str:
         """What trains it."""
         return f"python -m eeutils.train {self.arguments}"
+
+    @property
+    def commands(self) -> str:
+        """What trains and publishes it."""
+        publishing = f"python -m eeutils.weights.publish {self.run.folder}"
+        return f"{self.command} && {publishing}" + " --results-only" * self.results_only
 
     @cached_property
     def run(self) -> TrainingRun:
@@ -70,17 +81,23 @@ def plan() -> tuple[PlannedRun, ...]:
 
 
 def _wide() -> Iterator[PlannedRun]:
-    """ResNet18 as published, plain and with exits; then the same from other seeds."""
-    kinds = (
+    """ResNet18 as published, plain and with exits; then the same from other seeds, to see how far they are apart."""
+    shipped = (
         "resnet18 --pool avg",
-        f"resnet18_3exits --pool {_BEST_HEADS}",
         # Exits where small budgets want them: at 27 % and 52 % of the multiply-adds.
         f"resnet18_3exits --exit-after 2 4 --pool {_BEST_HEADS}",
-        *(f"resnet18_{exits}exits --pool {pool}" for pool in ("spp", "avg") for exits in (3, 2)),
+        "resnet18_3exits --pool spp",
+        "resnet18_2exits --pool spp",
+    )
+    compared = (
+        f"resnet18_3exits --pool {_BEST_HEADS}",  # 26 MB
+        "resnet18_3exits --pool avg",
+        "resnet18_2exits --pool avg",
     )
     for seed in range(3):
-        for kind in kinds:
-            yield PlannedRun(f"modern --model {kind} --width 64" + _seeded(seed), wants_gpu=True)
+        for kind in (*shipped, *compared):
+            arguments = f"modern --model {kind} --width 64" + _seeded(seed)
+            yield PlannedRun(arguments, wants_gpu=True, results_only=seed > 0 or kind in compared)
 
 
 def _slim() -> Iterator[PlannedRun]:
@@ -106,10 +123,14 @@ def _slim() -> Iterator[PlannedRun]:
 
 def _shallow_deep() -> Iterator[PlannedRun]:
     """Shallow-Deep Networks at full size: the CNN, exits trained alone on it, and both together."""
-    for net in _SDN_NETWORKS:
-        yield PlannedRun(f"cnn_{net} --model {net}", wants_gpu=True)
-        yield PlannedRun(f"ic_only --model {net}_sdn --pool mixed --start-from {net}-cifar10", wants_gpu=True)
-        yield PlannedRun(f"sdn_{net} --model {net}_sdn --pool mixed", wants_gpu=True)
+    for net, results_only in _SDN_NETWORKS.items():
+        start = f"runs/{net}-cifar10-s0" if results_only else f"{net}-cifar10"
+        for arguments in (
+            f"cnn_{net} --model {net}",
+            f"ic_only --model {net}_sdn --pool mixed --start-from {start}",
+            f"sdn_{net} --model {net}_sdn --pool mixed",
+        ):
+            yield PlannedRun(arguments, wants_gpu=True, results_only=results_only)
 
 
 def _seeded(seed: int) -> str:
@@ -160,7 +181,7 @@ def train_missing(runs: tuple[PlannedRun, ...], minutes: float, *, everything: b
     record_plan(runs)
     failed = []
     for planned in runs:
-        if _is_trained(planned.name, default_registry()):
+        if _status(planned, default_registry()) == "trained":
             continue
         if obstacle := _obstacle(planned, everything):
             print(f"{planned.name}: left out, {obstacle}", flush=True)
@@ -175,16 +196,15 @@ def train_missing(runs: tuple[PlannedRun, ...], minutes: float, *, everything: b
 
 
 def record_plan(runs: tuple[PlannedRun, ...]) -> None:
-    """Put `runs` that the registry does not know yet into it, as not trained."""
+    """Put `runs` that nobody has done into the registry, as not trained."""
     folder = default_registry().folder
     if folder is None:
         raise ValueError("this registry came with the package; train from a clone of the repository")
     with exclusive(folder / REGISTRY_FILE):
         registry = Registry.load(folder)
         for planned in runs:
-            if planned.name not in registry.names:
-                then = f"python -m eeutils.weights.publish {planned.run.folder}"
-                registry = registry.with_entry(planned_entry(asdict(planned.run), f"{planned.command} && {then}"))
+            if planned.name not in registry.names or registry.entry(planned.name).status == "not trained":
+                registry = registry.with_entry(planned_entry(asdict(planned.run), planned.commands))
         registry.save()
         write_readme(registry)
 
@@ -197,18 +217,25 @@ def _chosen(options: Options) -> tuple[PlannedRun, ...]:
 
 
 def _listed(runs: tuple[PlannedRun, ...], registry: Registry) -> str:
-    rows = ([run.name, "trained" if _is_trained(run.name, registry) else "missing", run.command] for run in runs)
+    rows = ([run.name, _status(run, registry), run.command] for run in runs)
     return markdown_table(["name", "status", "command"], rows)
 
 
-def _is_trained(name: str, registry: Registry) -> bool:
-    return name in registry.names and registry.entry(name).status == "trained"
+def _status(planned: PlannedRun, registry: Registry) -> str:
+    if planned.name not in registry.names or not registry.entry(planned.name).has_results:
+        return "missing"
+    return "trained" if registry.entry(planned.name).command == planned.command else "trained otherwise"
+
+
+def _is_at_hand(start: str) -> bool:
+    """Whether a run can start from those weights, or that run's folder."""
+    return start in list_weights(default_registry()) or Path(start, "report.json").exists()
 
 
 def _obstacle(planned: PlannedRun, everything: bool) -> str:
     """Why a run cannot or should not be started here; empty if it can."""
     start = planned.run.start_from
-    if start is not None and not _is_trained(start, default_registry()):
+    if start is not None and not _is_at_hand(start):
         return f"it starts from {start}, which is not trained"
     if planned.wants_gpu and not everything and default_device().type == "cpu":
         return "there is no GPU; with --everything it is trained on the CPU all the same"
@@ -231,7 +258,7 @@ def _train(planned: PlannedRun, seconds: float) -> bool:
         raise
     if process.returncode:
         return False
-    publish(planned.run.folder, default_registry())
+    publish(planned.run.folder, default_registry(), results_only=planned.results_only)
     print(f"{planned.name}: {_achieved(planned.run.folder)}", flush=True)
     return True
 

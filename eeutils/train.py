@@ -25,7 +25,7 @@ from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
 from eeutils.training.throughput import device_name, share_of_peak, training_peak
-from eeutils.weights import load_weights, run_name
+from eeutils.weights import load_run, load_weights, run_name
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class TrainingRun:
         width: channels of the first layer.
         stem: for small images ("cifar") or large ones ("imagenet").
         exit_after: units that early exits follow.
-        start_from: weights of `eeutils.list_weights()` with the same backbone, to begin with them instead of at random;
-            what the recipe "ic_only" is for.
+        start_from: weights of `eeutils.list_weights()`, or the folder of a finished run, with the same backbone, to
+            begin with them instead of at random; what the recipe "ic_only" is for.
         data: a data set of `eeutils.data.list_data()`.
         poison_share: share of the training images of other classes that get the trigger and its class's label, to see
             what a backdoor does; by default the data are as they are.
@@ -103,7 +103,7 @@ def train(run: TrainingRun) -> None:
     torch.manual_seed(run.train.seed)
     net = _build(run, **shape)
     if run.start_from is not None:
-        copy_backbone(net, load_weights(run.start_from))
+        copy_backbone(net, _trained_network(run.start_from))
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
     history.save_csv(run.folder / "history.csv")
     with atomic_path(run.folder / "weights.safetensors") as temporary:
@@ -119,6 +119,10 @@ def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
         return create_model(run.model, **run.model_args, **shape)
     except TypeError as error:
         raise ValueError(f"{run.model} does not take all of {run.model_args}: {error}") from error
+
+
+def _trained_network(name: str) -> MultiExitNet:
+    return load_run(name) if Path(name).is_dir() else load_weights(name)
 
 
 def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:

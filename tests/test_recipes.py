@@ -1,14 +1,17 @@
 """Training what the registry lacks."""
 
+import shutil
 import subprocess
 
 import pytest
 import torch
 
 from eeutils import recipes
-from eeutils.recipes import PlannedRun, main, plan, record_plan, train_missing
-from eeutils.weights import Registry, default_registry, load_predictions
+from eeutils.models import create_model
+from eeutils.recipes import PlannedRun, _listed, _obstacle, main, plan, record_plan, train_missing
+from eeutils.weights import Registry, default_registry, load_predictions, load_weights
 from eeutils.weights import publish as publish_module
+from eeutils.weights.publish import LARGEST_FILE, LARGEST_FOLDER
 
 TINY = "digits --model resnet18_2exits --pool spp --width 2 --data digits --train.epochs 1 --device cpu"
 FIRST, SECOND = PlannedRun(TINY), PlannedRun(f"{TINY} --train.seed 1")
@@ -34,16 +37,32 @@ def test_the_registry_has_the_whole_plan_with_its_commands():
 
     for planned in plan():
         entry = registry.entry(planned.name)
-        assert entry.command.partition(" && ")[0] == planned.command
-        assert (entry.status == "not trained") == ("&&" in entry.command)
+        if entry.status == "not trained":
+            assert entry.command == planned.commands
+        elif not planned.wants_gpu:  # in whose place a shorter run may stand
+            assert entry.command == planned.command
+
+
+def test_what_is_planned_is_small_enough_to_ship():
+    together = 0
+    for planned in plan():
+        with torch.device("meta"):
+            net = create_model(planned.run.model, **planned.run.model_args)
+        weights = sum(each.numel() * (2 if each.ndim > 1 else each.itemsize) for each in net.state_dict().values())
+        assert planned.results_only or weights <= LARGEST_FILE, planned.name
+        predictions = 2 * net.num_exits * 15_000 * 10
+        together += predictions + weights * (not planned.results_only)
+    assert together <= LARGEST_FOLDER
 
 
 def test_no_network_is_planned_twice_and_what_starts_from_another_comes_after_it():
-    names = [planned.name for planned in plan()]
+    names, starts = set(), set()
 
-    assert len(set(names)) == len(names)
-    for number, planned in enumerate(plan()):
-        assert planned.run.start_from is None or planned.run.start_from in names[:number]
+    for planned in plan():
+        assert planned.name not in names
+        assert planned.run.start_from is None or planned.run.start_from in starts
+        names.add(planned.name)
+        starts |= {str(planned.run.folder)} if planned.results_only else {str(planned.run.folder), planned.name}
 
 
 def test_what_is_missing_is_trained_published_and_left_alone_the_next_time(folder, capfd):
@@ -75,6 +94,44 @@ class TooSlow:
 
     def terminate(self):
         TooSlow.terminated += 1
+
+
+def test_what_a_shorter_run_stands_in_for_is_trained_all_the_same(folder, capsys):
+    train_missing((FIRST,), minutes=5)
+    longer = PlannedRun(TINY.replace("epochs 1", "epochs 2"))
+    assert longer.name == FIRST.name
+    shutil.rmtree(FIRST.run.folder)  # in a fresh clone there is none
+
+    assert _listed((FIRST, longer), Registry.load(folder)).count("trained otherwise") == 1
+    train_missing((longer,), minutes=5)
+
+    entry = Registry.load(folder).entry(longer.name)
+    assert (entry.command, entry.training.config["epochs"]) == (longer.command, 2)
+
+
+def test_of_some_networks_only_the_results_ship(folder):
+    results_only = PlannedRun(TINY, results_only=True)
+    record_plan((results_only,))
+    assert Registry.load(folder).entry(NAMES[0]).command.endswith("-s0 --results-only")
+
+    train_missing((results_only,), minutes=5)
+
+    registry = Registry.load(folder)
+    assert status(folder) == {NAMES[0]: "measured"}
+    assert not list(folder.rglob("weights.safetensors"))
+    assert load_predictions(NAMES[0], "val", registry=registry).num_exits == 2
+    with pytest.raises(ValueError, match="do not ship"):
+        load_weights(NAMES[0], registry=registry)
+    assert train_missing((results_only,), minutes=0) == []
+
+
+def test_a_run_can_start_from_the_folder_of_another(folder):
+    started = PlannedRun(f"{TINY} --train.seed 1 --start-from {FIRST.run.folder}")
+    assert "which is not trained" in _obstacle(started, everything=False)
+
+    train_missing((FIRST, started), minutes=5)
+
+    assert status(folder) == dict.fromkeys(NAMES, "trained")
 
 
 def test_a_run_that_takes_too_long_is_stopped_and_stays_missing(folder, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from eeutils.weights.registry import (
     run_name,
     without_seed,
 )
+from eeutils.weights.runs import load_run
 from eeutils.weights.tensors import put_tensors, read_tensors
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "list_weights",
     "load_history",
     "load_predictions",
+    "load_run",
     "load_weights",
     "put_tensors",
     "read_pickled_tensors",

@@ -1,26 +1,24 @@
 """Trained networks by name, with what they predict and how they were trained."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.models import MultiExitNet, create_model
+from eeutils.models import MultiExitNet
 from eeutils.training import History
 from eeutils.weights.compare import compare_with, mapped_tensors
 from eeutils.weights.fetch import local_file
 from eeutils.weights.pickles import read_pickled_tensors
 from eeutils.weights.registry import Registry, WeightEntry, default_registry
-from eeutils.weights.tensors import put_tensors, read_tensors
+from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
 
 
 def list_weights(registry: Registry | None = None) -> list[str]:
-    """The names that `load_weights` loads; `weights_table` has those that are not trained yet, too."""
+    """The names that `load_weights` loads; `weights_table` has those without weights at hand, too."""
     entries = (registry or default_registry()).entries
-    return [entry.name for entry in entries if entry.status != "not trained"]
+    return [entry.name for entry in entries if entry.weights is not None]
 
 
 def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
@@ -49,13 +47,18 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
         registry: another one than the repository's.
 
     Raises:
-        ValueError: if the name is unknown or its weights are not trained yet (the message gives the command), or if
-            the file holds the weights of another network.
+        ValueError: if the name is unknown, its weights are not trained yet or do not ship (the message gives the
+            command), or the file holds the weights of another network.
         IntegrityError: if the repository's file is damaged.
         DataUnavailableError: if no source can deliver the file.
     """
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
+    if entry.weights is None:
+        raise ValueError(
+            f"the weights of {name} do not ship, only what they predict: load_predictions({name!r}, 'test'). "
+            + _how_to_train(entry, registry)
+        )
     path = local_file(entry.weights, registry.folder)
     net = _from_pickle(entry, path) if entry.status == "external" else _from_safetensors(entry, path)
     return net.eval().to(device, memory_format=torch.channels_last)
@@ -65,7 +68,7 @@ def load_predictions(name: str, split: str, *, registry: Registry | None = None)
     """What the weights `name` answer for every image of a split, computed when they were published.
 
     Args:
-        name: one of `list_weights()`.
+        name: one of `list_weights()`, or a network whose results alone ship.
         split: "val" or "test".
         registry: another one than the repository's.
 
@@ -99,12 +102,12 @@ def load_history(name: str, *, registry: Registry | None = None) -> History:
 def _at_hand(name: str, registry: Registry) -> WeightEntry:
     entry = registry.entry(name)
     if entry.status == "not trained":
-        raise ValueError(_not_trained(entry, registry))
+        raise ValueError(f"{name} is not trained yet. {_how_to_train(entry, registry)}")
     return entry
 
 
 def _from_safetensors(entry: WeightEntry, path: Path) -> MultiExitNet:
-    net = _untrained_network(entry.model, entry.model_args)
+    net = untrained_network(entry.model, entry.model_args)
     put_tensors(net, read_tensors(path), str(path))
     return net
 
@@ -113,26 +116,21 @@ def _from_pickle(entry: WeightEntry, path: Path) -> MultiExitNet:
     """The network with the stem that fits the file, if the entry leaves that open."""
     tensors = read_pickled_tensors(path)
     stems = [entry.model_args["stem"]] if "stem" in entry.model_args else ["imagenet", "cifar"]
-    nets = [_untrained_network(entry.model, {**entry.model_args, "stem": stem}) for stem in stems]
+    nets = [untrained_network(entry.model, {**entry.model_args, "stem": stem}) for stem in stems]
     reports = [compare_with(net, tensors) for net in nets]
     net, report = max(zip(nets, reports, strict=True), key=lambda pair: len(pair[1].matched))
     put_tensors(net, mapped_tensors(net, report), str(path))
     return net
 
 
-def _untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet:
-    with torch.random.fork_rng(devices=[]):  # loading weights leaves the caller's random numbers as they were
-        return create_model(model, **model_args)
-
-
-def _not_trained(entry: WeightEntry, registry: Registry) -> str:
+def _how_to_train(entry: WeightEntry, registry: Registry) -> str:
     trained = [other for other in registry.entries if other.status == "trained"]
     siblings = [other.name for other in trained if _same_but_width(other, entry)]
     if siblings:
         instead = f"A slim network of this kind ships: load_weights({siblings[0]!r})."
     else:
         instead = f"Trained are: {[other.name for other in trained] or 'none yet'}."
-    return f"{entry.name} is not trained yet. To train it:\n  {entry.command}\n{instead}"
+    return f"To train it:\n  {entry.command}\n{instead}"
 
 
 def _same_but_width(one: WeightEntry, other: WeightEntry) -> bool:

@@ -1,15 +1,13 @@
 """Training runs become shipped weights: `python -m eeutils.weights.publish runs/resnet18_3exits-spp-cifar10-w16-s0`."""
 
-import json
-import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -20,44 +18,60 @@ import eeutils
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
-from eeutils.errors import IntegrityError
 from eeutils.files import exclusive
-from eeutils.models import MultiExitNet, create_model
-from eeutils.models.fitting import fitting_arguments
-from eeutils.training import History, list_recipes
+from eeutils.models import MultiExitNet
+from eeutils.training import History
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
 from eeutils.weights.registry import (
     REGISTRY_FILE,
     Registry,
     StoredFile,
-    TrainingRecord,
     WeightEntry,
     default_registry,
-    run_name,
 )
-from eeutils.weights.tensors import put_tensors, read_tensors
+from eeutils.weights.runs import entry_of, read_report
+from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
 
 # HEAD is the default branch, whatever its name.
 _PUBLISHED_AT = eeutils.__repository__.replace("//github.com/", "//raw.githubusercontent.com/") + "/HEAD/weights"
 # Half precision moves an accuracy by a few images; more means that weights and report are of different runs.
 _LARGEST_CHANGE = 0.01
 
+LARGEST_FILE = 25_000_000
+"""Bytes of a file that ships."""
+
+LARGEST_FOLDER = 200_000_000
+"""Bytes of all files that ship."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to publish.
+
+    Attributes:
+        folders: of training runs, such as runs/resnet18_3exits-spp-cifar10-w16-s0.
+        results_only: what the networks predict and how they were trained, but not their weights.
+    """
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    results_only: bool = False
+
 
 def main(args: list[str] | None = None) -> None:
     """Publish the runs named on the command line into the repository's weights folder."""
-    folders = tyro.cli(tuple[Path, ...], prog="python -m eeutils.weights.publish", args=args)
-    if not folders:
+    options = tyro.cli(Options, prog="python -m eeutils.weights.publish", description=__doc__, args=args)
+    if not options.folders:
         sys.exit("error: name one or more folders of training runs, such as runs/resnet18_3exits-spp-cifar10-w16-s0")
     try:
-        for folder in folders:
-            entry = publish(folder, default_registry())
+        for folder in options.folders:
+            entry = publish(folder, default_registry(), results_only=options.results_only)
             print(entry.name, "test accuracy", " ".join(f"{share:.2%}" for share in entry.accuracy["test"]))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def publish(run_folder: Path, registry: Registry) -> WeightEntry:
+def publish(run_folder: Path, registry: Registry, *, results_only: bool = False) -> WeightEntry:
     """Make the files of one training run part of the registry's folder; an entry of that name is replaced.
 
     What ships is half precision, and every number recorded is measured on exactly that: the file is read back, the
@@ -66,21 +80,26 @@ def publish(run_folder: Path, registry: Registry) -> WeightEntry:
     Args:
         run_folder: what `eeutils.train` wrote: `weights.safetensors`, `history.csv`, `report.json`.
         registry: its folder gets the files, `registry.json` and `README.md`; other processes may publish there, too.
+        results_only: leave the weights out, whose place is limited: the entry is "measured" and not "trained" then.
 
     Raises:
         FileNotFoundError: if the run did not finish.
-        ValueError: if weights and report do not fit together, or the registry has no folder.
+        ValueError: if weights and report do not fit together, the registry has no folder, or the files are too large
+            to ship (`LARGEST_FILE`, `LARGEST_FOLDER`).
         IntegrityError: if a file of the run is damaged.
         StorageError: if the weights folder cannot be written.
     """
     if registry.folder is None:
         raise ValueError("this registry came with the package; publish from a clone of the repository")
     run_folder = Path(run_folder)
-    report = _read_report(run_folder / "report.json")
-    entry = _described(report)
+    report = read_report(run_folder)
+    entry = entry_of(report)
     with tempfile.TemporaryDirectory(dir=registry.folder, prefix=".publishing-") as staging:
         entry = _staged(entry, run_folder, Path(staging))
         _check_against(report, entry)
+        if results_only:
+            entry = _without_weights(entry, Path(staging))
+        _check_sizes(entry, registry)
         _put_in_place(entry, Path(staging, entry.name), registry.folder)
     return entry
 
@@ -93,65 +112,6 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def entry_name(run: Mapping[str, Any]) -> str:
-    """The name of a run, with its seed unless that is 0."""
-    seed = run["train"]["seed"]
-    return run_name(run) + (f"-s{seed}" if seed else "")
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no {path}: the run did not finish; the same training command goes on with it"
-        )
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not a readable report: {error}") from error
-
-
-def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
-    """The entry of a run that nobody has done yet.
-
-    Args:
-        run: the fields of an `eeutils.train.TrainingRun`, as a dict.
-        command: what does it.
-    """
-    data = load_data(run["data"])
-    return WeightEntry(
-        name=entry_name(run),
-        model=run["model"],
-        model_args={
-            **fitting_arguments(run["model"], len(data.classes), data.image_shape),
-            **{name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None},
-        },
-        data=run["data"],
-        normalization=data.normalization,
-        status="not trained",
-        command=command,
-    )
-
-
-def _described(report: Mapping[str, Any]) -> WeightEntry:
-    """The entry without what has to be measured."""
-    return replace(
-        planned_entry(report["run"], report["command"]),
-        training=TrainingRecord(
-            recipe=_recipe_in(report["command"]),
-            config=report["run"]["train"],
-            device=report["device"],
-            versions=report["versions"],
-            seconds=report["seconds"],
-            images_per_second=report["images_per_second"],
-            share_of_peak=report.get("share_of_peak"),
-        ),
-    )
-
-
-def _recipe_in(command: str) -> str:
-    return next((word for word in shlex.split(command) if word in list_recipes()), "custom")
-
-
 def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
     """The entry in full, its files lying in `staging/<name>/`."""
     folder = staging / entry.name
@@ -159,7 +119,7 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
     save_file(halved(_finite(read_tensors(run_folder / "weights.safetensors"))), folder / "weights.safetensors")
     History.load_csv(run_folder / "history.csv")  # raises if it is none
     shutil.copyfile(run_folder / "history.csv", folder / "history.csv")
-    net = create_model(entry.model, **entry.model_args).eval()
+    net = untrained_network(entry.model, entry.model_args).eval()
     put_tensors(net, read_tensors(folder / "weights.safetensors"), str(run_folder))
     predictions = _saved_predictions(net, load_data(entry.data), folder)
     return replace(
@@ -171,6 +131,24 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
         accuracy={split: tuple(accuracy_per_exit(each).tolist()) for split, each in predictions.items()},
         macs=tuple(int(macs) for macs in predictions["test"].costs.tolist()),
     )
+
+
+def _without_weights(entry: WeightEntry, staging: Path) -> WeightEntry:
+    (staging / entry.weights.path).unlink()
+    return replace(entry, status="measured", weights=None)
+
+
+def _check_sizes(entry: WeightEntry, registry: Registry) -> None:
+    """Raise ValueError if a file, or all that would ship then, is too large for a repository."""
+    largest = max(file.size for file in entry.files)
+    entries = registry.with_entry(entry).entries
+    together = sum(file.size for each in entries for file in each.files if "repository" in file.sources)
+    for what, size, limit in (("a file", largest, LARGEST_FILE), ("all files", together, LARGEST_FOLDER)):
+        if size > limit:
+            raise ValueError(
+                f"{what} would have {size / 1e6:.1f} MB with {entry.name}, and what ships has at most "
+                f"{limit / 1e6:g} MB; --results-only leaves its weights out"
+            )
 
 
 def _put_in_place(entry: WeightEntry, files: Path, folder: Path) -> None:

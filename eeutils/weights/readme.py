@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from eeutils.files import atomic_path
 from eeutils.tables import markdown_table
 from eeutils.weights.fetch import drive_page
-from eeutils.weights.registry import Registry, WeightEntry
+from eeutils.weights.registry import Registry, TrainingRecord, WeightEntry
 
 
 def write_readme(registry: Registry) -> None:
@@ -24,9 +24,10 @@ def readme_text(registry: Registry) -> str:
     def having(status: str) -> list[WeightEntry]:
         return [entry for entry in registry.entries if entry.status == status]
 
+    done = [entry for entry in registry.entries if entry.has_results]
     parts = [
         _INTRODUCTION,
-        _section("Trained", _TRAINED, _trained_table(having("trained"))),
+        _section("Trained", _TRAINED, _trained_table(done)),
         _section("Not trained", _NOT_TRAINED, map(_not_trained_item, having("not trained"))),
         _section("Published elsewhere", _EXTERNAL, map(_external_item, having("external"))),
     ]
@@ -36,11 +37,13 @@ def readme_text(registry: Registry) -> str:
 _INTRODUCTION = """\
 # Weights
 
-    from eeutils.weights import list_weights, load_history, load_predictions, load_weights
-    list_weights()                                     # names that can be loaded: all below but those not trained
+    from eeutils.weights import list_weights, load_history, load_predictions, load_run, load_weights
+    list_weights()                                     # names that can be loaded: all below that have a size
     net = load_weights("<name>")                       # float32, evaluation mode
     predictions = load_predictions("<name>", "test")   # logits of every exit for every image; or "val"
     history = load_history("<name>")
+
+After training of your own, `load_run("runs/<name>-s0")` gives the network of a finished run.
 
 Every file is checked against the sha256 in `registry.json` before it is read. This page is written from that file by
 `python -m eeutils.weights.publish <folder of a training run>`, which adds a run or replaces the one of its name.
@@ -78,10 +81,16 @@ def _trained_cells(entry: WeightEntry) -> list[str]:
 
     macs = " / ".join(f"{macs / 1e6:.1f}" for macs in entry.macs)
     made = entry.training
-    origin = f"{made.recipe}, {made.device}, {made.seconds / 60:.0f} min" if made else "not recorded"
-    if made and made.share_of_peak is not None:
-        origin += f", {made.images_per_second:,.0f} images/s, {made.share_of_peak:.0%} of the matrix peak"
-    return [f"`{entry.name}`", percent("test"), percent("val"), macs, f"{entry.weights.size / 1e6:.1f}", origin]
+    size = f"{entry.weights.size / 1e6:.1f}" if entry.weights else "does not ship"
+    origin = _origin(made) if made else "not recorded"
+    return [f"`{entry.name}`", percent("test"), percent("val"), macs, size, origin]
+
+
+def _origin(made: TrainingRecord) -> str:
+    words = f"{made.recipe}, {made.config['epochs']} epochs, {made.device}, {made.seconds / 60:.0f} min"
+    if made.share_of_peak is None:
+        return words
+    return f"{words}, {made.images_per_second:,.0f} images/s, {made.share_of_peak:.0%} of the matrix peak"
 
 
 def _not_trained_item(entry: WeightEntry) -> str:

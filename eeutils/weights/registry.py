@@ -77,11 +77,12 @@ class WeightEntry:
         model: for `eeutils.models.create_model`, with `model_args`.
         data: for `eeutils.data.load_data`.
         normalization: of the images that the network was trained on.
-        status: "trained": weights are at hand; "not trained": `command` makes them; "external": published by others
-            as a pickled module, read by `eeutils.weights.pickles`, not measured here.
+        status: "trained": weights are at hand; "measured": what they predict is, but they would take too much room
+            themselves; "not trained": `command` makes them; "external": published by others as a pickled module, read
+            by `eeutils.weights.pickles`, not measured here.
         command: the exact command that made the weights, or would make them.
         note: what else one should know.
-        weights: the file.
+        weights: the file; None if it does not ship.
         history: the training history (CSV).
         predictions: of the weights as shipped, "val" and "test".
         accuracy: "val" and "test" -> share of right answers of each exit, exactly that of `predictions`.
@@ -94,7 +95,7 @@ class WeightEntry:
     model_args: Mapping[str, Any]
     data: str
     normalization: Normalization
-    status: Literal["trained", "not trained", "external"]
+    status: Literal["trained", "measured", "not trained", "external"]
     command: str = ""
     note: str = ""
     weights: StoredFile | None = None
@@ -107,10 +108,22 @@ class WeightEntry:
     def __post_init__(self) -> None:
         if self.status not in _STATUSES:
             raise ValueError(f"unknown status {self.status!r} of {self.name}; choose from {list(_STATUSES)}")
-        if self.status != "not trained" and self.weights is None:
+        if self.status in ("trained", "external") and self.weights is None:
             raise ValueError(f"{self.name} is {self.status} but has no weights file")
+        if self.status == "measured" and not self.predictions:
+            raise ValueError(f"{self.name} is measured but has no predictions")
         if self.status == "trained" and self.weights.sha256 is None:
             raise ValueError(f"{self.name} is trained but the sha256 of its weights is missing")
+
+    @property
+    def has_results(self) -> bool:
+        """Whether its accuracy was measured here, and what it predicts is at hand."""
+        return self.status in ("trained", "measured")
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """All that it has."""
+        return tuple(file for file in (self.weights, self.history, *self.predictions.values()) if file is not None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, without the name."""
@@ -132,7 +145,7 @@ class WeightEntry:
         return WeightEntry(name=name, **parts)
 
 
-_STATUSES = ("trained", "not trained", "external")
+_STATUSES = ("trained", "measured", "not trained", "external")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -9,7 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eeutils.errors import IntegrityError
-from eeutils.models import MultiExitNet
+from eeutils.models import MultiExitNet, create_model
+
+
+def untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet:
+    """A network to put tensors into; the caller's random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        return create_model(model, **model_args)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

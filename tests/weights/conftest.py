@@ -1,8 +1,9 @@
-"""A site on localhost that can misbehave, and a registry with one small untrained network."""
+"""A site on localhost that can misbehave, a registry with one small untrained network, and a finished run."""
 
+import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 
 from eeutils.data import Normalization
 from eeutils.models import MultiExitNet, create_model
+from eeutils.train import TrainingRun, train
+from eeutils.training import recipe
 from eeutils.weights import Registry, StoredFile, WeightEntry
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.publish import halved
@@ -122,3 +125,26 @@ def no_network(monkeypatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """One epoch of a small network on the digits, with the files that training leaves."""
+    config = replace(recipe("digits"), epochs=1, seed=3)
+    run = TrainingRun(
+        model="resnet18_2exits",
+        pool="spp",
+        width=4,
+        data="digits",
+        out=tmp_path_factory.mktemp("runs") / "run",
+        device="cpu",
+        train=config,
+    )
+    train(run)
+    return run.folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(finished_run, tmp_path / "run")

@@ -9,7 +9,7 @@ import pytest
 from eeutils.analysis.predictions import predict
 from eeutils.train import parsed
 from eeutils.weights import default_registry, load_history, load_predictions, load_weights
-from eeutils.weights.publish import entry_name
+from eeutils.weights.runs import entry_name
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
 ROUNDING = 0.0005  # 5 of 10,000 images may be judged otherwise where sums are taken in another order

@@ -1,5 +1,4 @@
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,39 +15,13 @@ from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.errors import IntegrityError, StorageError
 from eeutils.files import exclusive
-from eeutils.models import create_model
-from eeutils.train import TrainingRun, train
-from eeutils.training import recipe
-from eeutils.weights import Registry, StoredFile, load_history, load_predictions, load_weights
+from eeutils.weights import Registry, StoredFile, list_weights, load_history, load_predictions, load_weights
 from eeutils.weights import publish as publish_module
 from eeutils.weights.fetch import drive_page, sha256_of
-from eeutils.weights.publish import _set_aside, entry_name, halved, main, publish
+from eeutils.weights.publish import _set_aside, halved, main, publish
 from eeutils.weights.readme import readme_text
 
 NAME = "resnet18_2exits-spp-digits-w4-s3"
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> Path:
-    """One epoch of a small network on the digits, with the files that training leaves."""
-    config = replace(recipe("digits"), epochs=1, seed=3)
-    run = TrainingRun(
-        model="resnet18_2exits",
-        pool="spp",
-        width=4,
-        data="digits",
-        out=tmp_path_factory.mktemp("runs") / "run",
-        device="cpu",
-        train=config,
-    )
-    train(run)
-    return run.folder
-
-
-@pytest.fixture
-def run(finished_run, tmp_path) -> Path:
-    """A copy to spoil."""
-    return shutil.copytree(finished_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -66,20 +39,6 @@ def change_weights(run: Path, change) -> None:
     tensors = load_file(run / "weights.safetensors")
     change(tensors)
     save_file(tensors, run / "weights.safetensors")
-
-
-@pytest.mark.parametrize(("model", "size"), [("vgg16_sdn", 64), ("vgg16_sdn", 32), ("resnet18_2exits", 64)])
-def test_an_entry_tells_the_builder_what_it_asks_of_the_images(run, monkeypatch, model, size):
-    digits, times = load_data("digits"), size // 32
-    images = digits.train.images.repeat(1, 1, times, times)
-    large = replace(digits, train=replace(digits.train, images=images))
-    monkeypatch.setattr(publish_module, "load_data", lambda name: large)
-    report = json.loads((run / "report.json").read_text())
-    report["run"] |= {"model": model, "pool": None, "width": 2}
-    arguments = publish_module._described(report).model_args
-    assert arguments.get("image_size") == (64 if (model, size) == ("vgg16_sdn", 64) else None)
-    net = create_model(model, **arguments).eval()
-    assert {answer.shape for answer in net(torch.zeros(1, 3, size, size))} == {(1, 10)}
 
 
 def test_a_run_becomes_an_entry_that_says_what_ships(run, empty):
@@ -219,6 +178,41 @@ def test_files_that_a_killed_process_had_set_aside_come_back(tmp_path):
     assert (tmp_path / "net" / "weights").read_text() == "old"
 
 
+def test_results_alone_take_the_place_of_weights(run, empty):
+    publish(run, empty)
+    entry = publish(run, Registry.load(empty.folder), results_only=True)
+    registry = Registry.load(empty.folder)
+    assert registry.entries == (entry,)
+    assert (entry.status, entry.weights) == ("measured", None)
+    assert {path.name for path in (empty.folder / NAME).iterdir()} == {Path(file.path).name for file in entry.files}
+    for split, shares in entry.accuracy.items():
+        kept = load_predictions(NAME, split, registry=registry)
+        assert tuple(kept.correct.double().mean(1).tolist()) == shares
+    assert len(load_history(NAME, registry=registry).rows) == 1
+    assert list_weights(registry) == []
+    with pytest.raises(ValueError, match=rf"{NAME} do not ship.*load_predictions(.|\n)*{entry.command}"):
+        load_weights(NAME, registry=registry)
+    assert "| does not ship |" in readme_text(registry)
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_FILE", "LARGEST_FOLDER"])
+def test_what_is_too_large_to_ship_changes_nothing(run, tiny_registry, tmp_path, monkeypatch, limit):
+    before = tree(tiny_registry.folder)
+    (tmp_path / "other").mkdir()
+    alone = publish(run, Registry((), tmp_path / "other"))
+    sizes = [file.size for file in alone.files]
+    already = sum(file.size for each in tiny_registry.entries for file in each.files)
+    just = {"LARGEST_FILE": max(sizes), "LARGEST_FOLDER": sum(sizes) + already}[limit]
+
+    monkeypatch.setattr(publish_module, limit, just - 1)
+    with pytest.raises(ValueError, match="--results-only"):
+        publish(run, tiny_registry)
+    assert tree(tiny_registry.folder) == before
+
+    monkeypatch.setattr(publish_module, limit, just)
+    assert publish(run, tiny_registry).files == alone.files
+
+
 def test_other_entries_stay(run, tiny_registry):
     publish(run, tiny_registry)
     assert Registry.load(tiny_registry.folder).names == sorted([*tiny_registry.names, NAME])
@@ -258,21 +252,6 @@ def test_a_packaged_registry_cannot_be_published_to(run):
         publish(run, Registry(()))
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "resnet18-avg-cifar10"),
-        ({"width": 16}, "resnet18-avg-cifar10-w16"),
-        ({"train": {"seed": 2}}, "resnet18-avg-cifar10-s2"),
-        ({"exit_after": [2, 4]}, "resnet18-avg-cifar10-e2+4"),
-        ({"width": 8, "stem": "imagenet", "train": {"seed": 1}}, "resnet18-avg-cifar10-imagenetstem-w8-s1"),
-    ],
-)
-def test_names(changes, name):
-    run = {"model": "resnet18", "pool": "avg", "data": "cifar10", "stem": "cifar", "width": 64, "train": {"seed": 0}}
-    assert entry_name(run | changes) == name
-
-
 def test_halved_leaves_counts_alone():
     tensors = {
         "w": torch.ones(2, 2),
@@ -289,6 +268,8 @@ def test_the_command_line(run, empty, monkeypatch, capsys):
     main([str(run)])
     assert capsys.readouterr().out.startswith(f"{NAME} test accuracy ")
     assert Registry.load(empty.folder).names == [NAME]
+    main([str(run), "--results-only"])
+    assert Registry.load(empty.folder).entry(NAME).weights is None
     with pytest.raises(SystemExit, match="did not finish"):
         main([str(run / "nowhere")])
     with pytest.raises(SystemExit, match="name one or more"):

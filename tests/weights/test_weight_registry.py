@@ -11,6 +11,7 @@ from eeutils.errors import IntegrityError
 from eeutils.models import create_model, list_models
 from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
 from eeutils.weights import registry as registry_module
+from eeutils.weights.publish import LARGEST_FILE, LARGEST_FOLDER
 from eeutils.weights.registry import REGISTRY_FILE, run_name
 
 NORMALIZATION = Normalization((0.5,), (0.25,))
@@ -87,6 +88,8 @@ def test_a_source_of_unknown_kind_is_refused():
 def test_trained_needs_a_file_with_a_hash():
     with pytest.raises(ValueError, match="no weights file"):
         replace(untrained("a"), status="trained")
+    with pytest.raises(ValueError, match="no predictions"):
+        replace(untrained("a"), status="measured")
     with pytest.raises(ValueError, match="sha256"):
         replace(untrained("a"), status="trained", weights=StoredFile("x", None, None))
     with pytest.raises(ValueError, match="finished"):
@@ -119,20 +122,25 @@ def test_a_run_on_poisoned_data_is_marked_in_its_name(changes, name):
 def test_each_entry_builds_its_network_and_its_files_are_there(entry):
     assert entry.model in list_models()
     net = create_model(entry.model, **{**entry.model_args, "width": 4})
-    files = [file for file in (entry.weights, entry.history, *entry.predictions.values()) if file is not None]
-    if entry.status == "trained":
+    if entry.has_results:
         assert set(entry.predictions) == set(entry.accuracy) == {"val", "test"}
         assert len(entry.macs) == len(entry.accuracy["test"]) == net.num_exits
-        for file in files:
+        for file in entry.files:
+            assert file.size <= LARGEST_FILE
             assert (default_registry().folder / file.path).stat().st_size == file.size
     else:
         assert not entry.accuracy
     if entry.status == "not trained":
-        assert not files
+        assert not entry.files
         words = entry.command.split()
         asked = dict(pairwise(words))
         assert asked["--model"] == entry.model
         assert asked.get("--pool") == entry.model_args.get("pool")
+
+
+def test_all_that_ships_together_is_small_enough():
+    folder = default_registry().folder
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= LARGEST_FOLDER
 
 
 def test_the_full_width_networks_and_the_published_ones_have_entries():

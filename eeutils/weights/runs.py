@@ -1,0 +1,102 @@
+"""What `python -m eeutils.train` left in a folder, read back: the network, and the entry that it could become."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eeutils.data import load_data
+from eeutils.errors import IntegrityError
+from eeutils.models import MultiExitNet
+from eeutils.models.fitting import fitting_arguments
+from eeutils.training import list_recipes
+from eeutils.weights.registry import TrainingRecord, WeightEntry, run_name
+from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
+
+
+def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExitNet:
+    """The network of a finished training run: float32, channels last, in evaluation mode, on `device`.
+
+    Args:
+        folder: what `python -m eeutils.train` wrote: `weights.safetensors` and `report.json`.
+        device: where the network is wanted.
+
+    Raises:
+        FileNotFoundError: if the run did not finish.
+        IntegrityError: if a file of the run is damaged.
+        ValueError: if report and weights are of different networks.
+    """
+    entry, path = entry_of(read_report(folder)), Path(folder, "weights.safetensors")
+    net = untrained_network(entry.model, entry.model_args)
+    put_tensors(net, read_tensors(path), str(path))
+    return net.eval().to(device, memory_format=torch.channels_last)
+
+
+def read_report(folder: Path | str) -> dict[str, Any]:
+    """`report.json` of a training run.
+
+    Raises:
+        FileNotFoundError: if the run did not finish.
+        IntegrityError: if the report is damaged.
+    """
+    path = Path(folder, "report.json")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}: the run did not finish; the same training command goes on with it"
+        )
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not a readable report: {error}") from error
+
+
+def entry_name(run: Mapping[str, Any]) -> str:
+    """The name of a run's weights: its own, with its seed unless that is 0."""
+    seed = run["train"]["seed"]
+    return run_name(run) + (f"-s{seed}" if seed else "")
+
+
+def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
+    """The entry of a run that nobody has done yet.
+
+    Args:
+        run: the fields of an `eeutils.train.TrainingRun`, as a dict.
+        command: what does it.
+    """
+    data = load_data(run["data"])
+    return WeightEntry(
+        name=entry_name(run),
+        model=run["model"],
+        model_args={
+            **fitting_arguments(run["model"], len(data.classes), data.image_shape),
+            **{name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None},
+        },
+        data=run["data"],
+        normalization=data.normalization,
+        status="not trained",
+        command=command,
+    )
+
+
+def entry_of(report: Mapping[str, Any]) -> WeightEntry:
+    """The entry of a finished run, without what has to be measured."""
+    return replace(
+        planned_entry(report["run"], report["command"]),
+        training=TrainingRecord(
+            recipe=_recipe_in(report["command"]),
+            config=report["run"]["train"],
+            device=report["device"],
+            versions=report["versions"],
+            seconds=report["seconds"],
+            images_per_second=report["images_per_second"],
+            share_of_peak=report.get("share_of_peak"),
+        ),
+    )
+
+
+def _recipe_in(command: str) -> str:
+    return next((word for word in shlex.split(command) if word in list_recipes()), "custom")

@@ -1,0 +1,71 @@
+"""Finished training runs, read back."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eeutils.analysis.metrics import accuracy_per_exit
+from eeutils.analysis.predictions import predict
+from eeutils.data import load_data
+from eeutils.errors import IntegrityError
+from eeutils.models import create_model
+from eeutils.weights import runs
+from eeutils.weights.runs import entry_name, entry_of, load_run
+
+
+def test_the_network_of_a_run_is_as_it_was_trained(run):
+    random_numbers = torch.get_rng_state()
+
+    net = load_run(str(run))
+
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert not net.training
+    trained = load_file(run / "weights.safetensors")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
+    accuracies = accuracy_per_exit(predict(net, load_data("digits").test)).tolist()
+    assert accuracies == pytest.approx(json.loads((run / "report.json").read_text())["test_accuracy"], abs=1e-4)
+
+
+def test_a_run_that_is_not_whole_is_refused(run):
+    weights = (run / "weights.safetensors").read_bytes()
+    (run / "weights.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(IntegrityError, match="safetensors"):
+        load_run(run)
+    (run / "report.json").write_text("{")
+    with pytest.raises(IntegrityError, match="report"):
+        load_run(run)
+    (run / "report.json").unlink()
+    with pytest.raises(FileNotFoundError, match="did not finish"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(("model", "size"), [("vgg16_sdn", 64), ("vgg16_sdn", 32), ("resnet18_2exits", 64)])
+def test_an_entry_tells_the_builder_what_it_asks_of_the_images(run, monkeypatch, model, size):
+    digits, times = load_data("digits"), size // 32
+    images = digits.train.images.repeat(1, 1, times, times)
+    large = replace(digits, train=replace(digits.train, images=images))
+    monkeypatch.setattr(runs, "load_data", lambda name: large)
+    report = json.loads((run / "report.json").read_text())
+    report["run"] |= {"model": model, "pool": None, "width": 2}
+    arguments = entry_of(report).model_args
+    assert arguments.get("image_size") == (64 if (model, size) == ("vgg16_sdn", 64) else None)
+    net = create_model(model, **arguments).eval()
+    assert {answer.shape for answer in net(torch.zeros(1, 3, size, size))} == {(1, 10)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "resnet18-avg-cifar10"),
+        ({"width": 16}, "resnet18-avg-cifar10-w16"),
+        ({"train": {"seed": 2}}, "resnet18-avg-cifar10-s2"),
+        ({"exit_after": [2, 4]}, "resnet18-avg-cifar10-e2+4"),
+        ({"width": 8, "stem": "imagenet", "train": {"seed": 1}}, "resnet18-avg-cifar10-imagenetstem-w8-s1"),
+    ],
+)
+def test_names(changes, name):
+    run = {"model": "resnet18", "pool": "avg", "data": "cifar10", "stem": "cifar", "width": 64, "train": {"seed": 0}}
+    assert entry_name(run | changes) == name
