@@ -17,9 +17,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.cascade import machine, publish, seconds_for
+from benchmarks.cascade import machine, seconds_for
+from benchmarks.report import publish, report_path
+from eeutils.analysis.bootstrap import interval
 from eeutils.analysis.confusion import (
     Standardisation,
     auroc_draws,
@@ -27,7 +29,6 @@ from eeutils.analysis.confusion import (
     doubt,
     error_indicator,
     indicator_table,
-    interval,
 )
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.overthinking import destructive, only_correct_at, wasteful
@@ -37,6 +38,7 @@ from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
 from eeutils.data import Split, load_data
 from eeutils.models import MultiExitNet
+from eeutils.models.multiexit import Stage
 from eeutils.scoreboard import BUDGETS, MAX_DROP
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
@@ -107,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(SdnBenchmark, prog="python -m benchmarks.sdn_evaluation", description=__doc__, args=args)
     try:
-        publish(run(options), "sdn_evaluation", options.device, options.out)
+        publish(run(options), options.out or report_path("sdn_evaluation", options.device))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -133,7 +135,7 @@ def run(options: SdnBenchmark) -> str:
 def one_at_a_time(net: MultiExitNet, split: Split, thresholds: Sequence[float], costs: Tensor) -> Outcome:
     """As the original: for every threshold a pass over the images, one by one, each stopping where an exit is sure."""
     device = next(net.parameters()).device
-    stages = [(list(units), head) for units, head in net.stages()]
+    stages = list(net.stages())
     accuracy, cost = [], []
     for threshold in thresholds:
         right, spent = 0, 0.0
@@ -146,16 +148,15 @@ def one_at_a_time(net: MultiExitNet, split: Split, thresholds: Sequence[float], 
     return Outcome(torch.tensor(accuracy, dtype=torch.float64), torch.tensor(cost, dtype=torch.float64))
 
 
-def answer(stages: Sequence[tuple[Sequence[nn.Module], nn.Module]], image: Tensor, threshold: float) -> tuple[int, int]:
+def answer(stages: Sequence[Stage], image: Tensor, threshold: float) -> tuple[int, int]:
     """The class that one image (1, C, H, W) gets, and the exit where it stops.
 
     Where no exit is sure, the last included, it is the answer of the most confident one.
     """
     x, surest, named = image, -1.0, -1
-    for index, (units, head) in enumerate(stages):
-        for unit in units:
-            x = unit(x)
-        confidence, best = head(x).softmax(-1)[0].max(0)
+    for index, stage in enumerate(stages):
+        x = stage.features(x)
+        confidence, best = stage.answer(x).softmax(-1)[0].max(0)
         if confidence.item() >= threshold:
             return int(best), index
         if confidence.item() > surest:
@@ -251,7 +252,7 @@ def early_exits(validation: Predictions, test: Predictions) -> None:
         chosen.append(choose_for_accuracy(validation, MAX_DROP, score).policy)
     affordable = [budget for budget in (*BUDGETS, 1.0) if budget >= validation.relative_costs[0]]
     chosen += [choose_for_budget(validation, budget).policy for budget in affordable]
-    chosen.append(choose_with_guarantee(validation, epsilon=0.01).policy)
+    chosen.append(choose_with_guarantee(validation, max_risk=0.01).policy)
     for policy in chosen:
         outcome = decide(test, policy)
         _ = outcome.accuracy, outcome.relative_cost, outcome.exit_rates

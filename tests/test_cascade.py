@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
 from eeutils.analysis.predictions import Predictions, predict
-from eeutils.cascade import Cascade, prepared_for_inference
+from eeutils.analysis.thresholds import Choice
+from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import Normalization, Split
 from eeutils.models import MultiExitNet, resnet18
 
@@ -46,7 +48,7 @@ def between_scores(scores: Tensor, share: float) -> float:
 
 def close_calls(predictions: Predictions, policy: ThresholdPolicy) -> Tensor:
     """(N,) bool: the images that rounding may send either way."""
-    scores = score(predictions.logits[:-1], policy.score)
+    scores = score_of(predictions.logits[:-1], policy.score)
     return ((scores - torch.tensor(policy.thresholds)[:, None]).abs() < 1e-5).any(0)
 
 
@@ -71,14 +73,14 @@ def assert_agreement(net: MultiExitNet, split: Split, policy: ThresholdPolicy, b
 def test_the_cascade_and_the_table_agree_image_by_image(num_exits, pool, stem, score_name, count, data):
     net, split = make_net(num_exits, pool=pool, stem=stem), make_split(count, 32 if stem == "imagenet" else 8)
     shares = data.draw(st.lists(st.floats(0, 1), min_size=num_exits - 1, max_size=num_exits - 1))
-    scores = score(predict(net, split).logits[:-1], score_name)
+    scores = score_of(predict(net, split).logits[:-1], score_name)
     policy = ThresholdPolicy(tuple(map(between_scores, scores, shares)), score_name)
     assert_agreement(net, split, policy, batch_size=data.draw(st.integers(1, count)))
 
 
 def test_thresholds_halfway_down_part_the_images_and_the_table_agrees_on_each():
     net, split = make_net(3), make_split(60)
-    scores = score(predict(net, split).logits[:-1])
+    scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.6), between_scores(scores[1], 0.5)))
     assert set(decide(predict(net, split), policy).exit_index.tolist()) == {0, 1, 2}  # else this shows little
     for batch_size in (1, 7, 60, 500):
@@ -87,7 +89,7 @@ def test_thresholds_halfway_down_part_the_images_and_the_table_agrees_on_each():
 
 def test_a_batch_of_thousands():
     net, split = make_net(3), make_split(4096, size=4)
-    scores = score(predict(net, split).logits[:-1])
+    scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
     assert_agreement(net, split, policy, batch_size=4096)
 
@@ -104,7 +106,7 @@ def images_seen(cascade: Cascade) -> list[list[int]]:
 @given(shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), count=st.integers(1, 20))
 def test_no_unit_computes_for_images_that_have_left(shares, count):
     net, split = make_net(3), make_split(count)
-    scores = score(predict(net, split).logits[:-1])
+    scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy(tuple(map(between_scores, scores, shares)))
     cascade = Cascade(net, policy)
     seen = images_seen(cascade)
@@ -226,11 +228,11 @@ def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precisi
         (torch.zeros(3, 8, 8), r"shape \(N, C, H, W\) with N of 1 or more, got \(3, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8), "N of 1 or more"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "normalised floats, got torch.uint8"),
-        (torch.zeros(2, 1, 8, 8), r"first layer takes images of 3 channels, got 1 in images of shape \(2, 1, 8, 8\)"),
-        (torch.zeros(2, 4, 8, 8), "of 3 channels, got 4"),
-        (torch.randint(0, 256, (2, 3, 32, 32)).float(), r"values of size 25\d, .* Normalization\(mean, std\)\(uint8"),
-        (torch.full((2, 3, 8, 8), -31.0), "values of size 31, normalised ones are within 30"),
-        (torch.full((2, 3, 8, 8), torch.inf), "values of size inf"),
+        (torch.zeros(2, 1, 8, 8), r"images of shape \(1, 8, 8\) do not fit the network: .* 3 channels, but got 1"),
+        (torch.zeros(2, 4, 8, 8), "3 channels, but got 4"),
+        (torch.randint(0, 256, (2, 3, 32, 32)).float(), r"values from 0 to 25\d, .* Normalization\(mean, std\)\(uint8"),
+        (torch.full((2, 3, 8, 8), torch.inf), r"images \[0, 1\] of the batch have values from inf to inf"),
+        (torch.full((2, 3, 8, 8), -torch.inf), r"answers for images \[0, 1\] of the batch are NaN"),
         (torch.full((2, 3, 8, 8), torch.nan), r"answers for images \[0, 1\] of the batch are NaN"),
     ],
 )
@@ -242,20 +244,22 @@ def test_images_that_make_no_sense_are_refused(images, message, policy):
 
 def test_one_image_that_was_not_normalised_is_found_among_others():
     images = torch.randn(5, 3, 8, 8)
-    images[3, 0, 0, 0] = 255
-    with pytest.raises(ValueError, match="values of size 255"):
+    images[3] = torch.randint(0, 256, (3, 8, 8))
+    with pytest.raises(ValueError, match=r"images \[3\] of the batch have values from \d+ to \d+"):
         Cascade(make_net(3), ThresholdPolicy(0.1))(images)
 
 
-def test_the_extremes_of_normalised_pixels_are_let_in():
-    darkest_and_brightest = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 8, 8)
-    narrow = Normalization((0.0,) * 3, (0.034,) * 3)(darkest_and_brightest)
-    assert len(Cascade(make_net(3), NEVER)(narrow).predicted) == 2
-
-
-def test_a_network_that_does_not_begin_with_a_convolution_says_nothing_of_channels():
-    net = MultiExitNet([nn.Flatten()], {0: nn.Linear(16, 2)})
-    assert len(Cascade(net, NEVER)(torch.randn(3, 4, 2, 2)).predicted) == 3
+def test_whatever_normalisation_makes_is_let_in():
+    """A few bright pixels on black: their size after normalisation has no bound."""
+    pixels = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    pixels[:, :, 5, 5] = 255
+    net, normalization = make_net(3), Normalization.of(pixels)
+    stars = normalization(pixels)
+    assert stars.max() > 60
+    assert len(Cascade(net, NEVER)(stars).predicted) == 4
+    to_255 = Normalization((0.0,) * 3, (1 / 255,) * 3)  # for a network that wants that
+    split = Split(pixels, torch.arange(4), tuple("abcd"), to_255)
+    assert len(Cascade(net, NEVER).run(split).predicted) == 4
 
 
 def test_a_nan_image_among_others_is_named():
@@ -276,6 +280,151 @@ def test_a_network_with_broken_weights_is_refused(value):
         Cascade(net, NEVER)
 
 
+def test_an_attention_mask_of_infinities_is_no_broken_weight():
+    net = make_net(3)
+    net.units[0].register_buffer("mask", torch.full((2,), -torch.inf))
+    assert len(Cascade(net, NEVER)(torch.randn(3, 3, 8, 8)).predicted) == 3
+
+
+@pytest.mark.parametrize(
+    ("net", "policy", "message"),
+    [
+        (nn.Conv2d(3, 4, 1), NEVER, r"Conv2d has no exits; cut it into units"),
+        (make_net(3), 0.5, r"float is no policy: give ThresholdPolicy\(0\.9\)"),
+        (make_net(3), CascadeResult(torch.zeros(1, 2), torch.zeros(1)), "CascadeResult is no policy"),
+        (make_net(3), Choice(NEVER, 0.0, 0.0), r"Choice is no policy: give its \.policy"),
+    ],
+)
+def test_what_is_no_network_or_no_policy_is_named(net, policy, message):
+    with pytest.raises(TypeError, match=message):
+        Cascade(net, policy)
+
+
+def test_what_is_no_split_is_named():
+    with pytest.raises(TypeError, match=r"Tensor is no split of .*Split\(images, labels, classes, normalization\)"):
+        Cascade(make_net(3), NEVER).run(torch.randn(4, 3, 8, 8))
+
+
+# Networks that others have made.
+
+
+class WeightStandardised(nn.Conv2d):
+    """A convolution that computes its weight anew every time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Doubled(nn.Sequential):
+    """A chain that is more than one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[0](x)
+        return self[1](x) + x
+
+
+class Tokens(nn.Module):
+    """Feature map (N, C, H, W) -> (N, H * W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+class MeanToken(nn.Sequential):
+    """(N, T, C) -> logits of the mean token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean(1))
+
+
+def head(channels: int, *first: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
+
+
+def vgg_by_layers() -> MultiExitNet:
+    """As one cuts `list(vgg16().features)`: the unit after an exit overwrites the map that the exit reads."""
+    units = [nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True)]
+    return MultiExitNet(units, {0: head(8), 2: head(8), 3: head(8)})
+
+
+def convolutions(*layers: nn.Module) -> MultiExitNet:
+    return MultiExitNet([nn.Sequential(*layers, nn.ReLU()), nn.Conv2d(8, 8, 3)], {0: head(8), 1: head(8)})
+
+
+def tokens() -> MultiExitNet:
+    patches = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), Tokens())
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return MultiExitNet([patches, block, MeanToken()], {0: MeanToken(nn.Linear(8, 4)), 2: nn.Linear(8, 4)})
+
+
+OWN_NETWORKS = {
+    "units that work in place": vgg_by_layers,
+    "a head that works in place": lambda: MultiExitNet(
+        [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], {0: head(8, nn.ReLU(inplace=True)), 1: head(8)}
+    ),
+    "weight standardisation": lambda: convolutions(WeightStandardised(3, 8, 3), nn.BatchNorm2d(8)),
+    "spectral norm": lambda: convolutions(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
+    "a chain with a forward of its own": lambda: convolutions(Doubled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))),
+    "tokens": tokens,
+    "flat features": lambda: MultiExitNet(
+        [nn.Flatten(), nn.Sequential(nn.Linear(192, 8), nn.ReLU())], {0: nn.Linear(192, 4), 1: nn.Linear(8, 4)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_NETWORKS)
+def test_networks_of_ones_own_get_the_tables_answers(kind):
+    torch.manual_seed(0)
+    net, split = OWN_NETWORKS[kind](), make_split(40, num_classes=4)
+    net.train()(torch.randn(64, 3, 8, 8))  # statistics that matter
+    predictions = predict(net, split)
+    thresholds = tuple(between_scores(each, 0.5) for each in score_of(predictions.logits[:-1]))
+    exits = decide(predictions, ThresholdPolicy(thresholds)).exit_index
+    assert 0 < (exits == 0).sum() < len(split)  # else this shows little
+
+    assert_agreement(net, split, ThresholdPolicy(thresholds), batch_size=40)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_another_precision_get_the_tables_answers(dtype):
+    net, split = make_net(3).to(dtype), make_split(60)
+    scores = score_of(predict(net, split).logits[:-1])
+    for share in (0.3, 0.97):
+        policy = ThresholdPolicy(tuple(between_scores(each, share) for each in scores))
+        table, result = decide(predict(net, split), policy), Cascade(net, policy).run(split)
+        assert (table.exit_index == result.exit_index).double().mean() > (0.9 if dtype is torch.bfloat16 else 0.999)
+        assert result.logits.dtype == torch.float32
+
+
+def test_a_cascade_may_compute_in_another_precision_than_its_network():
+    net, split = make_net(3), make_split(60)
+    half = Cascade(net, NEVER, dtype=torch.bfloat16)
+    assert next(half.net.parameters()).dtype == torch.bfloat16
+    assert next(net.parameters()).dtype == torch.float32
+    result = half.run(split)
+    assert result.logits.dtype == torch.float32
+    whole = Cascade(net, NEVER).run(split)
+    assert not torch.equal(result.logits, whole.logits)
+    torch.testing.assert_close(result.logits, whole.logits, rtol=0.1, atol=0.1)
+
+
+def test_norms_without_statistics_stay_norms():
+    net = convolutions(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
+    split = make_split(40, num_classes=4)
+    result = Cascade(net, NEVER).run(split)
+    torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_scores_near_one_are_told_apart_in_16_bits():
+    net = make_net(2)
+    with torch.no_grad():
+        net.exits["4"][2].weight.zero_()
+        net.exits["4"][2].bias.zero_()[0] = 9.0  # a confidence of 0.9989, which bf16 rounds to 1
+    result = Cascade(net.bfloat16(), ThresholdPolicy(0.9999)).run(make_split(5))
+    assert result.exit_index.tolist() == [1] * 5
+
+
 def test_a_policy_for_another_network_is_refused():
     with pytest.raises(ValueError, match="a network with 3 exits has 2 early ones"):
         Cascade(make_net(3), ThresholdPolicy((0.5, 0.5, 0.5)))
@@ -284,7 +433,7 @@ def test_a_policy_for_another_network_is_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_answers_are_the_same():
     net, split = make_net(3), make_split(50)
-    scores = score(predict(net, split).logits[:-1])
+    scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else convolutions round to 10 bits there
         there = Cascade(net, policy, device="cuda").run(split)

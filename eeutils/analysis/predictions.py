@@ -16,6 +16,8 @@ from eeutils.analysis.costs import exit_costs
 from eeutils.errors import IntegrityError
 from eeutils.files import atomic_path, storage_error
 from eeutils.models import MultiExitNet
+from eeutils.models.memory import channels_last
+from eeutils.models.multiexit import check_exits
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,12 @@ def predict(
         device: where to compute; by default where the network is.
 
     Raises:
+        TypeError: if `net` has no exits, or `split` is no split.
         ValueError: if the network cannot read images of this size and number of channels, or answers NaN or infinity,
             or for fewer classes than the labels name.
     """
+    check_exits(net)
+    check_split(split)
     costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
@@ -159,23 +164,44 @@ def collect_logits(
     net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
 ) -> Tensor:
     """Logits (E, N, C) float32 of every exit for every image of `split`, in evaluation mode, on the device."""
-    device = torch.device(device or next(net.parameters()).device)
+    weight = next(net.parameters())
+    device = torch.device(device or weight.device)
     with _evaluating(net, device):
-        answers = [torch.stack(net(images)).float() for images, _ in split.batches(batch_size, device)]
+        answers = [_stacked(net(images.to(weight.dtype))) for images, _ in split.batches(batch_size, device)]
     return torch.cat(answers, dim=1)
+
+
+def check_split(split: Batched) -> None:
+    """See that images come with labels and in batches.
+
+    Raises:
+        TypeError: if not.
+    """
+    if not hasattr(split, "batches"):
+        raise TypeError(
+            f"{type(split).__name__} is no split of a data set, such as data.test; of tensors make one: "
+            "eeutils.data.Split(images, labels, classes, normalization)"
+        )
+
+
+def _stacked(answers: list[Tensor]) -> Tensor:
+    shapes = [tuple(answer.shape) for answer in answers]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"exits must answer alike, (N, classes), but their logits have the shapes {shapes}")
+    return torch.stack(answers).float()
 
 
 @contextmanager
 def _evaluating(net: MultiExitNet, device: torch.device) -> Iterator[None]:
-    """`net` on `device` in evaluation mode, and afterwards back where it was, each part in the mode it was in.
+    """`net` on `device` in evaluation mode, and afterwards back where and as it was, each part in the mode it was in.
 
     Each part by itself: while exits alone are trained the backbone is held in evaluation mode.
     """
     home = next(net.parameters()).device
     training = [module for module in net.modules() if module.training]
     try:
-        net.eval().to(device, memory_format=torch.channels_last)
-        yield
+        with channels_last(net.eval().to(device)):
+            yield
     finally:
         net.to(home)
         for module in training:

@@ -15,19 +15,22 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
     return deepcopy(net).to("meta", torch.float32).eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, which FlopCounterMode and parametrisations do not bear together
 def count_macs(module: nn.Module, x: Tensor) -> tuple[float, Tensor]:
     """Multiply-adds of `module(x)` in convolutions and linear layers, and its answer; both on the meta device.
 
     Raises:
-        ValueError: if `module` cannot read `x`.
+        ValueError: if `module` cannot read `x`, or needs numbers and not shapes alone.
     """
     counter = FlopCounterMode(display=False)
     try:
         with counter:
             y = module(x)
-    except RuntimeError as error:
-        raise ValueError(f"a feature map of shape {tuple(x.shape[1:])} does not fit the network: {error}") from error
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"a feature map of shape {tuple(x.shape[1:])} does not fit the network, or its {type(module).__name__} "
+            f"cannot be counted on shapes alone (device meta): {error}"
+        ) from error
     return counter.get_total_flops() / 2, y
 
 

@@ -2,8 +2,35 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The units between one exit and the next, and the exit that they lead to.
+
+    Attributes:
+        units: of the backbone, shallow to deep.
+        head: the exit.
+        head_reads_a_copy: of the feature map, because `head` or the unit after it begins by working in place, as
+            `nn.ReLU(inplace=True)` does: neither may change what the other reads.
+    """
+
+    units: tuple[nn.Module, ...]
+    head: nn.Module
+    head_reads_a_copy: bool
+
+    def features(self, x: Tensor) -> Tensor:
+        """The feature map after the stage before (N, ...) -> that after this one."""
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+    def answer(self, features: Tensor) -> Tensor:
+        """What `features` gave -> logits (N, classes). To be asked before the next stage runs."""
+        return self.head(features.clone() if self.head_reads_a_copy else features)
 
 
 class MultiExitNet(nn.Module):
@@ -38,26 +65,43 @@ class MultiExitNet(nn.Module):
         """How many answers an image gets."""
         return len(self.exits)
 
-    def stages(self) -> Iterator[tuple[list[nn.Module], nn.Module]]:
-        """The units between one exit and the next, with the exit they lead to, shallowest first."""
+    def stages(self) -> Iterator[Stage]:
+        """The network cut behind each exit, shallowest first."""
         start = 0
         for unit, head in zip(self.exit_after, self.exits.values(), strict=True):
-            yield list(self.units[start : unit + 1]), head
+            after = self.units[unit + 1 : unit + 2]
+            overwritten = len(after) > 0 and (_begins_in_place(head) or _begins_in_place(after[0]))
+            yield Stage(tuple(self.units[start : unit + 1]), head, overwritten)
             start = unit + 1
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Images (N, C, H, W) -> the feature map that each exit reads, shallowest first."""
         features = []
-        for units, _ in self.stages():
-            for unit in units:
-                x = unit(x)
-            features.append(x)
+        for stage in self.stages():
+            x = stage.features(x)
+            features.append(x.clone() if stage.head_reads_a_copy else x)
         return features
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (N, C, H, W) -> logits of every exit, each (N, classes), shallowest first."""
-        features = self.forward_features(x)
-        return [head(feature) for head, feature in zip(self.exits.values(), features, strict=True)]
+        answers = []
+        for stage in self.stages():
+            x = stage.features(x)
+            answers.append(stage.answer(x))
+        return answers
+
+
+def check_exits(net: nn.Module) -> None:
+    """See that `net` has exits, be it compiled or not.
+
+    Raises:
+        TypeError: if it has none.
+    """
+    if not hasattr(net, "num_exits"):
+        raise TypeError(
+            f"{type(net).__name__} has no exits; cut it into units with a head after some of them: "
+            "eeutils.models.MultiExitNet(units, {unit: head, ...})"
+        )
 
 
 def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet:
@@ -119,6 +163,12 @@ def _in_mode_of(net: MultiExitNet, new: MultiExitNet) -> MultiExitNet:
     for module in (new, new.units, new.exits):
         module.training = net.training
     return new
+
+
+def _begins_in_place(module: nn.Module) -> bool:
+    """Whether the first layer of `module` overwrites what it reads."""
+    first = next(layer for layer in module.modules() if not any(layer.children()))
+    return bool(getattr(first, "inplace", False))
 
 
 def _check_places(num_units: int, exits: Mapping[int, nn.Module]) -> None:

@@ -65,8 +65,8 @@ def with_internal_classifiers(
         pool: how each of them pools its feature map, one of `list_pools()`.
 
     Raises:
-        ValueError: if a unit does not exist, is named twice or has an exit already, `pool` is unknown, or the network
-            cannot read such images.
+        ValueError: if a unit does not exist, is named twice or has an exit already, gives no feature map (C, H, W),
+            `pool` is unknown, or the network cannot read such images.
     """
     check_pool(pool)
     if after is None:
@@ -78,9 +78,18 @@ def with_internal_classifiers(
     weight = next(net.parameters())
     heads = {}
     for unit in after:
-        _, channels, height, width = features[unit].shape
+        channels, height, width = _map_shape(unit, features[unit].shape)
         heads[unit] = create_exit(pool, channels, answer.shape[1], min(height, width)).to(weight).train(net.training)
     return add_exits(net, heads)
+
+
+def _map_shape(unit: int, shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 4:
+        raise ValueError(
+            f"unit {unit} gives tensors of shape {tuple(shape[1:])} and these heads read feature maps (C, H, W); make "
+            "heads of your own and use add_exits(net, {unit: head, ...})"
+        )
+    return tuple(shape[1:])
 
 
 def assemble(

@@ -13,6 +13,12 @@ def trained_part(net: MultiExitNet, trained: str) -> nn.Module:
     return net if trained == "all" else nn.ModuleList(list(net.exits.values())[:-1])
 
 
+def frozen_tensors(net: MultiExitNet, trained: str) -> dict[str, Tensor]:
+    """Parameters and buffers of `net` that a run leaves as they are, by name."""
+    moving = {id(tensor) for tensor in trained_part(net, trained).state_dict(keep_vars=True).values()}
+    return {name: tensor for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) not in moving}
+
+
 def start_training(net: MultiExitNet, trained: str) -> None:
     """Training mode for what is trained; the rest in evaluation mode, so that BatchNorm's statistics stay, too."""
     net.eval()
@@ -23,12 +29,14 @@ def training_forward(net: MultiExitNet, trained: str) -> Callable[[Tensor], list
     """Images (N, C, H, W) -> logits of every exit, with gradients for what is trained and no others."""
     if trained == "all":
         return net
-    *early, last = net.exits.values()
 
     def forward(images: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            features = net.forward_features(images)
-            answer = last(features[-1])
-        return [*(head(feature) for head, feature in zip(early, features[:-1], strict=True)), answer]
+        x, answers = images, []
+        for stage in net.stages():
+            with torch.no_grad():
+                x = stage.features(x)
+            with torch.set_grad_enabled(len(answers) < net.num_exits - 1):
+                answers.append(stage.answer(x))
+        return answers
 
     return forward

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from eeutils.analysis.costs import exit_costs, measure_costs
 from eeutils.models import MultiExitNet, resnet18, resnet18_3exits, truncate
@@ -80,3 +81,34 @@ def test_a_network_in_half_precision_costs_the_same():
     net = resnet18_3exits(width=2)
     costs = exit_costs(net, (3, 8, 8))
     assert torch.equal(exit_costs(net.half(), (3, 8, 8)), costs)
+
+
+def test_parametrised_layers_cost_the_same():
+    net = MultiExitNet([nn.Conv2d(3, 4, 3)], {0: nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
+    expected = exit_costs(net, (3, 8, 8))
+    weight_norm(net.units[0])
+    assert torch.equal(exit_costs(net, (3, 8, 8)), expected)
+
+
+class OnlyWithNumbers(nn.Module):
+    """A unit that looks at what is in the map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2 if x.max() > 1 else x
+
+
+class OnlySquare(nn.Module):
+    """A unit that asserts."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] == x.shape[3], "Wrong height!"
+        return x
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [(OnlyWithNumbers(), "OnlyWithNumbers cannot be counted on shapes alone"), (OnlySquare(), "Wrong height!")],
+)
+def test_units_that_cannot_be_counted_are_named(unit, message):
+    with pytest.raises(ValueError, match=message):
+        exit_costs(MultiExitNet([unit], {0: nn.Flatten()}), (3, 8, 4))

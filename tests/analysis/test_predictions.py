@@ -242,6 +242,52 @@ def test_predict_leaves_the_mode_also_when_it_fails():
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.parametrize("size", [8, 2])
+def test_predict_leaves_the_weights_as_they_lay_in_memory(tmp_path, size):
+    """Else its owner could not save them."""
+    net = MultiExitNet([nn.Conv2d(3, 4, 3)], {0: nn.Sequential(nn.Flatten(), nn.Linear(144, 10))})
+    if size == 8:
+        predict(net, images(4))
+    else:
+        with pytest.raises(ValueError, match="does not fit"):
+            predict(net, images(4, size=size))
+    assert all(tensor.is_contiguous() for tensor in net.state_dict().values())
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    net.to(memory_format=torch.channels_last)
+    predict(net, images(4))
+    assert net.units[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_predict_computes_in_the_precision_of_the_network(dtype):
+    net, split = small_net(), images(8)
+    expected = predict(net, split).logits
+    tolerance = 1e-4 if dtype is torch.float64 else 0.1
+    logits = predict(net.to(dtype), split).logits
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("net", "split", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), images(4), r"Conv2d has no exits; .*MultiExitNet\(units"),
+        (small_net(), torch.zeros(4, 3, 8, 8), r"Tensor is no split of .*Split\(images, labels"),
+        (small_net(), torch.utils.data.DataLoader([1, 2]), "DataLoader is no split"),
+    ],
+)
+def test_what_is_no_network_with_exits_or_no_split_is_named(net, split, message):
+    with pytest.raises(TypeError, match=message):
+        predict(net, split)
+
+
+def test_exits_that_answer_for_other_numbers_of_classes_are_named():
+    nine, ten = (nn.Sequential(nn.Flatten(), nn.Linear(192, classes)) for classes in (9, 10))
+    net = MultiExitNet([nn.Identity(), nn.Identity()], {0: nine, 1: ten})
+    with pytest.raises(ValueError, match=r"shapes \[\(4, 9\), \(4, 10\)\]"):
+        predict(net, images(4))
+
+
 def test_predict_takes_one_image_through_a_network_with_one_exit():
     predictions = predict(resnet18(width=2), images(1))
     assert predictions.logits.shape == (1, 1, 10)
@@ -269,7 +315,7 @@ def test_a_network_with_too_few_outputs_is_refused():
 
 def test_images_of_another_number_of_channels_are_refused():
     net = small_net().train()
-    with pytest.raises(ValueError, match=r"\(1, 8, 8\) does not fit the network: .*channel"):
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\) does not fit the network, .*channel"):
         predict(net, images(4, channels=1))
     assert all(module.training for module in net.modules())
 

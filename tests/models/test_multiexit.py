@@ -43,12 +43,44 @@ def test_forward_is_the_heads_on_the_features(net, images):
 
 def test_stages_walked_by_hand_give_the_forward(net, images):
     x, answers = images, []
-    for units, head in net.stages():
-        for unit in units:
+    for stage in net.stages():
+        for unit in stage.units:
             x = unit(x)
-        answers.append(head(x))
+        answers.append(stage.head(x))
     assert_same_answers(answers, net(images))
-    assert sum(len(units) for units, _ in net.stages()) == len(net.units)
+    assert sum(len(stage.units) for stage in net.stages()) == len(net.units)
+
+
+def cut_by_layers() -> MultiExitNet:
+    """As one cuts `list(vgg16().features)`: a unit overwrites what an exit reads, a head what the next unit reads."""
+
+    def head(*first: nn.Module) -> nn.Sequential:
+        return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+    torch.manual_seed(0)
+    units = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)]
+    return MultiExitNet(units, {0: head(), 2: head(nn.ReLU(inplace=True)), 4: head()})
+
+
+def out_of_place(net: MultiExitNet) -> MultiExitNet:
+    net = deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return net
+
+
+def test_layers_that_work_in_place_change_no_exits_answer_and_no_gradient(images):
+    net = cut_by_layers()
+    same = out_of_place(net)
+    assert [stage.head_reads_a_copy for stage in net.stages()] == [True, True, False]
+    assert not any(stage.head_reads_a_copy for stage in same.stages())
+    assert_same_answers(net(images), same(images))
+    assert_same_answers(net.forward_features(images), same.forward_features(images))
+    for each in (net, same):
+        sum(answer.square().sum() for answer in each(images)).backward()
+    for ours, expected in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
 
 
 def test_exits_are_ordered_by_depth_whatever_order_they_are_given_in():

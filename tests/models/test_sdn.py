@@ -188,6 +188,12 @@ def test_exits_that_cannot_be_added_are_named(arguments, message):
         with_internal_classifiers(**{"net": seeded("mobilenet"), "image_shape": SHAPE, **arguments})
 
 
+def test_heads_that_read_feature_maps_are_refused_other_tensors():
+    net = MultiExitNet([nn.Flatten(), nn.Linear(3072, 8)], {1: nn.Linear(8, 2)})
+    with pytest.raises(ValueError, match=r"unit 0 gives tensors of shape \(3072,\) .*add_exits"):
+        with_internal_classifiers(net, SHAPE, after=(0,))
+
+
 # The internal classifier.
 
 

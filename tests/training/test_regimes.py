@@ -1,3 +1,4 @@
+import fnmatch
 from operator import mul
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def test_a_frozen_backbone_answers_without_dropout_and_without_gradients(dropout
     sum(answer.sum() for answer in answers).backward()
     touched = {name for name, parameter in dropout_net.named_parameters() if parameter.grad is not None}
     assert touched == early_exits(dropout_net)
+
+
+def test_a_frozen_backbone_may_work_in_place():
+    units = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)]
+    net = MultiExitNet(units, {unit: nn.Sequential(nn.Flatten(), nn.Linear(144, 2)) for unit in (0, 1)})
+    images = torch.randn(4, 3, 8, 8)
+    expected = net(images)
+    answers = training_forward(net, "early_exits")(images)
+    assert all(torch.equal(ours, other) for ours, other in zip(answers, expected, strict=True))
+    answers[0].sum().backward()
+    assert {name for name, each in net.named_parameters() if each.grad is not None} == early_exits(net)
 
 
 def test_the_forward_on_a_frozen_backbone_compiles_as_one_graph(dropout_net):
@@ -157,6 +169,28 @@ def test_a_checkpoint_from_before_a_setting_existed_stands_for_its_default(tiny_
     changed = tiny_config(epochs=1, drops=(0.5,), optimizer="adam")
     with pytest.raises(ValueError, match="another optimizer, drops;"):
         fit(tiny_net(), tiny_data, changed, checkpoint=path, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["units.*.weight", "units.*.running_mean", "exits.*.bias"])
+def test_a_checkpoint_of_exits_on_another_network_is_refused(tiny_data, tiny_config, tmp_path, kind):
+    path, net = tmp_path / "checkpoint.pt", build_dropout_net()
+    fit(build_dropout_net(), tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False)
+    name = fnmatch.filter(sorted(set(net.state_dict()) - early_exits(net)), kind)[-1]
+    net.state_dict()[name].view(-1)[0] += 1e-3
+    before, content = weights(net), path.read_bytes()
+    with pytest.raises(ValueError, match=rf"another backbone or last exit \({name} differs\); use another file"):
+        fit(net, tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False)
+    assert changed(net, before) == set()
+    assert path.read_bytes() == content
+
+
+def test_a_checkpoint_of_exits_is_taken_up_whatever_these_exits_were(tiny_data, tiny_config, tmp_path):
+    path, net, other = tmp_path / "checkpoint.pt", build_dropout_net(), build_dropout_net()
+    history = fit(net, tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False)
+    for parameter in trained_part(other, "early_exits").parameters():
+        nn.init.zeros_(parameter)
+    assert fit(other, tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False) == history
+    assert changed(other, weights(net)) == set()
 
 
 @pytest.mark.parametrize("name", ["cnn_resnet56", "sdn_wideresnet32_4", "ic_only"])
