@@ -3,7 +3,7 @@
 from eeutils.data.augmentation import Augmentation, Normalization
 from eeutils.data.batches import TrainBatches
 from eeutils.data.datasets import list_data, load_data
-from eeutils.data.own import data_from_folder, data_from_tensors
+from eeutils.data.own import data_from_folder, data_from_tensors, load_image
 from eeutils.data.splits import ImageData, Split
 from eeutils.data.trigger import Trigger, poisoned, stamped
 
@@ -18,6 +18,7 @@ __all__ = [
     "data_from_tensors",
     "list_data",
     "load_data",
+    "load_image",
     "poisoned",
     "stamped",
 ]

@@ -108,7 +108,7 @@ def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
             raise IntegrityError(
                 f"{part} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected torch.uint8 of {expected.shape}"
             )
-        if expected.sha256 is not None and (actual := _sha256(tensor)) != expected.sha256:
+        if expected.sha256 is not None and (actual := sha256(tensor)) != expected.sha256:
             raise IntegrityError(f"{part} has sha256 {actual[:16]}..., expected {expected.sha256[:16]}...")
 
 
@@ -120,6 +120,11 @@ def as_bytes(names: Sequence[str]) -> Tensor:
 def as_names(text: Tensor) -> tuple[str, ...]:
     """The names that `as_bytes` was given."""
     return tuple(bytes(text.numpy()).decode().split("\n"))
+
+
+def sha256(tensor: Tensor) -> str:
+    """Of a tensor's bytes, in hexadecimal; the same on every device and in every memory format."""
+    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
 
 
 def progress_bar(description: str, size: int, unit: str = "B") -> tqdm:
@@ -144,7 +149,7 @@ def _read_cache(path: Path, content: Mapping[str, Content]) -> RawData | None:
 
 def _write_cache(path: Path, data: RawData, content: Mapping[str, Content]) -> None:
     tensors = {part: data[part].contiguous() for part in content}
-    unknown = {part: _sha256(tensors[part]) for part, expected in content.items() if expected.sha256 is None}
+    unknown = {part: sha256(tensors[part]) for part, expected in content.items() if expected.sha256 is None}
     try:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=unknown or None)
@@ -154,7 +159,3 @@ def _write_cache(path: Path, data: RawData, content: Mapping[str, Content]) -> N
 
 def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
     return len(shape) == len(expected) and all(want in (None, size) for size, want in zip(shape, expected, strict=True))
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()

@@ -11,7 +11,12 @@ from eeutils.data.augmentation import Normalization
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set, on one device.
+    """One part of a data set, on one device; also what images of one's own become, to be read by a trained network.
+
+        mine = Split(images, labels, classes=data.classes, normalization=data.normalization)
+        predictions = predict(net, mine)
+
+    For shipped weights the normalization is `eeutils.weights.weight_entry(name).normalization`.
 
     Attributes:
         images: (N, C, H, W) uint8.

@@ -15,7 +15,8 @@ class WeightAverage:
 
     Args:
         net: the network as it is before training.
-        decay: what an update leaves of the average; 0.999 looks back over about a thousand steps.
+        decay: what an update leaves of the average; 0.999 looks back over about a thousand steps. The first updates
+            leave less, (1 + t) / (10 + t) after t of them: a short run, too, soon forgets the weights it began with.
     """
 
     def __init__(self, net: MultiExitNet, decay: float) -> None:
@@ -24,9 +25,10 @@ class WeightAverage:
         self._own, self._latest = _tensors(self.net), _tensors(net)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the network's present weights into the average. Nothing here waits for the device."""
-        torch._foreach_lerp_(self._own, self._latest, 1 - self.decay)
+    def update(self, step: int) -> None:
+        """Take the network's weights after update `step` of the run, counted from 0. Nothing waits for the device."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._own, self._latest, 1 - decay)
 
 
 def _tensors(net: MultiExitNet) -> list[Tensor]:

@@ -42,9 +42,9 @@ class TrainConfig:
             BatchNorm's statistics included, and an epoch takes little more than a forward pass.
         optimizer: "sgd", or "adam" for exits on a backbone that does not move.
         learning_rate: the highest of the run.
-        schedule: "linear": up over `warmup`, then down to 0, because the last epochs at a tiny rate are worth points;
-            "halving": halved every `halve_every` epochs, as UPF-DL-2020 did; "steps": a tenth after each of `drops`, as
-            Shallow-Deep Networks do.
+        schedule: "linear": up over `warmup`, then down to 0 after the last step, because the last epochs at a tiny rate
+            are worth points; "halving": halved every `halve_every` epochs, as UPF-DL-2020 did; "steps": a tenth after
+            each of `drops`, as Shallow-Deep Networks do. The first step is never at a lowered rate.
         warmup: share of the run over which "linear" rises.
         halve_every: epochs between two halvings.
         drops: shares of the run after which "steps" drops; shares, so that a shorter run keeps the shape.
@@ -54,7 +54,8 @@ class TrainConfig:
         bias_learning_rate: of BatchNorm's biases, in learning rates. They are few and may run ahead of the weights
             (airbench takes 64 of them).
         average_decay: above 0, the network ends as the moving average of its weights with this decay a step, and is
-            validated as that; 0 leaves the last weights as they are.
+            validated as that; after t steps the decay is (1 + t) / (10 + t) at most, so that little is left of the
+            first weights. 0 leaves the last weights as they are.
         augmentation: what is drawn anew for every image.
         loss: how the exits' losses become one.
         seed: of the order of the batches and every draw in them; the first weights are the caller's.

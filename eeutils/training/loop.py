@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,35 @@ from tqdm.auto import tqdm
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.augmentation import augmented_batch
+from eeutils.data.sources import sha256
 from eeutils.data.splits import missing_classes
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
+from eeutils.models.memory import channels_last
+from eeutils.models.multiexit import check_exits
 from eeutils.training.averaging import WeightAverage
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.config import TrainConfig
 from eeutils.training.device import autocast_dtype, choose_device, compute_capability, should_compile
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
-from eeutils.training.regimes import start_training, trained_part, training_forward
+from eeutils.training.regimes import frozen_tensors, start_training, trained_part, training_forward
 from eeutils.training.schedule import learning_rate
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 # Fields of the config that a run may be taken up with changed: how a machine computes it, not what.
 _MACHINE_FIELDS = ("precision", "compile")
+# What of the data a checkpoint remembers, and how a message says that it was another.
+_DATA_DIFFERENCES = {
+    "name": "another name",
+    "images": "another number or shape of images",
+    "classes": "other classes",
+    "train_images": "other training images",
+    "train_labels": "other training labels",
+    "normalization": "another normalization",
+}
+# Validation keeps no activations for a way back, so that it has room for more images at a time than training.
+_VALIDATION_BATCHES, _MOST_VALIDATION_IMAGES = 4, 500
 # Apart from the batches' own draws, which begin with the same seed.
 _DROPOUT_SEED = 0x5EED
 
@@ -51,7 +66,7 @@ def fit(
     device and in another precision.
 
     Args:
-        net: the network; it ends on the device it came from, in evaluation mode.
+        net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode.
         data: images and labels.
         config: see `TrainConfig`; `recipe(name)` has some.
         checkpoint: a file of this run's own.
@@ -59,8 +74,10 @@ def fit(
         progress: show a bar with loss, validation accuracy of every exit, images/s and the time left.
 
     Raises:
-        ValueError: if network, data and augmentation do not fit, or the checkpoint has epochs of another config, data
-            set or network.
+        TypeError: if `net` has no exits.
+        ValueError: if network, data and augmentation do not fit, or the checkpoint has epochs of another config,
+            network or data set (other training images, labels or normalization, whatever its name); or, where early
+            exits alone are trained, of another backbone or last exit.
         IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
@@ -71,13 +88,14 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
     try:
-        run = _Run(net, data, config, device)
-        run.take_up(path)
-        with run.bar(progress) as bar:
-            while run.epoch < config.epochs:
-                run.train_epoch(bar)
-                run.save(path)
-        run.finish()
+        with channels_last(net.to(device)):
+            run = _Run(net, data, config, device)
+            run.take_up(path)
+            with run.bar(progress) as bar:
+                while run.epoch < config.epochs:
+                    run.train_epoch(bar)
+                    run.save(path)
+            run.finish()
     except KeyboardInterrupt:
         kept = f"{path} has the epochs finished before; call fit again to go on" if path else "nothing was saved"
         print(f"training was interrupted: {kept}", file=sys.stderr)
@@ -91,11 +109,10 @@ class _Run:
     """The moving parts of one training run; between epochs its state is exactly what a checkpoint holds."""
 
     def __init__(self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.net = net.to(device, memory_format=torch.channels_last)
+        self.config, self.data, self.device = config, data, device
+        self.net = net.to(device)
         self.batches = TrainBatches(data.train, config.batch_size, config.augmentation, device, config.seed)
         self.val = data.val.to(device)
-        self.data = {"name": data.name, "images": tuple(data.train.images.shape), "classes": tuple(data.classes)}
         self.optimizer = _optimizer(trained_part(net, config.trained), config, device)
         capability = compute_capability(device)
         dtype = autocast_dtype(config.precision, capability)
@@ -108,6 +125,20 @@ class _Run:
         self.epoch = 0
         self.weights = self._exit_weights()
         self.rows: list[dict[str, float]] = []
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """By what a checkpoint is told from one on other data."""
+        train = self.data.train
+        return {
+            "name": self.data.name,
+            "images": tuple(train.images.shape),
+            "classes": tuple(train.classes),
+            "train_images": sha256(train.images),
+            "train_labels": sha256(train.labels),
+            # Rounded: the very last digits of a sum may depend on the machine.
+            "normalization": [round(level, 6) for level in (*train.normalization.mean, *train.normalization.std)],
+        }
 
     @property
     def images_per_epoch(self) -> int:
@@ -163,7 +194,7 @@ class _Run:
             "epoch": self.epoch,
             "rows": self.rows,
             "config": asdict(self.config),
-            "data": self.data,
+            "data": self.data_identity,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -193,12 +224,16 @@ class _Run:
         there = _filled(state["config"], asdict(TrainConfig()))
         if changed := [name for name in here if name not in _MACHINE_FIELDS and there[name] != here[name]]:
             return f"a run with another {', '.join(changed)}"
-        if state["data"] != self.data:
-            return f"a run on other data ({state['data']['name']}), not on this {self.data['name']}"
+        kept = self.data_identity | state["data"]  # one from before a field was there says nothing about it
+        if changed := [words for name, words in _DATA_DIFFERENCES.items() if kept[name] != self.data_identity[name]]:
+            return f"a run on other data ({kept['name']}): {', '.join(changed)}"
         if _shapes(state["net"]) != _shapes(self.net.state_dict()):
             return "another network"
         if _group_sizes(state["optimizer"]) != _group_sizes(self.optimizer.state_dict()):
             return "a run with another optimizer"
+        frozen = frozen_tensors(self.net, self.config.trained)
+        if changed := [name for name, tensor in frozen.items() if not torch.equal(state["net"][name], tensor.cpu())]:
+            return f"a run on another backbone or last exit ({changed[0]} differs)"
         return ""
 
     def _pass_over_training_split(self, bar: tqdm) -> Tensor:
@@ -231,7 +266,7 @@ class _Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update()
+            self.average.update(step)
         return losses.detach()
 
     def _report(self, bar: tqdm, losses: Tensor, images: int) -> None:
@@ -258,8 +293,10 @@ class _Run:
 
     def _validate(self) -> Tensor:
         """Accuracy of each exit on the validation split, (E,)."""
+        net = self.net if self.average is None else self.average.net
+        images = min(_VALIDATION_BATCHES * self.config.batch_size, _MOST_VALIDATION_IMAGES)
         with self.autocast:
-            logits = collect_logits(self.net if self.average is None else self.average.net, self.val)
+            logits = collect_logits(net, self.val, batch_size=images)
         if not logits.isfinite().all():  # the epoch's very last update can spoil weights without a loss that shows it
             raise self._diverged("the network's answers became NaN or infinite")
         return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
@@ -305,7 +342,7 @@ def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, An
     faster = []
     if config.bias_learning_rate != 1:
         norms = [name for name, module in part.named_modules() if isinstance(module, nn.BatchNorm2d)]
-        faster = [rest.pop(f"{name}.bias") for name in norms]
+        faster = [rest.pop(f"{name}.bias") for name in norms if f"{name}.bias" in rest]
     groups = [
         {"params": [each for each in rest.values() if each.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [each for each in rest.values() if each.ndim <= 1], "weight_decay": 0.0},
@@ -341,6 +378,7 @@ def _cuda_indices(device: torch.device) -> list[int]:
 
 def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
     """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are."""
+    check_exits(net)
     if config.trained == "early_exits" and net.num_exits == 1:
         raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
     shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device

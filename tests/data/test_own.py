@@ -1,12 +1,13 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from eeutils.data import data_from_folder, data_from_tensors, own
+from eeutils.data import data_from_folder, data_from_tensors, load_image, own
 from eeutils.data.augmentation import Normalization
 from eeutils.errors import IntegrityError
 
@@ -31,6 +32,14 @@ def test_normalization_is_the_training_splits_and_shared():
     data = data_from_tensors(*tensors())
     assert data.train.normalization == data.val.normalization == data.test.normalization
     assert data.normalization == Normalization.of(data.train.images)
+
+
+def test_the_normalization_is_asked_of_the_training_images_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(own.Normalization, "of", lambda images: asked.append(len(images)) or Normalization((0,), (1,)))
+    images, labels, classes = tensors()
+    data_from_tensors(images[:, :1], labels, classes)
+    assert asked == [70]
 
 
 def test_images_for_trained_weights_are_normalised_as_theirs_were():
@@ -161,3 +170,69 @@ def test_a_folder_of_another_class_is_named(folder):
 def test_images_have_a_size(folder):
     with pytest.raises(ValueError, match="size must be positive, got 0"):
         data_from_folder(folder, size=0)
+
+
+def noise(height: int, width: int, top: int, dtype: type) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, top, (height, width), dtype=dtype, endpoint=True)
+
+
+def test_one_image_is_read_as_a_folder_of_them_is(tmp_path):
+    for number in range(20):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(noise(30, 50 + number, 255, np.uint8)).save(tmp_path / name / f"{number:02}.png")
+    data = data_from_folder(tmp_path, size=16)
+    of_folder = torch.cat([split.images for split in (data.train, data.val, data.test)])
+    one_by_one = torch.cat([load_image(path, size=16) for path in tmp_path.rglob("*.png")])
+    assert one_by_one.shape == (40, 3, 16, 16)
+    assert one_by_one.dtype == torch.uint8
+    assert torch.equal(one_by_one.flatten(1).unique(dim=0), of_folder.flatten(1).unique(dim=0))
+
+
+def test_an_image_keeps_its_middle_square_and_can_be_asked_about(folder):
+    image = Image.new("RGB", (60, 20), (0, 0, 250))
+    image.paste((250, 0, 0), (20, 0, 40, 20))
+    image.save(folder / "red" / "wide.png")
+    square = load_image(folder / "red" / "wide.png", size=20)
+    assert square[0, :, 5, 5].tolist() == [250, 0, 0]
+    assert square[:, 2].max() == 0
+    assert data_from_folder(folder).normalization(square).shape == (1, 3, 20, 20)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orders", ["<u2", ">u2"])
+def test_16_bits_become_8(tmp_path, suffix, orders):
+    path, pixels = tmp_path / f"grey.{suffix}", noise(8, 8, 65535, np.uint16)
+    mode = "I;16" if orders == "<u2" else "I;16B"
+    Image.frombytes(mode, (8, 8), pixels.astype(orders).tobytes()).save(path)
+    expected = torch.from_numpy((pixels / 257).round().astype(np.uint8))
+    assert torch.equal(load_image(path, size=8), expected.expand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
+def test_pixels_without_a_known_white_are_refused(folder, mode, dtype):
+    path = folder / "red" / "3.tif"
+    Image.fromarray(np.full((8, 8), 1000, dtype)).save(path)
+    with pytest.raises(ValueError, match=rf"red.3\.tif has pixels of more than 16 bits .*mode {mode}.*8 or 16 bits"):
+        data_from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"), [(1, lambda x: x), (3, lambda x: x.rot90(2, (2, 3))), (6, lambda x: x.rot90(-1, (2, 3)))]
+)
+def test_images_are_turned_as_their_exif_says(tmp_path, orientation, turned):
+    image, exif = Image.fromarray(noise(8, 8, 255, np.uint8)), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(load_image(tmp_path / "turned.png", size=8), turned(load_image(tmp_path / "plain.png", size=8)))
+
+
+def test_one_image_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_image(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(IntegrityError, match=r"text\.png is not a readable image"):
+        load_image(tmp_path / "text.png")
+    with pytest.raises(ValueError, match="size must be positive, got 0"):
+        load_image(tmp_path / "text.png", size=0)

@@ -17,23 +17,37 @@ def test_it_is_the_exponential_moving_average(values, decay):
     expected = [float(tensor.detach().flatten()[0]) for tensor in (weight, bias, mean)]
     average = WeightAverage(net, decay)
 
-    for value in values:
+    for step, value in enumerate(values):
         with torch.no_grad():
             for tensor in (weight, bias, mean):
                 tensor.fill_(value)
-        average.update()
-        expected = [decay * each + (1 - decay) * value for each in expected]
+        average.update(step)
+        kept = min(decay, (1 + step) / (10 + step))
+        expected = [kept * each + (1 - kept) * value for each in expected]
 
     stem = average.net.units[0]
     found = [float(tensor.detach().flatten()[0]) for tensor in (stem[0].weight, stem[1].bias, stem[1].running_mean)]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_weights_are_soon_forgotten():
+    net = resnet18(width=1)
+    average = WeightAverage(net, 0.999)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+
+    for step in range(20):
+        average.update(step)
+
+    assert max(float(parameter.detach().abs().max()) for parameter in average.net.parameters()) < 1e-6
+
+
 def test_the_average_is_a_network_of_its_own():
     net = resnet18(width=1)
     average = WeightAverage(net.train(), 0.5)
 
-    average.update()
+    average.update(0)
 
     assert not average.net.training
     assert net.training

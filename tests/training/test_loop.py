@@ -1,13 +1,16 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eeutils.data import Augmentation, TrainBatches
+from eeutils.analysis.predictions import collect_logits
+from eeutils.data import Augmentation, ImageData, Normalization, TrainBatches
 from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
-from eeutils.models import MultiExitNet, resnet18
+from eeutils.models import MultiExitNet, create_exit, resnet18
 from eeutils.training import History, LossConfig, fit
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.loop import _optimizer, _Run
@@ -193,6 +196,66 @@ def test_a_finished_run_is_only_read(tiny_net, tiny_data, tiny_config, tmp_path,
     assert path.read_bytes() == content
 
 
+def with_training(data: ImageData, **changes: Callable[[Tensor], Tensor]) -> ImageData:
+    """The same data, but for what each function makes of a field of the training split."""
+    fields = {name: change(getattr(data.train, name).clone()) for name, change in changes.items()}
+    return replace(data, train=replace(data.train, **fields))
+
+
+def another_pixel(images: Tensor) -> Tensor:
+    images[-1, -1, -1, -1] ^= 1
+    return images
+
+
+OTHER_DATA = {
+    "name": (lambda data: replace(data, name="other"), "another name"),
+    "pixel": (lambda data: with_training(data, images=another_pixel), "other training images"),
+    "order": (
+        lambda data: with_training(data, images=lambda x: x.flip(0), labels=lambda x: x.flip(0)),
+        "other training images, other training labels",
+    ),
+    "labels": (lambda data: with_training(data, labels=lambda x: x.roll(1)), "other training labels"),
+    "number": (
+        lambda data: replace(data, train=data.train.take(slice(0, 100))),
+        "another number or shape of images, other training images, other training labels",
+    ),
+    "normalization": (
+        lambda data: replace(data, train=replace(data.train, normalization=Normalization((0.4,) * 3, (0.2,) * 3))),
+        "another normalization",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_DATA)
+def test_a_checkpoint_of_other_data_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, other):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    before, content = weights(net), path.read_bytes()
+    make, message = OTHER_DATA[other]
+    with pytest.raises(ValueError, match=rf"on other data \(tiny\): {message}; use another file, or remove it"):
+        fit(net, make(tiny_data), tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert_same_weights(weights(net), before)
+    assert path.read_bytes() == content
+
+
+def test_the_same_data_are_the_same_in_another_memory_format(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    same = with_training(tiny_data, images=lambda x: x.contiguous(memory_format=torch.channels_last))
+    assert fit(tiny_net(), same, tiny_config(epochs=1), checkpoint=path, progress=False) == history
+
+
+def test_a_checkpoint_from_before_data_were_compared_is_taken_up(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    state["data"] = {name: state["data"][name] for name in ("name", "images", "classes")}
+    save_checkpoint(path, state)
+    assert fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False) == history
+    with pytest.raises(ValueError, match="another name"):
+        fit(tiny_net(), replace(tiny_data, name="other"), tiny_config(epochs=1), checkpoint=path, progress=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -200,7 +263,6 @@ def test_a_finished_run_is_only_read(tiny_net, tiny_data, tiny_config, tmp_path,
         ({"config": {"loss": LossConfig(weights="equal")}}, "another loss;"),
         ({"net": {"width": 3}}, "of another network"),
         ({"net": {"exit_after": (1, 4)}}, "of another network"),
-        ({"data": {"name": "other"}}, r"other data \(tiny\), not on this other"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, changes, message):
@@ -208,14 +270,9 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config
     fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
     net, content = tiny_net(**changes.get("net", {})), path.read_bytes()
     before = weights(net)
+    config = tiny_config(**{"epochs": 1, **changes.get("config", {})})
     with pytest.raises(ValueError, match=message):
-        fit(
-            net,
-            replace(tiny_data, **changes.get("data", {})),
-            tiny_config(**{"epochs": 1, **changes.get("config", {})}),
-            checkpoint=path,
-            progress=False,
-        )
+        fit(net, tiny_data, config, checkpoint=path, progress=False)
     assert_same_weights(weights(net), before)
     assert path.read_bytes() == content
 
@@ -448,3 +505,56 @@ def test_biases_of_norms_can_run_ahead(tiny_net, tiny_data, tiny_config):
         bias_of_norm = name.endswith("bias") and name.startswith("units.")
         torch.testing.assert_close(moved_ahead, moved * (8 if bias_of_norm else 1), msg=name)
         assert parameter.grad is None
+
+
+def test_norms_without_a_bias_have_none_to_run_ahead(tiny_data, tiny_config):
+    units = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.ReLU()) for affine in (False, True)]
+    units[1][0] = nn.Conv2d(4, 4, 3)
+    net = MultiExitNet(units, {0: create_exit("avg", 4, 4), 1: create_exit("avg", 4, 4)})
+    groups = _optimizer(net, tiny_config(bias_learning_rate=8.0), torch.device("cpu")).param_groups
+    assert [parameter is units[1][1].bias for parameter in groups[2]["params"]] == [True]
+    fit(net, tiny_data, tiny_config(epochs=1, bias_learning_rate=8.0), progress=False)
+
+
+@pytest.mark.parametrize(("batch_size", "at_a_time"), [(4, 16), (112, 448), (128, 500), (10**6, 500)])
+def test_validation_takes_few_images_at_a_time_where_training_does(
+    tiny_net, tiny_data, tiny_config, monkeypatch, batch_size, at_a_time
+):
+    seen = []
+
+    def collect(net, split, *, batch_size):
+        seen.append(batch_size)
+        return collect_logits(net, split, batch_size=batch_size)
+
+    monkeypatch.setattr("eeutils.training.loop.collect_logits", collect)
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1, batch_size=batch_size), progress=False)
+    assert seen == [at_a_time]
+
+
+def test_a_run_of_one_step_changes_the_weights(tiny_net, tiny_data, tiny_config):
+    net = tiny_net()
+    before = weights(net)
+    fit(net, tiny_data, tiny_config(epochs=1, batch_size=len(tiny_data.train)), progress=False)
+    assert not torch.equal(net.units[0][0].weight, before["units.0.0.weight"])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
+def test_the_network_keeps_its_memory_format(tiny_net, tiny_data, tiny_config, memory_format, average_decay):
+    net = tiny_net().to(memory_format=memory_format)
+    fit(net, tiny_data, tiny_config(epochs=1, average_decay=average_decay), progress=False)
+    assert all(tensor.is_contiguous(memory_format=memory_format) for tensor in net.parameters() if tensor.ndim == 4)
+
+
+def test_an_interrupted_network_keeps_its_memory_format(tiny_net, tiny_data, tiny_config, interrupted):
+    net = tiny_net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, tiny_data, tiny_config(), progress=False)
+    assert save(net.state_dict())  # takes contiguous tensors and no others
+
+
+def test_a_diverged_network_keeps_its_memory_format(tiny_net, tiny_data, tiny_config):
+    net = tiny_net()
+    with pytest.raises(TrainingDivergedError):
+        fit(net, tiny_data, tiny_config(learning_rate=1e30), progress=False)
+    assert save(net.state_dict())

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eeutils.training import TrainConfig
 from eeutils.training.schedule import learning_rate
@@ -9,13 +11,26 @@ def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
     return [learning_rate(config, step, steps_per_epoch) for step in steps]
 
 
-def test_linear_rises_over_the_first_fifth_and_falls_to_nothing():
-    config = TrainConfig(epochs=5, learning_rate=0.8, warmup=0.2)
-    assert rates(config, 2) == pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+def test_linear_rises_over_the_first_fifth_and_falls_to_nothing_after_the_last_step():
+    config = TrainConfig(epochs=5, learning_rate=0.9, warmup=0.2)
+    assert rates(config, 2) == pytest.approx([0.45, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
 def test_linear_without_a_warmup_only_falls():
-    assert rates(TrainConfig(epochs=4, learning_rate=0.4, warmup=0.0), 1) == pytest.approx([0.3, 0.2, 0.1, 0.0])
+    assert rates(TrainConfig(epochs=4, learning_rate=0.4, warmup=0.0), 1) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+@given(
+    schedule=st.sampled_from(["linear", "halving", "steps"]),
+    epochs=st.integers(1, 30),
+    steps_per_epoch=st.integers(1, 30),
+    warmup=st.floats(0, 1, exclude_max=True),
+)
+def test_every_step_counts_and_the_highest_rate_is_the_configs(schedule, epochs, steps_per_epoch, warmup):
+    config = TrainConfig(epochs=epochs, learning_rate=0.3, schedule=schedule, warmup=warmup)
+    found = rates(config, steps_per_epoch)
+    assert min(found) > 0
+    assert max(found) == pytest.approx(0.3)
 
 
 def test_halving_after_every_so_many_epochs():
