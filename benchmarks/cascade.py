@@ -8,8 +8,11 @@ plain network, which has no heads to compute on the way. The first is held again
 - what the network's stages allow: the time of each stage (from one exit to the next, head included) on a full batch,
   weighted by the share of images that still come to it. The rest is the cascade's own cost: scores, gathering those
   who stay, and smaller batches being slower an image.
+
+Two contenders compute in bfloat16, the plain network and one of the cascades, to see what that is worth beside it.
 """
 
+import math
 import os
 import platform
 import sys
@@ -24,14 +27,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from eeutils.analysis.policies import Policy
+from benchmarks.report import publish, report_path
+from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
 from eeutils.cascade import Cascade, prepared_for_inference
 from eeutils.data import Split, load_data
-from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet
-from eeutils.results import RESULTS, refresh_readme
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
@@ -75,7 +77,7 @@ class Timing:
         seconds: contender -> (R,) float64, one number a repeat; "no early exit" is what speed-ups are over.
         stage_seconds: (R, E) float64, what each stage takes when nobody leaves.
         predicted: contender -> (N,) classes.
-        exit_index: contender -> (N,) exits, for those that leave early.
+        exit_index: contender -> (N,) exits, for those that leave early and have limits to be held against.
         labels: (N,) of the images.
         costs: (E,) multiply-adds up to each exit.
     """
@@ -91,24 +93,17 @@ class Timing:
 
 
 WHOLE, PLAIN = "no early exit", "plain network"
+_IN_BF16 = "{}, in bf16"
+_ALSO_IN_BF16 = f"at most {100 * MAX_DROPS[1]:g} points lost"
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(Benchmark, prog="python -m benchmarks.cascade", description=__doc__, args=args)
     try:
-        publish(run(options), "benchmark", options.device, options.out)
+        publish(run(options), options.out or report_path("benchmark", options.device))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-def publish(report: str, name: str, device: str, out: Path | None) -> None:
-    """Print a report and write it to `out`; by default to results/ under its name, a GPU's apart, and to the README."""
-    print(report)
-    with atomic_path(out or RESULTS / (f"{name}-cuda.md" if device.startswith("cuda") else f"{name}.md")) as temporary:
-        temporary.write_text(report)
-    if out is None:
-        refresh_readme()
 
 
 def run(options: Benchmark) -> str:
@@ -152,8 +147,16 @@ def measure(
     batches = [images for images, _ in split.batches(batch_size, device)]
     whole, bare = prepared_for_inference(net), prepared_for_inference(plain)
     cascades = {name: Cascade(net, policy) for name, policy in rules.items()}
-    contenders: dict[str, Callable[[Tensor], object]] = {PLAIN: bare, WHOLE: whole, **cascades}
-    results = {name: [cascade(images) for images in batches] for name, cascade in cascades.items()}
+    in_bf16 = {
+        _IN_BF16.format(PLAIN): Cascade(plain, ThresholdPolicy(math.inf), dtype=torch.bfloat16),
+        **{
+            _IN_BF16.format(name): Cascade(net, policy, dtype=torch.bfloat16)
+            for name, policy in rules.items()
+            if name == _ALSO_IN_BF16
+        },
+    }
+    contenders: dict[str, Callable[[Tensor], object]] = {PLAIN: bare, WHOLE: whole, **cascades, **in_bf16}
+    results = {name: [cascade(images) for images in batches] for name, cascade in (cascades | in_bf16).items()}
     predicted = {name: torch.cat([part.predicted for part in parts]).cpu() for name, parts in results.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     stages: list[Tensor] = []
@@ -173,7 +176,7 @@ def measure(
         seconds={name: torch.tensor(values, dtype=torch.float64) for name, values in seconds.items()},
         stage_seconds=torch.stack(stages),
         predicted=predicted,
-        exit_index={name: torch.cat([part.exit_index for part in parts]).cpu() for name, parts in results.items()},
+        exit_index={name: torch.cat([part.exit_index for part in results[name]]).cpu() for name in cascades},
         labels=split.labels.cpu(),
         costs=costs,
     )
@@ -193,10 +196,9 @@ def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.de
     marks = []
     for x in batches:
         marks.append([_mark(device)])
-        for units, head in stages:
-            for unit in units:
-                x = unit(x)
-            head(x)
+        for stage in stages:
+            x = stage.features(x)
+            stage.answer(x)
             marks[-1].append(_mark(device))
     _now(device)
     return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64).sum(0)

@@ -22,13 +22,14 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks.report import publish
 from eeutils.analysis.costs import NetworkCosts, measure_costs
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
 from eeutils.data import load_data
 from eeutils.files import atomic_path
 from eeutils.models import resnet18
-from eeutils.results import RESULTS, refresh_readme
+from eeutils.results import RESULTS, write_text
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.training import choose_device, fit, recipe
@@ -71,18 +72,12 @@ def main(args: Sequence[str] | None = None) -> None:
     options = tyro.cli(Placement, prog="python -m benchmarks.exit_placement", description=__doc__, args=args)
     try:
         table = compare(*trained_table(options))
-        report = best_rows(table)
-        with atomic_path(options.results / "exit_placement.md") as temporary:
-            temporary.write_text(report, "utf-8")
-        with atomic_path(options.results / "exit_placement.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(options.results / "exit_placement.csv", table.to_csv(index=False))
         with atomic_path(options.results / "exit_placement.png") as temporary:
             draw(table).savefig(temporary, format="png", bbox_inches="tight")
+        publish(best_rows(table), options.results / "exit_placement.md")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    if options.results == RESULTS:
-        refresh_readme()
-    print(report)
 
 
 def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:

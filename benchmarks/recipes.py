@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 import tyro
 
+from benchmarks.report import publish
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.data import ImageData, load_data
-from eeutils.files import atomic_path
 from eeutils.models import copy_backbone, resnet18, resnet18_3exits
-from eeutils.results import RESULTS, refresh_readme
+from eeutils.results import RESULTS, write_text
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.training import TrainConfig, choose_device, fit, recipe
@@ -90,17 +90,11 @@ def main(args: list[str] | None = None) -> None:
     study = tyro.cli(Study, prog="python -m benchmarks.recipes", description=__doc__, args=args)
     try:
         data = load_data(study.data)
-        trained = {name: predictions_of(study, name, data) for name in VARIANTS}
+        table = compare({name: predictions_of(study, name, data) for name in VARIANTS})
+        write_text(study.results / "recipes.csv", table.to_csv())
+        publish(as_markdown(table), study.results / "recipes.md")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    table = compare(trained)
-    markdown = as_markdown(table)
-    for name, text in (("recipes.csv", table.to_csv()), ("recipes.md", markdown)):
-        with atomic_path(study.results / name) as temporary:
-            temporary.write_text(text, "utf-8")
-    if study.results == RESULTS:
-        refresh_readme()
-    print(markdown)
 
 
 def predictions_of(study: Study, name: str, data: ImageData) -> Predictions:

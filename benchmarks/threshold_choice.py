@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 import tyro
 
-from benchmarks.cascade import publish
+from benchmarks.report import publish
 from eeutils.analysis.policies import Policy, decide
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import choose_for_accuracy, choose_one_threshold
+from eeutils.results import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.weights import load_predictions
@@ -30,7 +31,7 @@ class Study:
     Attributes:
         weights: names of `eeutils.weights.list_weights()`.
         repeats: cuts into halves.
-        out: where the report goes; by default results/ and the README.
+        out: the report.
     """
 
     weights: tuple[str, ...] = (
@@ -40,7 +41,7 @@ class Study:
         "vgg16_sdn-mixed-cifar10-w16",
     )
     repeats: int = 20
-    out: Path | None = None
+    out: Path = RESULTS / "threshold_choice.md"
 
     def __post_init__(self) -> None:
         if self.repeats < 2:
@@ -59,7 +60,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         study = tyro.cli(Study, prog="python -m benchmarks.threshold_choice", description=__doc__, args=args)
         report = as_markdown({name: judged(load_predictions(name, "val"), study.repeats) for name in study.weights})
-        publish(report, "threshold_choice", "cpu", study.out)
+        publish(report, study.out)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 

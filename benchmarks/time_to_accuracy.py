@@ -20,19 +20,18 @@ import pandas as pd
 import torch
 import tyro
 
+from benchmarks.report import publish
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
-from eeutils.files import atomic_path
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.fitting import fitting_arguments
-from eeutils.results import RESULTS, refresh_readme
+from eeutils.results import RESULTS
 from eeutils.tables import frame_as_markdown
 from eeutils.training import History, TrainConfig, choose_device, fit, recipe
 from eeutils.training.device import autocast_dtype, compute_capability
 from eeutils.training.throughput import device_name, share_of_peak, training_peak
 
-REPORT = RESULTS / "time_to_accuracy.md"
 _TERA = 1e12
 
 
@@ -68,7 +67,7 @@ class TimeToAccuracy:
     device: str = "auto"
     target: float = 0.95
     other_peak: float | None = None
-    out: Path = REPORT
+    out: Path = RESULTS / "time_to_accuracy.md"
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -146,14 +145,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Train, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(TimeToAccuracy, prog="python -m benchmarks.time_to_accuracy", description=__doc__, args=args)
     try:
-        report = as_markdown(options, measure(options))
-        print(report)  # first: if it cannot be written, the runs were not for nothing
-        with atomic_path(options.out) as temporary:
-            temporary.write_text(report, "utf-8")
+        publish(as_markdown(options, measure(options)), options.out)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    if options.out == REPORT:
-        refresh_readme()
 
 
 def measure(options: TimeToAccuracy) -> Measurement:

@@ -1,7 +1,7 @@
 """The main job in a minute: `python -m eeutils.demo` (or `make demo`).
 
-Gets CIFAR-10, runs the five shipped networks over its 10,000 test images, chooses a threshold on validation, and lets
-the best one leave early for real.
+Gets CIFAR-10, runs ResNet18 with one, two and three exits over its 10,000 test images, chooses a threshold on
+validation, and lets images leave the last of these networks early for real.
 """
 
 import time
@@ -32,7 +32,7 @@ NETWORKS = (
     "resnet18_3exits-avg",
     "resnet18_3exits-spp",
 )
-BEST = NETWORKS[-1]
+CASCADED = NETWORKS[-1]
 FIGURE = Path("runs") / "demo.png"
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         print(f"  {session.weights_name(network)}: {len(data.test) / seconds:,.0f} test images/s")
     print("\nAccuracy on the test images (%), measured just now:\n")
     print(frame_as_markdown(scoreboard(evaluations)))
-    _leave_early(session, data, evaluations[BEST], device)
+    _leave_early(session, data, evaluations[CASCADED], device)
     _draw(evaluations)
     print(f"\nFigure: {FIGURE}. All of this took {time.perf_counter() - started:.0f} s.")
 
@@ -60,7 +60,7 @@ def main() -> None:
 def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, device: torch.device) -> None:
     """Time the whole network against its cascade on the same images, and say what came out."""
     choice = choose_one_threshold(evaluation.val, MAX_DROP)
-    net = session.network(BEST)
+    net = session.network(CASCADED)
     whole = prepared_for_inference(net).to(device)
     cascade = Cascade(net, choice.policy, device=device)
     seconds_whole, seconds_cascade = [], []
@@ -79,7 +79,7 @@ def _report(evaluation: Evaluation, threshold: float, result: CascadeResult, spe
     accuracy = float((result.predicted.cpu() == test.labels).double().mean())
     rates = torch.bincount(result.exit_index.cpu(), minlength=test.num_exits) / len(test.labels)
     cost = float(rates.double() @ test.relative_costs)
-    print(f"\nLeaving early for real ({BEST}), threshold {threshold:.3f} chosen on validation:")
+    print(f"\nLeaving early for real ({CASCADED}), threshold {threshold:.3f} chosen on validation:")
     print(f"  images leaving at exits 1, 2, ...: {', '.join(f'{float(rate):.1%}' for rate in rates)}")
     print(f"  accuracy {accuracy:.2%} against {float(test.correct[-1].double().mean()):.2%} for the last exit")
     print(f"  {cost:.1%} of the multiply-adds: at most {1 / cost:.2f}x as fast; measured {speed_up:.2f}x")

@@ -98,7 +98,7 @@ GOALS = (
 def goals_board(evaluations: Mapping[str, Evaluation], goals: tuple[Goal, ...] = GOALS) -> pd.DataFrame:
     """A row a goal: what is wanted, what was reached and what it costs, on average over seeds, and by which network.
 
-    What no trained network can do is missing.
+    What none of a goal's networks can do is missing: they are "not trained", or what is asked is "out of reach".
 
     Args:
         evaluations: tables of trained networks by name.
@@ -115,7 +115,8 @@ def _row(goal: Goal, seeds: Mapping[str, list[Evaluation]]) -> dict[str, float |
     candidates = {name: _mean(goal, seeds[name]) for name in goal.networks if name in seeds}
     able = {name: reached for name, reached in candidates.items() if reached is not None}
     if not able:
-        return {"wanted (%)": goal.wanted, "reached (%)": np.nan, "MACs (M)": np.nan, "by": "not trained"}
+        why = "out of reach" if candidates else "not trained"
+        return {"wanted (%)": goal.wanted, "reached (%)": np.nan, "MACs (M)": np.nan, "by": why}
     best = max(able, key=lambda name: able[name].validation)
     return {
         "wanted (%)": goal.wanted,

@@ -86,7 +86,7 @@ def main() -> int:
         return len(mistakes)
     for name, board in ({name: over_seeds(board) for name, board in boards.items()} | {"goals.md": goals}).items():
         table = frame_as_markdown(board)
-        _write(RESULTS / name, table + "\n")
+        write_text(RESULTS / name, table + "\n")
         print(f"\n{table}")
     _draw({label: published[name] for name, label in DRAWN.items() if name in published}, RESULTS / "accuracy_cost.png")
     refresh_readme()
@@ -110,7 +110,7 @@ def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
 
 def refresh_readme() -> None:
     """Put every table of results/ that README.md shows into it, as it is now."""
-    _write(README, with_tables(README.read_text("utf-8"), REPOSITORY))
+    write_text(README, with_tables(README.read_text("utf-8"), REPOSITORY))
 
 
 def with_tables(readme: str, folder: Path) -> str:
@@ -144,17 +144,23 @@ def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:
 
 
 def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
-    """Numbers of a table, in percent or millions, that did not come out."""
+    """Numbers of a table, in percent or millions, that did not come out: as NaN where there is none, on either side."""
     published = published.select_dtypes("number")
+    computed = computed.reindex_like(published)
     tolerances = 100 * np.array([_TOLERANCES.get(column, BOARD_TOLERANCE) for column in published])
-    apart = (published - computed[published.columns]).abs() > tolerances
+    alike = ((published - computed).abs() <= tolerances) | (published.isna() & computed.isna())
     return [
         f"{name}, {column}: {published.loc[name, column]:.2f} is published, {computed.loc[name, column]:.2f} came out"
-        for name, column in apart.stack()[lambda cell: cell].index
+        for name, column in (~alike).stack()[lambda cell: cell].index
     ]
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
 

@@ -121,7 +121,6 @@ def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch,
     monkeypatch.setattr(bench, "load_data", lambda name: data)
     monkeypatch.setattr(bench, "fit", noted_fit)
     monkeypatch.setattr(bench, "predict", noted_predict)
-    monkeypatch.setattr(bench, "refresh_readme", None)  # not for a report elsewhere
     out = tmp_path / "new" / "report.md"
 
     main([*TINY, "--epochs", "2", "--seeds", "2", "--out", str(out)])
@@ -135,17 +134,6 @@ def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch,
         assert f"| seed {seed} | " + " | ".join(f"{share:.2f}" for share in accuracy.tolist()) in report
     weights = [next(net.parameters()) for net in nets]
     assert not torch.equal(*weights)
-
-
-def test_the_readme_follows_the_published_report(tmp_path, monkeypatch):
-    refreshed, published = [], tmp_path / "results" / "time.md"
-    monkeypatch.setattr(bench, "REPORT", published)
-    monkeypatch.setattr(bench, "measure", lambda options: measured(timed(0.95)))
-    monkeypatch.setattr(bench, "refresh_readme", lambda: refreshed.append(published.read_text("utf-8")))
-
-    main(["--out", str(published)])
-
-    assert refreshed == [as_markdown(TimeToAccuracy(), measured(timed(0.95)))]
 
 
 def test_a_run_that_fails_leaves_the_last_report(tmp_path, monkeypatch, peak):

@@ -37,7 +37,9 @@ def test_everything_is_measured_on_the_same_images(three_exits, monkeypatch):
     threshold = float(predictions.confidence[0].median())
     rules = {"some leave": ThresholdPolicy(threshold), "all leave": ThresholdPolicy(0.0)}
     timing = cascade.measure(three_exits, plain, rules, split, 4, 2, predictions.costs)
-    assert set(timing.seconds) == {cascade.PLAIN, cascade.WHOLE, *rules}
+    contenders = [cascade.PLAIN, cascade.WHOLE, *rules, "plain network, in bf16"]
+    assert list(timing.seconds) == contenders
+    assert set(timing.exit_index) == set(rules)
     assert all(seconds.shape == (2,) for seconds in timing.seconds.values())
     assert timing.stage_seconds.shape == (2, 3)
     assert (timing.stage_seconds > 0).all()
@@ -46,13 +48,21 @@ def test_everything_is_measured_on_the_same_images(three_exits, monkeypatch):
     assert "accuracy" not in cascade.summary(timing), "six images tell nothing of it"
     monkeypatch.setattr(cascade, "_ENOUGH_TO_JUDGE", 6)
     rows = cascade.summary(timing)
-    assert rows.index.tolist() == [cascade.PLAIN, cascade.WHOLE, *rules]
+    assert rows.index.tolist() == contenders
     full, first = predictions.costs[-1], predictions.costs[0]
     assert rows.loc["all leave", "multiply-adds allow"] == f"{full / first:.2f}"
     assert rows.loc[cascade.WHOLE, "speed-up"] == "1.00 (1.00 to 1.00)"
     over_plain = (timing.seconds[cascade.PLAIN] / timing.seconds["all leave"]).median()
     assert (rows.loc[cascade.PLAIN, "over plain"], rows.loc["all leave", "over plain"]) == ("1.00", f"{over_plain:.2f}")
     assert rows.loc["all leave", "accuracy"] == f"{predictions.correct[0].double().mean():.2%}"
+
+
+def test_one_of_the_cascades_computes_in_bf16_too(three_exits):
+    split, plain = make_split(6), resnet18(width=2).eval()
+    validation = predict(three_exits, split)
+    timing = cascade.measure(three_exits, plain, cascade.policies(validation), split, 4, 1, validation.costs)
+    assert list(timing.seconds)[-2:] == ["plain network, in bf16", "at most 0.5 points lost, in bf16"]
+    assert cascade.summary(timing).loc["at most 0.5 points lost, in bf16", "reached"] == ""
 
 
 def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_out(three_exits):

@@ -78,6 +78,7 @@ def test_what_no_trained_network_can_do_is_missing():
 
     assert board["reached (%)"].map(math.isnan).all()
     assert list(board["wanted (%)"]) == [95.0, 95.0]
+    assert list(board["by"]) == ["not trained", "out of reach"]
 
 
 def test_goals_are_for_networks_that_are_planned():

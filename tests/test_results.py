@@ -1,5 +1,6 @@
 """Recomputing published numbers, and the README that shows them."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -89,6 +90,18 @@ def test_a_cell_of_the_scoreboard_that_does_not_come_out_is_named():
 
     assert results._differences(board, other) == ["two, cascade: 87.00 is published, 87.50 came out"]
     assert results._differences(board, board) == []
+
+
+def test_a_number_that_is_gone_is_a_difference_and_so_is_one_that_came_up():
+    board = pd.DataFrame({"at 25%": [77.4, math.nan], "cascade": [88.0, 87.0]}, index=["one", "two"])
+    flipped = board.assign(**{"at 25%": [math.nan, 77.4]})
+
+    assert results._differences(board, flipped) == [
+        "one, at 25%: 77.40 is published, nan came out",
+        "two, at 25%: nan is published, 77.40 came out",
+    ]
+    assert results._differences(board, board.drop("two")) == ["two, cascade: 87.00 is published, nan came out"]
+    assert len(results._differences(board, board.drop(columns="cascade"))) == 2
 
 
 def test_shares_of_mistakes_may_move_more_than_shares_of_images():

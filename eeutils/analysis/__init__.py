@@ -1,0 +1,97 @@
+"""What predictions say: each analysis is a function of one table, `Predictions`.
+
+The names below are imported when they are first used: some of them need packages that take a second to load.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "bootstrap": ("interval",),
+    "confusion": (
+        "ErrorIndicator",
+        "Standardisation",
+        "auroc_draws",
+        "confusion_scores",
+        "doubt",
+        "error_indicator",
+        "indicator_table",
+    ),
+    "costs": ("NetworkCosts", "exit_costs", "measure_costs"),
+    "gradcam": (
+        "Explanation",
+        "central_share",
+        "explain",
+        "grad_cam",
+        "guided_backprop",
+        "guided_grad_cam",
+        "hires_cam",
+        "map_correlation",
+        "spread",
+    ),
+    "metrics": (
+        "accuracy_of",
+        "accuracy_per_exit",
+        "calibration_error",
+        "ensemble_probs",
+        "ensemble_weights",
+        "exit_table",
+        "gains",
+        "paired_bootstrap",
+        "sure_images",
+    ),
+    "overthinking": (
+        "Destructive",
+        "Wasteful",
+        "attack_success",
+        "destructive",
+        "first_correct",
+        "first_correct_at",
+        "only_correct_at",
+        "overthinking_table",
+        "wasteful",
+    ),
+    "policies": (
+        "SDN_THRESHOLDS",
+        "AgreementPolicy",
+        "Decisions",
+        "PatiencePolicy",
+        "Policy",
+        "ThresholdPolicy",
+        "certainty",
+        "confidence",
+        "decide",
+        "ensemble_confidence",
+        "geometric_confidence",
+        "margin",
+        "score_of",
+        "with_fallback",
+    ),
+    "predictions": ("Predictions", "predict"),
+    "risk": ("GUARANTEE_THRESHOLDS", "RiskTest", "choose_with_guarantee", "measure_risk"),
+    "thresholds": (
+        "Choice",
+        "Curve",
+        "accuracy_cost_curve",
+        "choose_for_accuracy",
+        "choose_for_budget",
+        "choose_one_threshold",
+        "exit_rates_at",
+        "threshold_grid",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next access finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

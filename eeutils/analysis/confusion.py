@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from eeutils.analysis.bootstrap import draw_images
 from eeutils.analysis.predictions import Predictions
 
 
@@ -161,25 +162,15 @@ def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: in
         ValueError: as in `error_indicator`.
     """
     _check(suspicion, wrong, bins=1)
-    num_images = len(wrong)
-    picks = torch.randint(num_images, (draws, num_images), generator=torch.Generator().manual_seed(seed))
+    times = draw_images(len(wrong), draws, seed)
     values, order = suspicion[~wrong].double().sort()
-    # Columns of the table below: an empty one, the right answers by suspicion, the wrong ones.
-    columns = torch.empty(num_images, dtype=torch.int64)
-    columns[torch.cat([(~wrong).nonzero()[order, 0], wrong.nonzero()[:, 0]])] = torch.arange(1, num_images + 1)
-    # How often each image is drawn is all that matters.
-    times = torch.zeros(draws, num_images + 1).scatter_add_(1, columns[picks], torch.ones(()).expand_as(picks))
-    times_right, times_wrong = times[:, : len(values) + 1], times[:, len(values) + 1 :].double()
-    trusted = times_right.cumsum(1)  # (draws, R + 1), right answers less suspect; whole numbers, so exact
-    below, up_to = (torch.searchsorted(values, suspicion[wrong].double(), right=right) for right in (False, True))
+    right = (~wrong).nonzero()[order, 0]
+    # (draws, R + 1), how often the 0, 1, ..., R least suspect right answers are drawn; whole numbers, so exact.
+    trusted = torch.nn.functional.pad(times[:, right], (1, 0)).cumsum(1)
+    below, up_to = (torch.searchsorted(values, suspicion[wrong].double(), right=ties) for ties in (False, True))
     won = (trusted[:, below] + trusted[:, up_to]).double() / 2  # a tie counts half
+    times_wrong = times[:, wrong].double()
     return (won * times_wrong).sum(1) / (times_wrong.sum(1) * trusted[:, -1])
-
-
-def interval(draws: Tensor) -> tuple[float, float]:
-    """Lower and upper end of the middle 95 % of bootstrap `draws` (D,); those that are NaN are left out."""
-    low, high = torch.nanquantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
-    return low, high
 
 
 def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from eeutils.analysis.bootstrap import draw_kinds, interval
 from eeutils.analysis.predictions import Predictions
 
 _ENSEMBLES = ("mean", "weighted", "geometric")
@@ -101,12 +102,6 @@ def sure_images(predictions: Predictions, exit_index: int, confidence: float) ->
     return surest_first(predictions.correct[exit_index] & (sure >= confidence), sure)
 
 
-def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
-    """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64."""
-    new = predictions.correct[exit_index] & ~predictions.correct[:exit_index].any(0)
-    return surest_first(new, predictions.confidence[exit_index])
-
-
 def surest_first(chosen: Tensor, confidence: Tensor) -> Tensor:
     """Positions of the images `chosen` (N,) bool in order of falling `confidence` (N,), (n,) int64."""
     images = chosen.nonzero().flatten()
@@ -139,12 +134,10 @@ def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, s
         raise ValueError(
             f"both need the same exits and images, got {tuple(correct.shape)} and {tuple(reference.shape)}"
         )
-    difference = correct.double() - reference.double()
-    num_images = correct.shape[1]
-    # How often each image is drawn is all that matters: one matrix product instead of `draws` gathers.
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(num_images, (draws, num_images), generator=generator)
-    times = torch.zeros(draws, num_images, dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks).double())
-    means = difference @ times.T / num_images  # (E, draws)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
+    kinds = torch.stack([correct & ~reference, reference & ~correct, correct == reference], -1).sum(1)  # (E, 3)
+    ends = []
+    for counts in kinds:
+        gained, lost, _ = draw_kinds(counts, draws, seed).T
+        ends.append(interval((gained - lost) / correct.shape[1]))
+    low, high = torch.tensor(ends, dtype=torch.float64).T
     return low, high

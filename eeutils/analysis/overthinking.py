@@ -12,11 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from eeutils.analysis.bootstrap import draw_kinds, interval
 from eeutils.analysis.metrics import surest_first
 from eeutils.analysis.predictions import Predictions
 
@@ -25,6 +25,11 @@ def first_correct(predictions: Predictions) -> Tensor:
     """(N,) int64, the first exit that gets each image right; E, one past the last, where none does."""
     somewhere = torch.cat([predictions.correct, torch.ones_like(predictions.correct[:1])])
     return somewhere.int().argmax(0)
+
+
+def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
+    """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64."""
+    return surest_first(first_correct(predictions) == exit_index, predictions.confidence[exit_index])
 
 
 def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
@@ -160,16 +165,15 @@ class Destructive:
             seed: of the draws.
         """
         destroyed, lost = self._drawn(draws, seed).sum(2).T
-        return _interval(destroyed, lost)
+        return interval(destroyed / (destroyed + lost))
 
     def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
         """(C, 2) float64, what `share_interval` is for all, for the mistakes on each class; NaN where there are none.
 
         Where all of a class's mistakes are destroyed, or none, the interval is one point however few they are.
         """
-        drawn = self._drawn(draws, seed)  # (D, 2, C)
-        ends = [_interval(drawn[:, 0, label], drawn[:, 1, label]) for label in range(len(self.class_wrong))]
-        return torch.tensor(ends, dtype=torch.float64)
+        destroyed, lost = self._drawn(draws, seed).unbind(1)
+        return torch.tensor([interval(shares) for shares in (destroyed / (destroyed + lost)).T], dtype=torch.float64)
 
     def table(self) -> pd.DataFrame:
         """One row an early exit: images it gets right and the last exit wrong, of them new ones, its confidence."""
@@ -202,16 +206,14 @@ class Destructive:
             index=_class_names(classes, len(self.class_wrong)),
         )
 
-    def _drawn(self, draws: int, seed: int) -> np.ndarray:
-        """(D, 2, C), images destroyed and images wrong throughout, of each class, in each bootstrap sample.
+    def _drawn(self, draws: int, seed: int) -> Tensor:
+        """(draws, 2, C) float64, images destroyed and images wrong throughout, of each class, in each bootstrap sample.
 
-        An image is one of 2 C + 1 kinds (these, and right at last), so to draw the images anew is to draw how many
-        there are of each kind.
+        An image is one of 2 C + 1 kinds: these, and right at last.
         """
-        destroyed = self.class_destroyed.numpy()
-        kinds = np.concatenate([destroyed, self.class_wrong.numpy() - destroyed, [self.num_images - self.num_wrong]])
-        drawn = np.random.default_rng(seed).multinomial(self.num_images, kinds / self.num_images, size=draws)
-        return drawn[:, :-1].reshape(draws, 2, len(destroyed))
+        right = torch.tensor([self.num_images - self.num_wrong])
+        kinds = torch.cat([self.class_destroyed, self.class_wrong - self.class_destroyed, right])
+        return draw_kinds(kinds, draws, seed)[:, :-1].view(draws, 2, len(self.class_wrong))
 
 
 def destructive(predictions: Predictions) -> Destructive:
@@ -273,15 +275,6 @@ def attack_success(predictions: Predictions, target: int) -> Tensor:
     if not others.any():
         raise ValueError(f"all {len(others)} images are of the target class {target}: nothing could be mistaken for it")
     return (predictions.predicted[:, others] == target).double().mean(1)
-
-
-def _interval(destroyed: np.ndarray, lost: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of destroyed / (destroyed + lost), both (D,); NaN if there is nothing to divide by."""
-    wrong = destroyed + lost
-    if not wrong.any():
-        return math.nan, math.nan
-    low, high = np.quantile(destroyed[wrong > 0] / wrong[wrong > 0], [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _exit_names(count: int) -> pd.Index:

@@ -4,7 +4,7 @@ One piece of code decides for the table (`decide`) and for live inference (`eeut
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -80,7 +80,7 @@ _SHARED_SCORES = {"ensemble": ensemble_confidence, "geometric": geometric_confid
 _SCORES = _OWN_SCORES | _SHARED_SCORES
 
 
-def score(logits: Tensor, name: str = "confidence") -> Tensor:
+def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
     """How sure an answer is: logits (..., C) -> (...) in 0 (not at all) to 1.
 
     For "ensemble" and "geometric" the first dimension has to be the exits, from the first one on: an exit's score
@@ -99,25 +99,28 @@ class ThresholdPolicy:
     """Leave at the first exit whose score reaches its threshold.
 
     Attributes:
-        thresholds: one number for every early exit, or one each, shallowest first: in [0, 1], or infinity where nobody
-            is to leave (a network sure of itself scores 1 after rounding, so a threshold of 1 may still let images go).
+        thresholds: one number for every early exit, or a sequence of one each, shallowest first, kept as a tuple: in
+            [0, 1], or infinity where nobody is to leave (a network sure of itself scores 1 after rounding, so a
+            threshold of 1 may still let images go).
         score: how sure an answer is, larger is surer: "confidence", "entropy" (one minus its share of the
-            largest possible), "margin", "ensemble" or "geometric", see `score`.
+            largest possible), "margin", "ensemble" or "geometric", see `score_of`.
+
+    Raises:
+        ValueError: if thresholds are none of these, or the score is unknown.
     """
 
-    thresholds: float | tuple[float, ...]
+    thresholds: float | Sequence[float] | Tensor
     score: str = "confidence"
 
     def __post_init__(self) -> None:
         if self.score not in _SCORES:
             raise ValueError(f"unknown score {self.score!r}; choose from {sorted(_SCORES)}")
-        wrong = [value for value in self._as_tuple if not (0 <= value <= 1 or value == math.inf)]
+        thresholds = _as_numbers(self.thresholds)
+        object.__setattr__(self, "thresholds", thresholds)
+        values = thresholds if isinstance(thresholds, tuple) else (thresholds,)
+        wrong = [value for value in values if not (0 <= value <= 1 or value == math.inf)]
         if wrong:
             raise ValueError(f"thresholds must be in [0, 1], or infinite where nobody is to leave, got {wrong}")
-
-    @property
-    def _as_tuple(self) -> tuple[float, ...]:
-        return self.thresholds if isinstance(self.thresholds, tuple) else (float(self.thresholds),)
 
     def check(self, num_exits: int) -> None:
         """Raise a ValueError unless there is one threshold, or one for each of the `num_exits - 1` early exits."""
@@ -133,6 +136,14 @@ class ThresholdPolicy:
         threshold = self.thresholds[index] if isinstance(self.thresholds, tuple) else self.thresholds
         seen = logits if self.score in _SHARED_SCORES else logits[-1:]
         return _SCORES[self.score](seen)[-1] >= threshold
+
+
+def _as_numbers(thresholds: object) -> float | tuple[float, ...]:
+    try:
+        numbers = torch.as_tensor(thresholds, dtype=torch.float64).tolist()
+        return tuple(map(float, numbers)) if isinstance(numbers, list) else numbers
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"thresholds must be a number, or a sequence of numbers, got {thresholds!r}") from error
 
 
 @dataclass(frozen=True)

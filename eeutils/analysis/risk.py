@@ -12,10 +12,9 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy
-from eeutils.analysis.policies import score as score_of
+from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import Choice
+from eeutils.analysis.thresholds import Choice, checked_thresholds, count_leaving
 
 # From 1 down to 0 in steps that start at a millionth, since scores crowd near 1. Set before any data are seen: the
 # guarantee is for thresholds that do not depend on the validation images.
@@ -29,7 +28,7 @@ class RiskTest:
     Attributes:
         thresholds: (T,) float64, falling: one for all early exits.
         risk: (T,) float64, share of the images lost: answered wrongly early and rightly by the last exit.
-        p_values: (T,) float64, chance of a measured risk this low or lower if the true one were epsilon.
+        p_values: (T,) float64, chance of a measured risk this low or lower if the true one were `max_risk`.
     """
 
     thresholds: Tensor
@@ -43,46 +42,44 @@ class RiskTest:
 
 def measure_risk(
     validation: Predictions,
-    epsilon: float,
+    max_risk: float,
     score: str = "confidence",
     thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
 ) -> RiskTest:
     """Measured risk and binomial p-value of every threshold.
 
     The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
-    is binomial, so P(Binomial(n, epsilon) <= losses) is a p-value for the hypothesis that the risk is epsilon or more.
+    is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk is that or more.
 
     Args:
         validation: n images like those to come, not used in training.
-        epsilon: the risk to be excluded, in (0, 1).
-        score: see `eeutils.analysis.policies.score`.
-        thresholds: (T,) in [0, 1]; chosen without a look at `validation`.
+        max_risk: the risk to be excluded, in (0, 1).
+        score: see `eeutils.analysis.policies.score_of`.
+        thresholds: (T,) in [0, 1], or infinite; chosen without a look at `validation`.
 
     Raises:
-        ValueError: if `epsilon` is not in (0, 1), a threshold not in [0, 1], there is none, or the score is unknown.
+        ValueError: if `max_risk` is not in (0, 1), a threshold makes no sense, there is none, or the score is unknown.
     """
-    if not 0 < epsilon < 1:
-        raise ValueError(f"epsilon is a share of the images in (0, 1), got {epsilon}")
-    falling = torch.as_tensor(thresholds, dtype=torch.float64).sort(descending=True).values
-    usable = (falling >= 0) & (falling <= 1)
-    if not usable.all() or not len(falling):
-        raise ValueError(f"thresholds must be one or more numbers in [0, 1], got {falling[~usable].tolist()}")
+    if not 0 < max_risk < 1:
+        raise ValueError(f"max_risk is a share of the images in (0, 1), got {max_risk}")
+    falling = checked_thresholds(thresholds).sort(descending=True).values
     num_images = len(validation.labels)
-    losses = _losses(validation, score_of(validation.logits[:-1], score), falling)
-    p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, epsilon))
-    return RiskTest(falling, losses.double() / num_images, p_values)
+    lost = validation.correct[-1] & ~validation.correct  # (E, N); at the last exit nothing is
+    losses = count_leaving(lost, score_of(validation.logits[:-1], score), falling).sum(1)
+    p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, max_risk))
+    return RiskTest(falling, losses / num_images, p_values)
 
 
 def choose_with_guarantee(
     validation: Predictions,
-    epsilon: float,
+    max_risk: float,
     delta: float = 0.1,
     score: str = "confidence",
     thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
 ) -> Choice:
-    """The lowest threshold certified to lose at most `epsilon` of the images to early answers.
+    """The lowest threshold certified to lose at most `max_risk` of the images to early answers.
 
-    With probability 1 - `delta` or more over the draw of the validation images, no more than `epsilon` of *all* images
+    With probability 1 - `delta` or more over the draw of the validation images, no more than `max_risk` of *all* images
     like them are answered wrongly early though the last exit would have been right. Accuracy then falls by no more than
     that, and less as far as early answers also correct the last exit's mistakes.
 
@@ -91,36 +88,20 @@ def choose_with_guarantee(
 
     **If not even the first threshold passes, nothing is certified, and the choice is the policy that never leaves
     early** (its threshold is infinite, its relative cost 1). So it is with few images: below log(delta) /
-    log(1 - epsilon) of them no loss at all would still prove nothing.
+    log(1 - max_risk) of them no loss at all would still prove nothing.
 
     Args:
         validation: images like those to come, not used in training, nor to choose the arguments here.
-        epsilon: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred.
+        max_risk: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred (the paper's epsilon).
         delta: the chance accepted that the risk is larger after all, in (0, 1).
-        score: see `eeutils.analysis.policies.score`.
-        thresholds: (T,) in [0, 1] to choose from; chosen without a look at `validation`.
+        score: see `eeutils.analysis.policies.score_of`.
+        thresholds: (T,) in [0, 1], or infinite, to choose from; chosen without a look at `validation`.
 
     Raises:
         ValueError: if `delta` is not in (0, 1), or as in `measure_risk`.
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta is a probability in (0, 1), got {delta}")
-    tested = measure_risk(validation, epsilon, score, thresholds)
+    tested = measure_risk(validation, max_risk, score, thresholds)
     count = tested.certified(delta)
     return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)
-
-
-def _losses(validation: Predictions, scores: Tensor, thresholds: Tensor) -> Tensor:
-    """(T,) int64, images lost at each of `thresholds`, given the early exits' scores (E-1, N).
-
-    An image leaves at exit e for the thresholds above its best score before and not above its best so far.
-    """
-    nobody = scores.new_full((1, len(validation.labels)), -math.inf)
-    best = torch.cat([nobody, scores.cummax(0).values])
-    lost = validation.correct[-1] & ~validation.correct[:-1]
-    return _reaching(best[1:][lost], thresholds) - _reaching(best[:-1][lost], thresholds)
-
-
-def _reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """(T,) int64, how many of `scores` (n,) are at least each threshold, in the scores' precision as a policy does."""
-    return len(scores) - torch.searchsorted(scores.sort().values, thresholds.to(scores.dtype))

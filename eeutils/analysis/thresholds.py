@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy, decide
-from eeutils.analysis.policies import score as score_of
+from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
 from eeutils.analysis.predictions import Predictions
 
 
@@ -17,7 +16,7 @@ class Curve:
     """Accuracy against cost as one threshold for all early exits moves.
 
     Attributes:
-        thresholds: (T,) float64, not decreasing.
+        thresholds: (T,) float64.
         accuracy: (T,) float64, 0 to 1.
         cost: (T,) float64, mean multiply-adds an image.
         full_cost: multiply-adds of the whole network.
@@ -43,14 +42,15 @@ def accuracy_cost_curve(
 
     Args:
         predictions: the table, N images.
-        thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody; by default `threshold_grid(predictions)`.
-        score: see `eeutils.analysis.policies.score`.
+        thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody, in any order, which the curve keeps; by
+            default `threshold_grid(predictions)`, which rises.
+        score: see `eeutils.analysis.policies.score_of`.
 
     Raises:
         ValueError: if a threshold is none of these, or there is none.
     """
     scores = score_of(predictions.logits[:-1], score)
-    thresholds = _grid(scores) if thresholds is None else _checked(thresholds).sort().values
+    thresholds = _grid(scores) if thresholds is None else checked_thresholds(thresholds)
     accuracy, cost = _sweep_shared(predictions, scores, thresholds)
     return Curve(thresholds, accuracy, cost, float(predictions.costs[-1]), score)
 
@@ -61,10 +61,9 @@ def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float]
     Raises:
         ValueError: as in `accuracy_cost_curve`.
     """
-    thresholds = _checked(thresholds)
-    best = _best_so_far(score_of(predictions.logits[:-1], score))
-    gone = torch.stack([_reaching(scores, thresholds) for scores in best], dim=1)  # (T, E + 1)
-    return gone.diff(dim=1) / len(predictions.labels)
+    everybody = torch.ones_like(predictions.correct)
+    leaving = count_leaving(everybody, score_of(predictions.logits[:-1], score), checked_thresholds(thresholds))
+    return leaving / len(predictions.labels)
 
 
 def threshold_grid(predictions: Predictions, count: int = 1000, score: str = "confidence") -> Tensor:
@@ -131,8 +130,8 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
     """The most accurate thresholds whose mean cost is at most `budget`, a share of the whole network's cost.
 
     The best threshold shared by all exits comes first; then one exit's threshold after the other is moved to where it
-    serves the goal best, until none can be. That is never worse than a shared threshold, and the very best for one
-    early exit on up to 1,000 images.
+    serves the goal best, until none can be. That is never worse than a shared threshold. With one early exit it is the
+    very best there is on up to 998 images, whose scores are all tried; of more, 998 at evenly spaced ranks.
 
     Raises:
         ValueError: if `budget` is not in (0, 1], or not even leaving always at the first exit meets it; it says what
@@ -205,7 +204,12 @@ def _grid(scores: Tensor, count: int = 1000) -> Tensor:
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
 
 
-def _checked(thresholds: Tensor | Sequence[float]) -> Tensor:
+def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
+    """`thresholds` as (T,) float64.
+
+    Raises:
+        ValueError: if one is neither in [0, 1] nor infinity, or there is none.
+    """
     thresholds = torch.as_tensor(thresholds, dtype=torch.float64)
     usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
     if not usable.all() or not len(thresholds):
@@ -213,10 +217,28 @@ def _checked(thresholds: Tensor | Sequence[float]) -> Tensor:
     return thresholds
 
 
-def _best_so_far(scores: Tensor) -> Tensor:
-    """Scores (E-1, N) -> (E+1, N), the best before each exit and after the last: at first nobody is out, then all."""
-    ends = scores.new_full((1, scores.shape[1]), math.inf)
-    return torch.cat([-ends, scores.cummax(0).values, ends])
+def count_leaving(chosen: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
+    """How many of the images `chosen` leave at each exit, with each of `thresholds` at all early exits.
+
+    An image leaves at exit e if its score there reaches the threshold and no earlier score did: if the threshold lies
+    above the best earlier score and not above the best so far. So each exit contributes two sorted lists, and all
+    thresholds are looked up in them together.
+
+    Args:
+        chosen: (E, N) bool, the images to count at each exit.
+        scores: (E - 1, N), of the early exits.
+        thresholds: (T,) float64.
+
+    Returns:
+        (T, E) float64.
+    """
+    ends = scores.new_full((1, scores.shape[1]), math.inf)  # before the first exit nobody is out, after the last all
+    best = torch.cat([-ends, scores.cummax(0).values, ends])
+    counts = [
+        _reaching(now[images], thresholds) - _reaching(before[images], thresholds)
+        for before, now, images in zip(best[:-1], best[1:], chosen, strict=True)
+    ]
+    return torch.stack(counts, dim=1)
 
 
 def _reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
@@ -225,19 +247,10 @@ def _reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _sweep_shared(predictions: Predictions, scores: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """Accuracy (T,) and mean cost (T,) with each of `thresholds` at all early exits, given their scores (E-1, N).
-
-    An image leaves at exit e if its score there reaches the threshold and no earlier score did: if the threshold lies
-    above the best earlier score and not above the best so far. So each exit contributes two sorted lists, and all
-    thresholds are looked up in them together.
-    """
-    num_images = len(predictions.labels)
-    best = _best_so_far(scores)
-    correct, cost = torch.zeros_like(thresholds), torch.zeros_like(thresholds)
-    for before, now, right, price in zip(best[:-1], best[1:], predictions.correct, predictions.costs, strict=True):
-        correct += _reaching(now[right], thresholds) - _reaching(before[right], thresholds)
-        cost += (_reaching(now, thresholds) - _reaching(before, thresholds)) * price
-    return correct / num_images, cost / num_images
+    """Accuracy (T,) and mean cost (T,) with each of `thresholds` at all early exits, given their scores (E-1, N)."""
+    correct = predictions.correct
+    right, leaving = (count_leaving(chosen, scores, thresholds) for chosen in (correct, torch.ones_like(correct)))
+    return right.sum(1) / len(predictions.labels), (leaving * predictions.costs).sum(1) / len(predictions.labels)
 
 
 def _sweep_one(

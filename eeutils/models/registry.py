@@ -9,7 +9,16 @@ _BUILDERS: dict[str, Callable[..., MultiExitNet]] = {}
 
 
 def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiExitNet]:
-    """Make `builder` known to `create_model` under its own name (a decorator)."""
+    """Make `builder` known to `create_model` under its own name (a decorator).
+
+    Raises:
+        ValueError: if another builder has that name; the same one defined anew (a notebook's cell run again) may.
+    """
+    known = _BUILDERS.get(builder.__name__, builder)
+    if (known.__module__, known.__qualname__) != (builder.__module__, builder.__qualname__):
+        raise ValueError(
+            f"{builder.__name__!r} is the name of the builder in {known.__module__} already; give yours another"
+        )
     _BUILDERS[builder.__name__] = builder
     return builder
 

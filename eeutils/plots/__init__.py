@@ -1,4 +1,8 @@
-"""Figures. Every function draws on the axes it is given, or on new ones, and returns them."""
+"""Figures.
+
+A plot draws on the axes it is given, or on new ones, and returns them. What takes a grid of axes (`plot_attributions`,
+`plot_images`, `plot_images_by_exit`) returns a figure of its own.
+"""
 
 from eeutils.plots.attribution import plot_attributions
 from eeutils.plots.confusion import plot_risk_coverage, plot_suspicion

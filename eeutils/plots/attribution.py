@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from eeutils.data import Split
+from eeutils.plots.style import draw_image
 
 if TYPE_CHECKING:
     from eeutils.analysis.gradcam import Explanation  # captum takes a second to import
@@ -49,13 +50,13 @@ def plot_attributions(
 def _draw_row(
     axes: Sequence[Axes], split: Split, position: int, exits: Mapping[str, tuple["Explanation", int]]
 ) -> None:
-    image = split.images[position].permute(1, 2, 0).cpu()
-    axes[0].imshow(image.numpy(), interpolation="nearest", cmap="gray")
+    image = split.images[position]
+    draw_image(axes[0], image)
     _title(axes[0], split.classes[split.labels[position]])
     for column, (name, (found, row)) in enumerate(exits.items(), 1):
         named = f"{split.classes[found.predicted[row]]} {float(found.confidence[row]):.0%}"
         overlay, guided = axes[column], axes[column + len(exits)]
-        overlay.imshow(image.float().mean(2).numpy(), interpolation="nearest", cmap="gray")
+        draw_image(overlay, image.float().mean(0, keepdim=True))
         overlay.imshow(found.grad_cam[row].cpu().numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
         _title(overlay, f"{name}: {named}")
         guided.imshow(_around_grey(found.guided_grad_cam[row].cpu()).numpy(), interpolation="nearest", cmap="gray")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from eeutils.data import Split
-from eeutils.plots.style import legend_below, new_axes
+from eeutils.plots.style import draw_image, legend_below, new_axes
 
 
 def plot_class_histogram(splits: Mapping[str, Split], ax: Axes | None = None) -> Axes:
@@ -19,7 +19,7 @@ def plot_class_histogram(splits: Mapping[str, Split], ax: Axes | None = None) ->
     classes = next(iter(splits.values())).classes
     width = 0.8 / len(splits)
     for number, (name, split) in enumerate(splits.items()):
-        counts = split.labels.bincount(minlength=len(classes)).numpy()
+        counts = split.labels.bincount(minlength=len(classes)).cpu().numpy()
         ax.bar(np.arange(len(classes)) + (number + 0.5) * width - 0.4, counts, width, label=f"{name} ({len(split):,})")
     ax.set_xticks(range(len(classes)), classes, rotation=35, ha="right")
     ax.grid(axis="x", visible=False)
@@ -35,15 +35,22 @@ def plot_images(
     columns: int = 10,
     size: float = 1.0,
 ) -> plt.Figure:
-    """The images at positions `index` in a grid, each under its title (by default its class)."""
+    """The images at positions `index` in a grid, each under its title (by default its class).
+
+    Raises:
+        ValueError: if there are not as many titles as images.
+    """
     positions = torch.as_tensor(index).tolist()
-    titles = titles or [split.classes[split.labels[position]] for position in positions]
+    if titles is None:
+        titles = [split.classes[split.labels[position]] for position in positions]
+    if len(titles) != len(positions):
+        raise ValueError(f"{len(positions)} images need as many titles, got {len(titles)}: {list(titles)}")
     rows = max(1, -(-len(positions) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, position, title in zip(axes.flat, positions, titles, strict=False):
-        ax.imshow(split.images[position].permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
+        draw_image(ax, split.images[position])
         ax.set_title(title, fontsize=7 * size**0.5, pad=2)
     figure.tight_layout(pad=0.3)
     return figure
@@ -53,7 +60,7 @@ def plot_embedding(points: np.ndarray, split: Split, ax: Axes | None = None, leg
     """Points in the plane (N, 2), one an image of `split`, coloured by class."""
     ax = ax or new_axes()
     for number, name in enumerate(split.classes):
-        chosen = points[(split.labels == number).numpy()]
+        chosen = points[(split.labels == number).cpu().numpy()]
         ax.scatter(
             chosen[:, 0], chosen[:, 1], s=5, alpha=0.7, color=sns.color_palette("tab10")[number % 10], label=name
         )

@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from eeutils.analysis.metrics import first_correct_at
-from eeutils.analysis.overthinking import Destructive, Wasteful
+from eeutils.analysis.overthinking import Destructive, Wasteful, first_correct_at
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Split
-from eeutils.plots.style import ABOVE, BELOW, exit_name, legend_below, new_axes
+from eeutils.plots.style import ABOVE, BELOW, draw_image, exit_name, legend_below, new_axes
 
 
 def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
@@ -108,6 +107,6 @@ def plot_images_by_exit(
             for spine in ax.spines.values():
                 spine.set_visible(False)
         for ax, position in zip(row, positions.tolist(), strict=False):
-            ax.imshow(split.images[position].permute(1, 2, 0).numpy(), interpolation="nearest", cmap="gray")
+            draw_image(ax, split.images[position])
     figure.tight_layout(pad=0.3)
     return figure

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from torch import Tensor
 
 ABOVE, BELOW = "#2a9d5c", "#c8443c"
 
@@ -16,10 +17,15 @@ def use_style() -> None:
 
 
 def exit_name(index: int, num_exits: int) -> str:
-    """What figures and tables call an exit: "exit 1", ..., "last exit"; "classifier" if there is only one."""
+    """What figures call the exit at `index`, counted from 0: "exit 1", ..., "last exit"; a lone one "classifier"."""
     if num_exits == 1:
         return "classifier"
     return "last exit" if index == num_exits - 1 else f"exit {index + 1}"
+
+
+def draw_image(ax: Axes, image: Tensor) -> None:
+    """An image (C, H, W) of one channel or three, pixel by pixel, from whatever device it is on."""
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest", cmap="gray")
 
 
 def legend_below(ax: Axes, offset: float = -0.18) -> None:

@@ -12,7 +12,6 @@ from eeutils.analysis.confusion import (
     doubt,
     error_indicator,
     indicator_table,
-    interval,
 )
 from eeutils.analysis.predictions import Predictions
 
@@ -221,11 +220,6 @@ def test_draws_of_two_indicators_are_of_the_same_images():
     assert gap.nan_to_num().tolist() == [0] * 20
     reverse = auroc_draws(SUSPICION, WRONG, draws=20) + auroc_draws(-SUSPICION, WRONG, draws=20)
     assert reverse[reverse.isfinite()].tolist() == pytest.approx([1] * int(reverse.isfinite().sum()))
-
-
-def test_an_interval_holds_the_middle_and_leaves_out_what_says_nothing():
-    draws = torch.cat([torch.linspace(0, 1, 1001), torch.tensor([math.nan] * 50)]).double()
-    assert interval(draws[torch.randperm(len(draws))]) == pytest.approx((0.025, 0.975))
 
 
 def test_draws_of_answers_that_are_all_right_are_refused():

@@ -13,7 +13,6 @@ from eeutils.analysis.metrics import (
     ensemble_probs,
     ensemble_weights,
     exit_table,
-    first_correct_at,
     gains,
     paired_bootstrap,
     sure_images,
@@ -171,18 +170,6 @@ def test_sure_images_are_right_and_come_surest_first(table):
     assert sure_images(table, 1, 0.0).tolist() == [3, 1, 0]
 
 
-def test_first_correct_at(table):
-    assert first_correct_at(table, 0).tolist() == [3, 0]
-    assert first_correct_at(table, 1).tolist() == [1]
-
-
-@given(shape=shapes, seed=st.integers(0, 999))
-def test_every_image_that_some_exit_gets_right_is_first_right_at_one_exit(shape, seed):
-    predictions = random_table(shape, seed)
-    firsts = torch.cat([first_correct_at(predictions, index) for index in range(shape[0])])
-    assert sorted(firsts.tolist()) == predictions.correct.any(0).nonzero().flatten().tolist()
-
-
 def test_gains_are_percentage_points():
     assert gains(torch.tensor([0.5, 0.75]).double(), 0.6).tolist() == pytest.approx([-10, 15])
 
@@ -210,6 +197,14 @@ def test_the_bootstrap_interval_is_about_four_standard_errors_wide():
     low, high = paired_bootstrap(correct, reference)
     assert low.item() == pytest.approx(float(difference.mean()) - 1.96 * error, abs=0.3 * error)
     assert high.item() == pytest.approx(float(difference.mean()) + 1.96 * error, abs=0.3 * error)
+
+
+def test_the_bootstrap_asks_only_how_many_images_are_gained_and_lost():
+    generator = torch.Generator().manual_seed(0)
+    correct, reference = torch.rand(2, 1, 300, generator=generator) < 0.7
+    shuffled = torch.randperm(300, generator=generator)
+    assert paired_bootstrap(correct[:, shuffled], reference[:, shuffled]) == paired_bootstrap(correct, reference)
+    assert paired_bootstrap(correct, reference) != paired_bootstrap(correct, reference, seed=1)
 
 
 def test_the_bootstrap_needs_the_same_images():

@@ -9,6 +9,7 @@ from eeutils.analysis.overthinking import (
     attack_success,
     destructive,
     first_correct,
+    first_correct_at,
     only_correct_at,
     overthinking_table,
     wasteful,
@@ -47,6 +48,16 @@ def tables(draw) -> Predictions:
 
 def test_the_first_exit_that_is_right(table):
     assert first_correct(table).tolist() == [0, 1, 0, 1, 2, 3]
+
+
+def test_images_that_an_exit_is_the_first_to_get_right_surest_first(table):
+    assert [first_correct_at(table, index).tolist() for index in range(3)] == [[0, 2], [3, 1], [4]]
+
+
+@given(predictions=tables())
+def test_every_image_that_some_exit_gets_right_is_first_right_at_one_exit(predictions):
+    firsts = torch.cat([first_correct_at(predictions, index) for index in range(predictions.num_exits)])
+    assert sorted(firsts.tolist()) == predictions.correct.any(0).nonzero().flatten().tolist()
 
 
 def test_images_that_one_exit_alone_gets_right(table):

@@ -1,13 +1,16 @@
 import math
+import re
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eeutils.analysis.policies import Decisions, ThresholdPolicy, certainty, confidence, decide, margin, score
+from eeutils.analysis.policies import Decisions, ThresholdPolicy, certainty, confidence, decide, margin, score_of
 from eeutils.analysis.predictions import Predictions
 
 SCORES = ["confidence", "entropy", "margin"]
@@ -45,14 +48,14 @@ def test_scores_by_hand():
 @pytest.mark.parametrize("level", [0.0, 1.3, -40.0])
 def test_an_undecided_answer_scores_its_least_and_reaches_threshold_zero(name, classes, level):
     undecided = torch.full((1, 1, classes), level)
-    assert score(undecided, name).item() == pytest.approx(1 / classes if name == "confidence" else 0, abs=1e-6)
+    assert score_of(undecided, name).item() == pytest.approx(1 / classes if name == "confidence" else 0, abs=1e-6)
     assert ThresholdPolicy(0, name).leaves(undecided).all()
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_decided_answer_scores_one_and_leaves_nowhere_only_at_infinity(name):
     decided = torch.tensor([[[500.0, 0.0, 0.0]]])
-    assert score(decided, name).item() == 1
+    assert score_of(decided, name).item() == 1
     assert ThresholdPolicy(1, name).leaves(decided).all()
     assert not ThresholdPolicy(math.inf, name).leaves(decided).any()
 
@@ -65,9 +68,9 @@ def test_a_decided_answer_scores_one_and_leaves_nowhere_only_at_infinity(name):
 )
 def test_scores_lie_between_zero_and_one_and_do_not_depend_on_the_rest_of_the_batch(name, shape, scale, seed):
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
-    together = score(logits, name)
+    together = score_of(logits, name)
     assert ((together >= 0) & (together <= 1 + 1e-6)).all()
-    one_by_one = torch.stack([torch.cat([score(image[None], name) for image in answers]) for answers in logits])
+    one_by_one = torch.stack([torch.cat([score_of(image[None], name) for image in answers]) for answers in logits])
     assert torch.equal(together, one_by_one)
 
 
@@ -75,7 +78,7 @@ def test_an_unknown_score_is_refused_with_the_choices():
     with pytest.raises(
         ValueError, match=r"unknown score 'patience'; choose from \['confidence', 'ensemble', 'entropy'"
     ):
-        score(torch.zeros(1, 2), "patience")
+        score_of(torch.zeros(1, 2), "patience")
     with pytest.raises(ValueError, match="unknown score"):
         ThresholdPolicy(0.5, "patience")
 
@@ -83,6 +86,33 @@ def test_an_unknown_score_is_refused_with_the_choices():
 @pytest.mark.parametrize("thresholds", [-0.1, 90, math.nan, -math.inf, (0.5, 1.5), (0.5, math.nan)])
 def test_thresholds_that_make_no_sense_are_refused(thresholds):
     with pytest.raises(ValueError, match=r"thresholds must be in \[0, 1\]"):
+        ThresholdPolicy(thresholds)
+
+
+def as_tensors(values: list[float]) -> list[Tensor]:
+    return [torch.tensor(value) for value in values]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, pd.Series, as_tensors])
+def test_thresholds_come_in_any_sequence_of_numbers_and_are_kept_as_a_tuple(table, kind):
+    policy = ThresholdPolicy(kind([0.75, 0.5]))
+    assert policy.thresholds == (0.75, 0.5)
+    assert all(type(value) is float for value in policy.thresholds)
+    assert policy == ThresholdPolicy((0.75, 0.5))
+    assert hash(policy) == hash(ThresholdPolicy((0.75, 0.5)))
+    assert decide(table, policy).exit_index.tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("number", [1, np.float64(1), torch.tensor(1.0), np.float32(1)])
+def test_one_number_is_kept_as_a_float(number):
+    assert type(ThresholdPolicy(number).thresholds) is float
+
+
+@pytest.mark.parametrize(
+    "thresholds", ["0.5", None, ["0.5", "0.6"], [[0.5, 0.6]], {"exit 1": 0.5}, {0.5}, 0.5j, [None]]
+)
+def test_what_is_no_sequence_of_numbers_is_refused_by_name(thresholds):
+    with pytest.raises(ValueError, match=rf"a number, or a sequence of numbers, got {re.escape(repr(thresholds))}"):
         ThresholdPolicy(thresholds)
 
 
@@ -132,7 +162,7 @@ def test_an_image_leaves_at_its_first_exit_that_is_sure_enough(threshold, seed, 
     logits = torch.randn(4, 12, 3, generator=generator) * 2
     predictions = Predictions(logits, torch.zeros(12, dtype=torch.int64), torch.arange(1, 5).double())
     decisions = decide(predictions, ThresholdPolicy(threshold, name))
-    sure = (score(logits, name) >= threshold).tolist()
+    sure = (score_of(logits, name) >= threshold).tolist()
     for image in range(12):
         first = next((index for index in range(3) if sure[index][image]), 3)
         assert decisions.exit_index[image] == first

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import GUARANTEE_THRESHOLDS, RiskTest, choose_with_guarantee, measure_risk
 
@@ -26,7 +26,7 @@ NO_LOSS, ONE_LOSS = 0.7**5, 0.7**5 + 5 * 0.3 * 0.7**4  # or fewer, of five image
 
 
 def test_risk_by_hand(table):
-    tested = measure_risk(table, epsilon=0.3, thresholds=THRESHOLDS)
+    tested = measure_risk(table, max_risk=0.3, thresholds=THRESHOLDS)
     assert tested.thresholds.tolist() == [1, 0.85, 0.75, 0.5]
     assert tested.risk.tolist() == pytest.approx([0, 0, 0.2, 0.2])
     assert tested.p_values.tolist() == pytest.approx([NO_LOSS, NO_LOSS, ONE_LOSS, ONE_LOSS])
@@ -48,6 +48,11 @@ def test_where_nothing_can_be_certified_nobody_leaves_early(table):
     assert choice.policy == ThresholdPolicy(math.inf)
     assert choice.relative_cost == 1
     assert choice.accuracy == 3 / 5
+
+
+def test_an_infinite_threshold_risks_nothing(table):
+    tested = measure_risk(table, 0.3, thresholds=[0.75, math.inf])
+    assert (tested.thresholds.tolist(), tested.risk.tolist()) == ([math.inf, 0.75], [0, pytest.approx(0.2)])
 
 
 def test_the_walk_stops_at_the_first_failure():
@@ -83,7 +88,7 @@ def test_the_risk_is_what_decide_says_at_every_threshold(shape, seed, name, coar
         logits = logits.round()  # so that scores tie
     labels = torch.randint(0, shape[2], (shape[1],), generator=generator)
     predictions = Predictions(logits, labels, torch.arange(1, shape[0] + 1).double())
-    thresholds = [*values, *score(logits, name).clamp(0, 1).flatten().tolist()]
+    thresholds = [*values, *score_of(logits, name).clamp(0, 1).flatten().tolist()]
     tested = measure_risk(predictions, 0.2, name, thresholds)
     for threshold, risk in zip(tested.thresholds.tolist(), tested.risk.tolist(), strict=True):
         left = decide(predictions, ThresholdPolicy(threshold, name)).predicted
@@ -91,7 +96,7 @@ def test_the_risk_is_what_decide_says_at_every_threshold(shape, seed, name, coar
         assert risk == pytest.approx(float(lost.clamp_min(0).double().mean()))
 
 
-EPSILON, DELTA, IMAGES, DRAWS = 0.05, 0.2, 200, 400
+MAX_RISK, DELTA, IMAGES, DRAWS = 0.05, 0.2, 200, 400
 GRID = tuple(1 - step / 50 for step in range(26))
 
 
@@ -108,20 +113,20 @@ def population() -> Predictions:
 
 
 def test_the_guarantee_holds_over_many_draws_of_the_validation_images(population):
-    whole = measure_risk(population, EPSILON, thresholds=GRID)
+    whole = measure_risk(population, MAX_RISK, thresholds=GRID)
     true_risk = dict(zip(whole.thresholds.tolist(), whole.risk.tolist(), strict=True)) | {math.inf: 0.0}
-    assert max(true_risk.values()) > 2 * EPSILON  # else there is nothing to control
+    assert max(true_risk.values()) > 2 * MAX_RISK  # else there is nothing to control
     picks = torch.randint(3000, (DRAWS, IMAGES), generator=torch.Generator().manual_seed(2))
 
     guaranteed, measured_only = [], []
     for images in picks:
         drawn = population.take(images)
-        guaranteed.append(choose_with_guarantee(drawn, EPSILON, DELTA, thresholds=GRID).policy.thresholds)
-        tested = measure_risk(drawn, EPSILON, thresholds=GRID)
-        measured_only.append(float(tested.thresholds[tested.risk <= EPSILON][-1]))
+        guaranteed.append(choose_with_guarantee(drawn, MAX_RISK, DELTA, thresholds=GRID).policy.thresholds)
+        tested = measure_risk(drawn, MAX_RISK, thresholds=GRID)
+        measured_only.append(float(tested.thresholds[tested.risk <= MAX_RISK][-1]))
 
     def broken(thresholds: list[float]) -> int:
-        return sum(true_risk[threshold] > EPSILON for threshold in thresholds)
+        return sum(true_risk[threshold] > MAX_RISK for threshold in thresholds)
 
     allowed = binom.ppf(0.9999, DRAWS, DELTA)  # of the draws, if the chance is delta in each
     assert broken(guaranteed) <= allowed
@@ -131,13 +136,13 @@ def test_the_guarantee_holds_over_many_draws_of_the_validation_images(population
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 5, math.nan])
 def test_shares_and_probabilities_out_of_range_are_refused(table, value):
-    with pytest.raises(ValueError, match=r"epsilon is a share of the images in \(0, 1\), got"):
+    with pytest.raises(ValueError, match=r"max_risk is a share of the images in \(0, 1\), got"):
         choose_with_guarantee(table, value, 0.1)
     with pytest.raises(ValueError, match=r"delta is a probability in \(0, 1\), got"):
         choose_with_guarantee(table, 0.1, value)
 
 
-@pytest.mark.parametrize("thresholds", [[-0.1], [0.5, 1.1], [math.nan], [math.inf], []])
+@pytest.mark.parametrize("thresholds", [[-0.1], [0.5, 1.1], [math.nan], [-math.inf], []])
 def test_thresholds_that_make_no_sense_are_refused(table, thresholds):
     with pytest.raises(ValueError, match=r"thresholds must be one or more numbers in \[0, 1\]"):
         measure_risk(table, 0.1, thresholds=thresholds)

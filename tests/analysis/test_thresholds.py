@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from eeutils.analysis import thresholds as module
-from eeutils.analysis.policies import ThresholdPolicy, decide, score
+from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import (
     accuracy_cost_curve,
@@ -43,7 +43,8 @@ def outcome(predictions: Predictions, thresholds, score_name: str = "confidence"
 def every_choice(predictions: Predictions, score_name: str) -> list[tuple[float, float]]:
     """What all thresholds that make a difference come to, exit by exit and in all combinations."""
     candidates = [
-        [*sorted(set(scores.clamp(0, 1).tolist())), math.inf] for scores in score(predictions.logits[:-1], score_name)
+        [*sorted(set(scores.clamp(0, 1).tolist())), math.inf]
+        for scores in score_of(predictions.logits[:-1], score_name)
     ]
     return [outcome(predictions, choice, score_name) for choice in itertools.product(*candidates)]
 
@@ -58,20 +59,20 @@ def table() -> Predictions:
 
 
 def test_a_curve_by_hand(table):
-    curve = accuracy_cost_curve(table, [0.95, 0.0, 0.65, 0.75])
-    assert curve.thresholds.tolist() == [0, 0.65, 0.75, 0.95]
-    assert curve.accuracy.tolist() == [0.75, 0.5, 0.75, 0.75]
-    assert curve.cost.tolist() == [1, 2, 3, 5]
-    assert curve.relative_cost.tolist() == [0.2, 0.4, 0.6, 1]
+    curve = accuracy_cost_curve(table, [0.95, 0.0, 0.65, 0.75])  # in the order given
+    assert curve.thresholds.tolist() == pytest.approx([0.95, 0, 0.65, 0.75])
+    assert curve.accuracy.tolist() == [0.75, 0.75, 0.5, 0.75]
+    assert curve.cost.tolist() == [5, 1, 2, 3]
+    assert curve.relative_cost.tolist() == [1, 0.2, 0.4, 0.6]
 
 
 @settings(max_examples=100, deadline=None)
 @given(predictions=tables(), score_name=SCORES, values=st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_the_curve_is_what_decide_says_at_every_threshold(predictions, score_name, values):
-    ties = score(predictions.logits, score_name).clamp(0, 1).flatten().tolist()
+    ties = score_of(predictions.logits, score_name).clamp(0, 1).flatten().tolist()
     thresholds = [*values, 0.9, 0.0, 1.0, 1.0, math.inf, *ties]
     curve = accuracy_cost_curve(predictions, thresholds, score_name)
-    assert len(curve.thresholds) == len(thresholds)
+    assert curve.thresholds.tolist() == thresholds
     for threshold, accuracy, cost in zip(curve.thresholds, curve.accuracy, curve.cost, strict=True):
         assert (accuracy.item(), cost.item()) == pytest.approx(outcome(predictions, float(threshold), score_name))
 
@@ -79,7 +80,7 @@ def test_the_curve_is_what_decide_says_at_every_threshold(predictions, score_nam
 @settings(max_examples=50, deadline=None)
 @given(predictions=tables(), score_name=SCORES, values=st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_exit_rates_are_what_decide_says_at_every_threshold(predictions, score_name, values):
-    ties = score(predictions.logits, score_name).clamp(0, 1).flatten().tolist()
+    ties = score_of(predictions.logits, score_name).clamp(0, 1).flatten().tolist()
     thresholds = [*values, 0.0, 1.0, math.inf, *ties]
     rates = exit_rates_at(predictions, thresholds, score_name)
     assert rates.shape == (len(thresholds), predictions.num_exits)
@@ -92,7 +93,7 @@ def test_exit_rates_are_what_decide_says_at_every_threshold(predictions, score_n
 def test_moving_one_threshold_is_what_decide_says(predictions, score_name, data):
     assume(predictions.num_exits > 1)
     early = predictions.num_exits - 1
-    scores = score(predictions.logits[:-1], score_name)
+    scores = score_of(predictions.logits[:-1], score_name)
     values = st.one_of(st.floats(0, 1), st.just(math.inf), st.sampled_from(scores.clamp(0, 1).flatten().tolist()))
     thresholds = data.draw(st.lists(values, min_size=early, max_size=early))
     moving = data.draw(st.integers(0, early - 1))
@@ -113,7 +114,7 @@ def test_curves_over_impossible_thresholds_are_refused(table, thresholds):
 
 def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "score_of", lambda *args: calls.append(1) or score(*args))
+    monkeypatch.setattr(module, "score_of", lambda *args: calls.append(1) or score_of(*args))
     accuracy_cost_curve(table, torch.linspace(0, 1, 1000))
     assert len(calls) == 1
     choose_for_accuracy(table, 0.1)
@@ -128,10 +129,36 @@ def test_a_grid_runs_from_zero_to_one_through_scores(predictions, count, score_n
     assert grid[-1] == 1
     assert (grid.diff() > 0).all()
     assert len(grid) <= count
-    scores = score(predictions.logits[:-1], score_name).clamp(0, 1).flatten()
+    scores = score_of(predictions.logits[:-1], score_name).clamp(0, 1).flatten()
     assert set(grid[1:-1].tolist()) <= set(scores.tolist())
     if count - 2 >= len(scores):
         assert set(scores.tolist()) <= set(grid.tolist())
+
+
+def rising(num_images: int, first_right: int) -> Predictions:
+    """One early exit, surer of every image than of the one before, and right from image `first_right` on; two exits."""
+    sure = torch.linspace(0.55, 0.99, num_images, dtype=torch.float64)
+    named = torch.where(torch.arange(num_images) >= first_right, sure, 1 - sure)
+    probs = torch.stack([named, torch.full_like(named, 0.9)])
+    logits = torch.stack([probs, 1 - probs], -1).log().float()
+    return Predictions(logits, torch.zeros(num_images, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
+
+
+@pytest.mark.parametrize(("num_images", "missed"), [(997, 0), (998, 0), (999, 1), (1000, 2)])
+def test_up_to_998_scores_are_all_in_the_grid(num_images, missed):
+    predictions = rising(num_images, first_right=0)
+    scores = predictions.confidence[0].double()
+    assert len(set(scores.tolist())) == num_images
+    assert int((~torch.isin(scores, threshold_grid(predictions))).sum()) == missed
+
+
+@pytest.mark.parametrize("num_images", [998, 999, 1000])
+def test_with_one_early_exit_the_choice_is_the_best_there_is_on_998_images_and_one_score_off_on_more(num_images):
+    for first_right in (*range(494, 504), num_images - 3, num_images - 2):
+        predictions = rising(num_images, first_right)
+        leaving = num_images * (5 - 5 * choose_for_accuracy(predictions).relative_cost) / 4
+        possible = num_images - first_right  # with the threshold at the first right image's score
+        assert leaving == pytest.approx(possible) or (num_images > 998 and leaving == pytest.approx(possible - 1))
 
 
 def test_a_grid_has_its_ends(table):

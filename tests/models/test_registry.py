@@ -1,6 +1,6 @@
 import pytest
 
-from eeutils.models import create_model, list_models
+from eeutils.models import create_model, list_models, register_model, registry
 
 
 def test_the_builders_are_known_by_their_names():
@@ -18,6 +18,34 @@ def test_arguments_reach_the_builder(name, num_exits):
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(ValueError, match=r"'resnet19'.*'resnet18', 'resnet18_2exits'"):
         create_model("resnet19")
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_name_that_is_taken_is_refused():
+    shipped = create_model.__globals__["_BUILDERS"]["resnet18"]
+
+    def resnet18():
+        raise AssertionError("not this one")
+
+    with pytest.raises(ValueError, match=r"'resnet18' .* eeutils\.models\.resnet already"):
+        register_model(resnet18)
+    assert registry._BUILDERS["resnet18"] is shipped
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_builder_of_ones_own_can_be_registered_and_defined_anew():
+    for width in (2, 3):
+
+        @register_model
+        def own_net(width=width):
+            return create_model("resnet18", width=width)
+
+        assert create_model("own_net").units[0][0].out_channels == width
 
 
 def test_an_argument_the_builder_does_not_have_is_a_type_error():
