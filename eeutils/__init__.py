@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from eeutils.analysis.risk import choose_with_guarantee
     from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget, choose_one_threshold
     from eeutils.cascade import Cascade
-    from eeutils.data import data_from_folder, load_data
-    from eeutils.models import create_model, list_models
+    from eeutils.classifier import Classifier, load_classifier
+    from eeutils.data import data_from_folder, data_from_tensors, load_data, load_image
+    from eeutils.models import MultiExitNet, create_model, list_models, with_internal_classifiers
     from eeutils.training import TrainConfig, fit, recipe
     from eeutils.weights import list_weights, load_history, load_predictions, load_weights
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cascade",
+    "Classifier",
+    "MultiExitNet",
     "Predictions",
     "ThresholdPolicy",
     "TrainConfig",
@@ -41,20 +44,26 @@ __all__ = [
     "choose_with_guarantee",
     "create_model",
     "data_from_folder",
+    "data_from_tensors",
     "decide",
     "fit",
     "list_models",
     "list_weights",
+    "load_classifier",
     "load_data",
     "load_history",
+    "load_image",
     "load_predictions",
     "load_weights",
     "predict",
     "recipe",
+    "with_internal_classifiers",
 ]
 
 _MODULE_OF = {
     "Cascade": "eeutils.cascade",
+    "Classifier": "eeutils.classifier",
+    "MultiExitNet": "eeutils.models",
     "Predictions": "eeutils.analysis.predictions",
     "ThresholdPolicy": "eeutils.analysis.policies",
     "TrainConfig": "eeutils.training",
@@ -64,16 +73,20 @@ _MODULE_OF = {
     "choose_with_guarantee": "eeutils.analysis.risk",
     "create_model": "eeutils.models",
     "data_from_folder": "eeutils.data",
+    "data_from_tensors": "eeutils.data",
     "decide": "eeutils.analysis.policies",
     "fit": "eeutils.training",
     "list_models": "eeutils.models",
     "list_weights": "eeutils.weights",
+    "load_classifier": "eeutils.classifier",
     "load_data": "eeutils.data",
     "load_history": "eeutils.weights",
+    "load_image": "eeutils.data",
     "load_predictions": "eeutils.weights",
     "load_weights": "eeutils.weights",
     "predict": "eeutils.analysis.predictions",
     "recipe": "eeutils.training",
+    "with_internal_classifiers": "eeutils.models",
 }
 
 

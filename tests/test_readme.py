@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 import eeutils
-from eeutils.models import MultiExitNet, resnet18
+from eeutils.classifier import Classifier
+from eeutils.models import MultiExitNet, create_model, resnet18
 from eeutils.weights import list_weights
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -44,11 +45,13 @@ def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
 
     assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
     assert (tmp_path / "photos.pt").exists()
+    alike = create_model("resnet18_3exits", pool="spp", width=2, num_classes=2)
+    assert Classifier.load("photos.safetensors", alike).classes == ("cats", "dogs")
 
 
 def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
-    code = block("weight_entry")
-    name = re.search(r'weight_entry\("(.*?)"\)', code)[1]
+    code = block("load_classifier")
+    name = re.search(r'load_classifier\("(.*?)"', code)[1]
     if name not in list_weights():
         pytest.skip(f"{name} is not shipped")
     picture(tmp_path / "photo.jpg", np.random.default_rng(0))

@@ -25,7 +25,7 @@ LAYERS = (
     {"analysis"},
     {"cascade", "training", "scoreboard"},
     {"weights"},
-    {"plots", "goals"},
+    {"plots", "goals", "classifier"},
     {"notebook"},
     {"train", "demo", "results"},  # programs
     {"recipes"},  # runs train

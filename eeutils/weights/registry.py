@@ -76,6 +76,7 @@ class WeightEntry:
         name: `<model>-<pool>-<data>`; slim networks end in `-w<width>`, seeds other than 0 in `-s<seed>`.
         model: for `eeutils.models.create_model`, with `model_args`.
         data: for `eeutils.data.load_data`.
+        classes: what the outputs stand for.
         normalization: of the images that the network was trained on.
         status: "trained": weights are at hand; "measured": what they predict is, but they would take too much room
             themselves; "not trained": `command` makes them; "external": published by others as a pickled module, read
@@ -98,6 +99,7 @@ class WeightEntry:
     status: Literal["trained", "measured", "not trained", "external"]
     command: str = ""
     note: str = ""
+    classes: tuple[str, ...] = ()
     weights: StoredFile | None = None
     history: StoredFile | None = None
     predictions: Mapping[str, StoredFile] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class WeightEntry:
         """What `to_json` gave."""
         parts = dict(values)
         parts["normalization"] = Normalization(*(tuple(parts["normalization"][key]) for key in ("mean", "std")))
+        parts["classes"] = tuple(parts.get("classes", ()))
         parts["weights"] = _stored_file(parts.get("weights"))
         parts["history"] = _stored_file(parts.get("history"))
         parts["predictions"] = {split: _stored_file(file) for split, file in parts.get("predictions", {}).items()}

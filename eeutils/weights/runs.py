@@ -76,6 +76,7 @@ def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
             **{name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None},
         },
         data=run["data"],
+        classes=data.classes,
         normalization=data.normalization,
         status="not trained",
         command=command,

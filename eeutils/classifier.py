@@ -1,0 +1,133 @@
+"""A network ready for use: everything that lies between a picture and the name of what is on it, kept in one file."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.cascade import Cascade, CascadeResult
+from eeutils.data import Normalization
+from eeutils.errors import IntegrityError
+from eeutils.files import atomic_path, storage_error
+from eeutils.models import MultiExitNet
+from eeutils.weights import load_predictions, load_weights, put_tensors, read_tensors, weight_entry
+
+_METADATA = "eeutils.classifier"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with exits, and what it takes to ask it.
+
+        classifier = Classifier(net, data.classes, data.normalization, choice.policy)
+        result = classifier(load_image("photo.jpg", size=32))
+        print(classifier.classes[result.predicted[0]])
+
+    Attributes:
+        net: the network.
+        classes: what its outputs stand for.
+        normalization: of the images that it was trained on.
+        policy: who leaves where.
+
+    Raises:
+        TypeError: if `net` has no exits, or `policy` is no `ThresholdPolicy`.
+        ValueError: if the policy is for another number of exits.
+    """
+
+    net: MultiExitNet
+    classes: tuple[str, ...]
+    normalization: Normalization
+    policy: ThresholdPolicy
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, ThresholdPolicy):
+            kind = type(self.policy).__name__
+            raise TypeError(f"policy must be a ThresholdPolicy, such as choice.policy, got {kind}")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        self.cascade  # noqa: B018  raises at once if network and policy do not fit together
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        """What answers: a copy of the network as it is now, made for inference."""
+        return Cascade(self.net, self.policy)
+
+    def __call__(self, images: Tensor) -> CascadeResult:
+        """Images (N, C, H, W) uint8, of the size that the network was trained on -> logits and exits.
+
+        Raises:
+            ValueError: if the images are of another type, or do not fit the network.
+        """
+        return self.cascade(self.normalization(images.to(self.cascade.device)))
+
+    def save(self, path: Path | str) -> None:
+        """Write it all into one safetensors file, whole or not at all.
+
+        What is not in it is how the network is built: that is code, yours or `create_model`'s.
+
+        Raises:
+            StorageError: if the file cannot be written.
+        """
+        about = {
+            "classes": self.classes,
+            "normalization": asdict(self.normalization),
+            "policy": asdict(self.policy),
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
+        try:
+            with atomic_path(Path(path)) as temporary:
+                save_file(tensors, temporary, {_METADATA: json.dumps(about)})
+        except SafetensorError as error:
+            raise storage_error(Path(path), error) from error
+
+    @staticmethod
+    def load(path: Path | str, net: MultiExitNet) -> "Classifier":
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            net: a network built like the one that was saved; it gets the weights, and evaluation mode.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            IntegrityError: if `save` did not write it, or it is damaged.
+            ValueError: if the file holds the weights of another network; `net` is then unchanged.
+        """
+        tensors, about = read_tensors(Path(path)), _read_metadata(Path(path))
+        put_tensors(net, tensors, str(path))
+        normalization = Normalization(*(tuple(about["normalization"][key]) for key in ("mean", "std")))
+        return Classifier(net.eval(), tuple(about["classes"]), normalization, ThresholdPolicy(**about["policy"]))
+
+
+def load_classifier(name: str, *, max_drop: float = 0.005, device: torch.device | str = "cpu") -> Classifier:
+    """A shipped network, ready for use.
+
+    Its threshold, one for all exits, is the cheapest that loses at most `max_drop` on validation, as in the tables of
+    results.
+
+    Args:
+        name: one of `list_weights()` that has predictions.
+        max_drop: accuracy that leaving early may cost against the last exit, 0 to 1: 0.005 is half a point.
+        device: where to compute.
+
+    Raises:
+        ValueError: if the name is unknown, or its weights or predictions do not ship.
+        IntegrityError, DataUnavailableError: as `load_weights` does.
+    """
+    entry = weight_entry(name)
+    choice = choose_one_threshold(load_predictions(name, "val"), max_drop)
+    return Classifier(load_weights(name, device), entry.classes, entry.normalization, choice.policy)
+
+
+def _read_metadata(path: Path) -> dict:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return json.loads(opened.metadata()[_METADATA])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{path} is not a classifier that was saved: {error!r}") from error

@@ -1,0 +1,122 @@
+"""Networks ready for use."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy, decide
+from eeutils.analysis.predictions import predict
+from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.classifier import Classifier, load_classifier
+from eeutils.data import Normalization, load_data
+from eeutils.errors import IntegrityError, StorageError
+from eeutils.models import MultiExitNet, create_model, resnet18
+from eeutils.weights import list_weights, load_predictions
+
+CLASSES = ("cat", "dog", "bird")
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+
+
+def make_net(seed: int = 0, **kwargs) -> MultiExitNet:
+    torch.manual_seed(seed)
+    return resnet18(**{"width": 4, "exit_after": (2, 4), "num_classes": 3, **kwargs}).eval()
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("policy", [ThresholdPolicy(0.4), ThresholdPolicy((0.5, float("inf")), "margin")])
+def test_a_classifier_that_was_saved_answers_as_before(tmp_path, policy):
+    classifier = Classifier(make_net(), CLASSES, NORMALIZATION, policy)
+    images = pictures(20)
+    before = classifier(images)
+    classifier.save(tmp_path / "deep" / "net.safetensors")
+
+    again = Classifier.load(tmp_path / "deep" / "net.safetensors", make_net(1).train())
+
+    assert (again.classes, again.normalization, again.policy) == (CLASSES, NORMALIZATION, policy)
+    assert not again.net.training
+    assert torch.equal(again(images).logits, before.logits)
+    assert torch.equal(again(images).exit_index, before.exit_index)
+
+
+def test_a_network_in_channels_last_memory_can_be_saved(tmp_path):
+    net = make_net().to(memory_format=torch.channels_last)
+    Classifier(net, CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "net.safetensors")
+    again = Classifier.load(tmp_path / "net.safetensors", make_net(1))
+    assert all(torch.equal(tensor, again.net.state_dict()[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_pixels_are_normalised_and_the_answers_are_the_cascades():
+    classifier = Classifier(make_net(), list(CLASSES), NORMALIZATION, ThresholdPolicy(0.4))
+    images = pictures(20)
+    assert torch.equal(classifier(images).logits, classifier.cascade(NORMALIZATION(images)).logits)
+    assert classifier.classes == CLASSES
+    with pytest.raises(ValueError, match="uint8"):
+        classifier(images.float())
+
+
+def test_parts_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="3 exits has 2 early ones"):
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy((0.5,)))
+    with pytest.raises(TypeError, match=r"such as choice\.policy, got PatiencePolicy"):
+        Classifier(make_net(), CLASSES, NORMALIZATION, PatiencePolicy(2))
+    with pytest.raises(TypeError, match="Conv2d has no exits"):
+        Classifier(torch.nn.Conv2d(3, 3, 3), CLASSES, NORMALIZATION, ThresholdPolicy(0.5))
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(FileNotFoundError):
+        Classifier.load(path, make_net())
+    save_file({"x": torch.ones(2)}, path)
+    with pytest.raises(IntegrityError, match="not a classifier that was saved"):
+        Classifier.load(path, make_net())
+    save_file({"x": torch.ones(2)}, path, {"eeutils.classifier": json.dumps({"classes": []})[:-1]})
+    with pytest.raises(IntegrityError, match="not a classifier that was saved"):
+        Classifier.load(path, make_net())
+    Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="safetensors"):
+        Classifier.load(path, make_net())
+
+
+def test_a_network_that_is_built_otherwise_is_left_as_it_was(tmp_path):
+    Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "net.safetensors")
+    other = make_net(num_classes=4)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ValueError, match="of another shape"):
+        Classifier.load(tmp_path / "net.safetensors", other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_file_that_cannot_be_written_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "file" / "net.safetensors")
+
+
+def test_a_network_trained_here_and_kept(tmp_path):
+    data = load_data("digits")
+    arguments = {"pool": "spp", "width": 2, "num_classes": len(data.classes)}
+    net = create_model("resnet18_2exits", **arguments)
+    choice = choose_one_threshold(predict(net, data.val), max_drop=0.1)
+    Classifier(net, data.classes, data.normalization, choice.policy).save(tmp_path / "digits.safetensors")
+
+    kept = Classifier.load(tmp_path / "digits.safetensors", create_model("resnet18_2exits", **arguments))
+
+    named = [kept.classes[index] for index in kept(data.test.images[:5]).predicted]
+    decisions = decide(predict(net, data.test.take(slice(0, 5))), choice.policy)
+    assert named == [data.classes[index] for index in decisions.predicted]
+
+
+def test_a_shipped_network_comes_with_its_threshold_and_classes(cifar10):
+    name = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
+    classifier = load_classifier(name, max_drop=0.02)
+    assert classifier.classes == cifar10.classes
+    assert classifier.policy == choose_one_threshold(load_predictions(name, "val"), 0.02).policy
+    right = classifier(cifar10.test.images[:500]).predicted == cifar10.test.labels[:500]
+    assert right.double().mean() > 0.8
