@@ -1,8 +1,10 @@
 """What every builder of a network does."""
 
+from typing import TypeVar
+
 from torch import nn
 
-from eeutils.models.multiexit import MultiExitNet
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def check_positive(**values: int) -> None:
@@ -16,9 +18,9 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def initialise(net: MultiExitNet) -> MultiExitNet:
-    """Give the convolutions of `net` weights that keep the size of gradients (He et al., 2015); returns `net`."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return net
+def initialise(module: ModuleT) -> ModuleT:
+    """Give the convolutions in `module` weights that keep the size of gradients (He et al., 2015); returns `module`."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return module

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from eeutils.models.building import initialise
-from eeutils.models.exits import check_pool, create_exit
+from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.macs import count_macs, on_meta, walk_units
 from eeutils.models.multiexit import MultiExitNet, add_exits
 
@@ -62,24 +62,26 @@ def with_internal_classifiers(
         image_shape: (C, H, W) of the images it is to see; the size of each exit follows from it.
         after: units that get an exit; None stands for the six places of Shallow-Deep Networks,
             `exits_at_cost(net, SDN_SHARES, image_shape)`.
-        pool: how each of them pools its feature map, one of `list_pools()`.
+        pool: how they pool their feature maps, one of `list_pools()`, or one for each of them, joined by "+", the
+            shallowest first.
 
     Raises:
         ValueError: if a unit does not exist, is named twice or has an exit already, gives no feature map (C, H, W),
             `pool` is unknown, or the network cannot read such images.
     """
-    check_pool(pool)
     if after is None:
         after = exits_at_cost(net, SDN_SHARES, image_shape)
     _check_places(net, after)
+    pools = pool_of_each_exit(pool, len(after))
     shapes = on_meta(net)
     features = [feature for _, feature in walk_units(shapes, image_shape)]
     _, answer = count_macs(shapes.exits[str(len(features) - 1)], features[-1])
     weight = next(net.parameters())
     heads = {}
-    for unit in after:
+    for unit, each in zip(sorted(after), pools, strict=True):
         channels, height, width = _map_shape(unit, features[unit].shape)
-        heads[unit] = create_exit(pool, channels, answer.shape[1], min(height, width)).to(weight).train(net.training)
+        head = initialise(create_exit(each, channels, answer.shape[1], min(height, width)))
+        heads[unit] = head.to(weight).train(net.training)
     return add_exits(net, heads)
 
 
@@ -104,7 +106,7 @@ def assemble(
 
     The backbone draws its weights first: with one seed they are the same whatever the exits.
     """
-    check_pool(pool)
+    pool_of_each_exit(pool, len(exit_after))  # a wrong one is found out before anything is built
     net = initialise(MultiExitNet(units, {len(units) - 1: head}))
     if not exit_after:
         return net

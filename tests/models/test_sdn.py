@@ -188,6 +188,21 @@ def test_exits_that_cannot_be_added_are_named(arguments, message):
         with_internal_classifiers(**{"net": seeded("mobilenet"), "image_shape": SHAPE, **arguments})
 
 
+def test_each_exit_may_have_a_pool_of_its_own_the_shallowest_first():
+    sdn = with_internal_classifiers(seeded("mobilenet"), SHAPE, after=(5, 2), pool="conv+avg")
+    assert [type(sdn.exits[unit][0]) for unit in ("2", "5")] == [nn.Sequential, nn.AdaptiveAvgPool2d]
+    with pytest.raises(ValueError, match="names 2 heads for a network with 3 exits"):
+        seeded("vgg16", exit_after=(1, 3, 6), pool="conv+mixed")
+
+
+def test_convolutions_of_added_heads_begin_like_those_of_a_built_network():
+    torch.manual_seed(0)
+    sdn = with_internal_classifiers(resnet18(width=16), SHAPE, after=(3,), pool="conv")
+    built = resnet18(width=16, exit_after=(3,), pool="conv+avg")
+    added, expected = (float(net.exits["3"][0][0].weight.detach().std()) for net in (sdn, built))
+    assert added == pytest.approx(expected, rel=0.05)
+
+
 def test_heads_that_read_feature_maps_are_refused_other_tensors():
     net = MultiExitNet([nn.Flatten(), nn.Linear(3072, 8)], {1: nn.Linear(8, 2)})
     with pytest.raises(ValueError, match=r"unit 0 gives tensors of shape \(3072,\) .*add_exits"):
