@@ -249,7 +249,7 @@ def _train(planned: PlannedRun, seconds: float) -> bool:
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.terminate()  # its checkpoint, written after every epoch, is whole whatever the moment
+        process.terminate()  # its checkpoint is whole whatever the moment
         process.wait()
         print(f"{planned.name}: the time is up; its finished epochs are kept, call again to go on", flush=True)
         return True

@@ -33,6 +33,8 @@ from eeutils.training.regimes import frozen_tensors, start_training, trained_par
 from eeutils.training.schedule import learning_rate
 
 _SECONDS_BETWEEN_REPORTS = 1.0
+# Where epochs take a second, on a large GPU, writing a hundred megabytes after each would be a good part of the time.
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
 # Fields of the config that a run may be taken up with changed: how a machine computes it, not what.
 _MACHINE_FIELDS = ("precision", "compile")
 # What of the data a checkpoint remembers, and how a message says that it was another.
@@ -61,9 +63,9 @@ def fit(
 ) -> History:
     """Train `net` in place on `data.train`; after each epoch measure it on `data.val`.
 
-    With `checkpoint`, the run is saved there after every epoch and, if the file exists, taken up from it: killed and
-    resumed, a run on the CPU ends with the very weights that it would have had undisturbed. It may go on on another
-    device and in another precision.
+    With `checkpoint`, the run is saved there after every epoch, or every ten seconds where epochs are shorter, and at
+    the end. If the file exists, the run is taken up from it: killed and resumed, a run on the CPU ends with the very
+    weights that it would have had undisturbed. It may go on on another device and in another precision.
 
     Args:
         net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode.
@@ -81,7 +83,7 @@ def fit(
         IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
-        KeyboardInterrupt: passed on; the checkpoint of the last finished epoch stands.
+        KeyboardInterrupt: passed on; the last checkpoint stands.
     """
     device = choose_device(device)
     _check_fit(net, data, config)
@@ -94,10 +96,11 @@ def fit(
             with run.bar(progress) as bar:
                 while run.epoch < config.epochs:
                     run.train_epoch(bar)
-                    run.save(path)
+                    if run.is_worth_saving():
+                        run.save(path)
             run.finish()
     except KeyboardInterrupt:
-        kept = f"{path} has the epochs finished before; call fit again to go on" if path else "nothing was saved"
+        kept = f"{path} has the epochs saved before; call fit again to go on" if path else "nothing was saved"
         print(f"training was interrupted: {kept}", file=sys.stderr)
         raise
     finally:
@@ -125,6 +128,7 @@ class _Run:
         self.epoch = 0
         self.weights = self._exit_weights()
         self.rows: list[dict[str, float]] = []
+        self.saved_at = time.perf_counter()
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
@@ -186,6 +190,11 @@ class _Run:
         if self.epoch < self.config.epochs:
             self.save(path)  # an unwritable path is found out now, not after an epoch
 
+    def is_worth_saving(self) -> bool:
+        """Whether this is the end, or enough has been done since the last time to be a loss."""
+        is_long_ago = time.perf_counter() - self.saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
+        return is_long_ago or self.epoch == self.config.epochs
+
     def save(self, path: Path | None) -> None:
         """Write all that changes in a run to `path`, if there is one."""
         if path is None:
@@ -202,6 +211,7 @@ class _Run:
         if self.average is not None:
             state["average"] = self.average.net.state_dict()
         save_checkpoint(path, state)
+        self.saved_at = time.perf_counter()
 
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)

@@ -5,7 +5,13 @@ import torch
 
 from eeutils.data import Augmentation, ImageData, data_from_tensors
 from eeutils.models import MultiExitNet, resnet18_3exits
-from eeutils.training import TrainConfig
+from eeutils.training import TrainConfig, loop
+
+
+@pytest.fixture(autouse=True)
+def _every_epoch_is_saved(monkeypatch) -> None:
+    """However soon it is done."""
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from eeutils.analysis.predictions import collect_logits
 from eeutils.data import Augmentation, ImageData, Normalization, TrainBatches
 from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
 from eeutils.models import MultiExitNet, create_exit, resnet18
-from eeutils.training import History, LossConfig, fit
+from eeutils.training import History, LossConfig, fit, loop
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.loop import _optimizer, _Run
 
@@ -167,7 +168,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     path, net = tmp_path / "checkpoint.pt", tiny_net()
     with pytest.raises(KeyboardInterrupt):
         fit(net, tiny_data, tiny_config(epochs=4), checkpoint=path, progress=False)
-    assert "checkpoint.pt has the epochs finished before; call fit again" in capsys.readouterr().err
+    assert "checkpoint.pt has the epochs saved before; call fit again" in capsys.readouterr().err
     assert not net.training
     assert load_checkpoint(path)["epoch"] == 2
     resumed, undisturbed = tiny_net(), tiny_net()
@@ -176,6 +177,26 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     expected = fit(undisturbed, tiny_data, tiny_config(epochs=4), progress=False)
     assert_same_weights(weights(resumed), weights(undisturbed))
     assert_same_results(history, expected)
+
+
+def test_epochs_that_are_soon_done_are_not_saved_one_by_one(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
+    """Written are: that it can be written, what has taken ten seconds, and the end."""
+    now, epochs = [0.0], []
+
+    def tick() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr(loop.time, "perf_counter", tick)
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, state: epochs.append(state["epoch"]))
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", math.inf)
+    fit(tiny_net(), tiny_data, tiny_config(), checkpoint=tmp_path / "c.pt", progress=False)
+    assert epochs == [0, 3]
+
+    epochs.clear()
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 1.0)
+    fit(tiny_net(), tiny_data, tiny_config(), checkpoint=tmp_path / "c.pt", progress=False)
+    assert epochs == [0, 1, 2, 3]
 
 
 def test_an_interrupted_run_without_a_checkpoint_says_that_nothing_is_kept(
