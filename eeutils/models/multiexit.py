@@ -67,11 +67,11 @@ class MultiExitNet(nn.Module):
 
     def stages(self) -> Iterator[Stage]:
         """The network cut behind each exit, shallowest first."""
-        start = 0
+        start, units = 0, tuple(self.units)  # slices of a ModuleList would be slower to build than a block to run
         for unit, head in zip(self.exit_after, self.exits.values(), strict=True):
-            after = self.units[unit + 1 : unit + 2]
-            overwritten = len(after) > 0 and (_begins_in_place(head) or _begins_in_place(after[0]))
-            yield Stage(tuple(self.units[start : unit + 1]), head, overwritten)
+            after = units[unit + 1 : unit + 2]
+            reads_a_copy = bool(after) and (_begins_in_place(head) or _begins_in_place(after[0]))
+            yield Stage(units[start : unit + 1], head, reads_a_copy)
             start = unit + 1
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
@@ -167,8 +167,9 @@ def _in_mode_of(net: MultiExitNet, new: MultiExitNet) -> MultiExitNet:
 
 def _begins_in_place(module: nn.Module) -> bool:
     """Whether the first layer of `module` overwrites what it reads."""
-    first = next(layer for layer in module.modules() if not any(layer.children()))
-    return bool(getattr(first, "inplace", False))
+    while (first := next(module.children(), None)) is not None:
+        module = first
+    return getattr(module, "inplace", False)
 
 
 def _check_places(num_units: int, exits: Mapping[int, nn.Module]) -> None:
