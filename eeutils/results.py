@@ -56,7 +56,6 @@ DRAWN = {
     "resnet18_3exits-conv+conv+spp-cifar10-w24": "3 exits, convolutions, width 24",
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
     "resnet18_3exits-conv+conv+spp-cifar10": "3 exits, convolutions, width 64",
-    "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "3 exits at stages' ends, convolutions, width 64",
 }
 
 REPOSITORY = Path(__file__).resolve().parents[1]

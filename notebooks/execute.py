@@ -30,6 +30,8 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# pandas draws a number for every styled table, and an object's repr says where it lies in memory.
+_TABLE_ID, _ADDRESS = re.compile(r"\bT_[0-9a-f]{5}(?![0-9a-z])"), re.compile(r" at 0x[0-9a-f]+")
 _EXPRESSION = re.compile(r"<<(.+?)>>", re.DOTALL)
 _KEPT_METADATA = ("tags", "template")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Users|content)/[\w.-]+")
@@ -150,7 +152,16 @@ def _tidy(notebook: NotebookNode) -> NotebookNode:
         )
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+            for number, output in enumerate(cell.outputs):
+                _drop_chance(output, f"T_{cell.id}_{number}")
     return notebook
+
+
+def _drop_chance(output: NotebookNode, table_id: str) -> None:
+    """Let the texts of an output be the same whenever their numbers are."""
+    for kind, text in output.get("data", {}).items():
+        if kind.startswith("text/"):
+            output.data[kind] = _ADDRESS.sub("", _TABLE_ID.sub(table_id, text))
 
 
 if __name__ == "__main__":

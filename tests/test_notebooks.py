@@ -192,13 +192,19 @@ def test_a_notebook_that_complains_is_not_written(source, tmp_path, capsys):
 
 
 def test_a_good_notebook_is_written_and_then_stays_the_same(tmp_path):
-    path = save(tmp_path, "print('a')\nprint('b')")
+    """Styled tables, too, which pandas numbers at random, and objects, which lie anywhere in memory."""
+    table = "import pandas as pd\npd.DataFrame({'a': [1.0]}).style.format('{:.2f}')"
+    path = save(tmp_path, "print('a')\nprint('b')", table, "object()")
 
     assert main([str(path)]) == 0
     once = path.read_bytes()
     assert main([str(path)]) == 0
 
-    assert read(path).cells[0].outputs[0].text == "a\nb\n"
+    cells = read(path).cells
+    told, styled, thing = (cell.outputs[0] for cell in cells)
+    assert told.text == "a\nb\n"
+    assert f'<table id="T_{cells[1].id}_0">' in styled.data["text/html"]
+    assert thing.data["text/plain"] == "<object>"
     assert path.read_bytes() == once
 
 
