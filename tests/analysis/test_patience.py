@@ -13,7 +13,7 @@ from eeutils.analysis.policies import (
     ThresholdPolicy,
     decide,
     fallback_logits,
-    score,
+    score_of,
     with_fallback,
 )
 from eeutils.analysis.predictions import Predictions
@@ -107,20 +107,20 @@ def test_no_votes_at_all_are_not_enough():
 def test_scores_that_count_in_earlier_exits_by_hand():
     logits = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.2, 0.8]]]).log()
     mean = [0.9, (0.1 + 0.6) / 2, (0.1 + 0.6 + 0.8) / 3]  # of the class that the exit names
-    assert score(logits, "ensemble")[:, 0].tolist() == pytest.approx(mean)
+    assert score_of(logits, "ensemble")[:, 0].tolist() == pytest.approx(mean)
     first, second = math.sqrt(0.9 * 0.4), math.sqrt(0.1 * 0.6)
-    assert score(logits, "geometric")[:2, 0].tolist() == pytest.approx([0.9, second / (first + second)])
+    assert score_of(logits, "geometric")[:2, 0].tolist() == pytest.approx([0.9, second / (first + second)])
 
 
 @settings(max_examples=30)
 @given(shape=shapes, seed=st.integers(0, 999), name=st.sampled_from(SHARED))
 def test_such_scores_do_not_depend_on_later_exits_nor_on_other_images(shape, seed, name):
     logits = random_table(shape, seed).logits
-    together = score(logits, name)
+    together = score_of(logits, name)
     assert ((together >= 0) & (together <= 1 + 1e-6)).all()
     for index in range(shape[0]):
-        torch.testing.assert_close(score(logits[: index + 1], name)[-1], together[index], rtol=0, atol=0)
-    one_by_one = torch.cat([score(logits[:, [image]], name) for image in range(shape[1])], dim=1)
+        torch.testing.assert_close(score_of(logits[: index + 1], name)[-1], together[index], rtol=0, atol=0)
+    one_by_one = torch.cat([score_of(logits[:, [image]], name) for image in range(shape[1])], dim=1)
     torch.testing.assert_close(one_by_one, together, rtol=1e-6, atol=1e-7)
 
 
