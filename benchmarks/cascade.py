@@ -93,8 +93,8 @@ class Timing:
 
 
 WHOLE, PLAIN = "no early exit", "plain network"
-_IN_BF16 = "{}, in bf16"
-_ALSO_IN_BF16 = f"at most {100 * MAX_DROPS[1]:g} points lost"
+_LOSING = {drop: f"at most {100 * drop:g} points lost" for drop in MAX_DROPS}
+_ALSO_IN_BF16 = _LOSING[MAX_DROPS[1]]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -125,9 +125,7 @@ def run(options: Benchmark) -> str:
 
 def policies(validation: Predictions) -> dict[str, Policy]:
     """The rules to compare, chosen on validation."""
-    chosen = {
-        f"at most {100 * drop:g} points lost": choose_one_threshold(validation, drop).policy for drop in MAX_DROPS
-    }
+    chosen = {name: choose_one_threshold(validation, drop).policy for drop, name in _LOSING.items()}
     if validation.relative_costs[0] <= BUDGET:
         chosen[f"at most {BUDGET:.0%} of the cost"] = choose_for_budget(validation, BUDGET).policy
     return chosen
@@ -147,14 +145,9 @@ def measure(
     batches = [images for images, _ in split.batches(batch_size, device)]
     whole, bare = prepared_for_inference(net), prepared_for_inference(plain)
     cascades = {name: Cascade(net, policy) for name, policy in rules.items()}
-    in_bf16 = {
-        _IN_BF16.format(PLAIN): Cascade(plain, ThresholdPolicy(math.inf), dtype=torch.bfloat16),
-        **{
-            _IN_BF16.format(name): Cascade(net, policy, dtype=torch.bfloat16)
-            for name, policy in rules.items()
-            if name == _ALSO_IN_BF16
-        },
-    }
+    in_bf16 = {f"{PLAIN}, in bf16": Cascade(plain, ThresholdPolicy(math.inf), dtype=torch.bfloat16)}
+    if _ALSO_IN_BF16 in rules:
+        in_bf16[f"{_ALSO_IN_BF16}, in bf16"] = Cascade(net, rules[_ALSO_IN_BF16], dtype=torch.bfloat16)
     contenders: dict[str, Callable[[Tensor], object]] = {PLAIN: bare, WHOLE: whole, **cascades, **in_bf16}
     results = {name: [cascade(images) for images in batches] for name, cascade in (cascades | in_bf16).items()}
     predicted = {name: torch.cat([part.predicted for part in parts]).cpu() for name, parts in results.items()}

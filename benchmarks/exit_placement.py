@@ -27,9 +27,9 @@ from eeutils.analysis.costs import NetworkCosts, measure_costs
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
 from eeutils.data import load_data
-from eeutils.files import atomic_path
+from eeutils.files import atomic_path, write_text
 from eeutils.models import resnet18
-from eeutils.results import RESULTS, write_text
+from eeutils.results import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.training import choose_device, fit, recipe

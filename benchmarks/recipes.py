@@ -22,8 +22,9 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.data import ImageData, load_data
+from eeutils.files import write_text
 from eeutils.models import copy_backbone, resnet18, resnet18_3exits
-from eeutils.results import RESULTS, write_text
+from eeutils.results import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.training import TrainConfig, choose_device, fit, recipe

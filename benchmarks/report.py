@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from eeutils.results import RESULTS, refresh_readme, write_text
+from eeutils.files import write_text
+from eeutils.results import RESULTS, refresh_readme
 
 
 def report_path(name: str, device: str) -> Path:

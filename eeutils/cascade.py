@@ -143,8 +143,8 @@ def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
     """A copy of `net` in evaluation mode with batch normalisations folded into the convolutions before them.
 
     Folded are neighbours in an `nn.Sequential`, where nothing but the one reads the other. It answers the same up to
-    rounding. On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 %
-    an image at a time, by 19 % in batches of 256 (one thread, best of alternated repeats).
+    rounding. On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 % an image at a time, by
+    19 % in batches of 256 (one thread, best of alternated repeats).
     """
     copy = deepcopy(net).eval()
     for module in list(copy.modules()):

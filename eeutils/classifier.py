@@ -101,7 +101,7 @@ class Classifier:
         """
         tensors, about = read_tensors(Path(path)), _read_metadata(Path(path))
         put_tensors(net, tensors, str(path))
-        normalization = Normalization(*(tuple(about["normalization"][key]) for key in ("mean", "std")))
+        normalization = Normalization.from_json(about["normalization"])
         return Classifier(net.eval(), tuple(about["classes"]), normalization, ThresholdPolicy(**about["policy"]))
 
 

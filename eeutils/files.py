@@ -64,6 +64,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 def storage_error(path: Path, error: Exception) -> StorageError:
     """An error that says which path could not be written and what to do about it."""
     return StorageError(

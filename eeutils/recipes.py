@@ -203,7 +203,7 @@ def record_plan(runs: tuple[PlannedRun, ...]) -> None:
     with exclusive(folder / REGISTRY_FILE):
         registry = Registry.load(folder)
         for planned in runs:
-            if planned.name not in registry.names or registry.entry(planned.name).status == "not trained":
+            if _is_news(planned, registry):
                 registry = registry.with_entry(planned_entry(asdict(planned.run), planned.commands))
         registry.save()
         write_readme(registry)
@@ -225,6 +225,14 @@ def _status(planned: PlannedRun, registry: Registry) -> str:
     if planned.name not in registry.names or not registry.entry(planned.name).has_results:
         return "missing"
     return "trained" if registry.entry(planned.name).command == planned.command else "trained otherwise"
+
+
+def _is_news(planned: PlannedRun, registry: Registry) -> bool:
+    """Whether the registry does not know the run yet, or would have it done by other commands."""
+    if planned.name not in registry.names:
+        return True
+    entry = registry.entry(planned.name)
+    return entry.status == "not trained" and entry.command != planned.commands
 
 
 def _is_at_hand(start: str) -> bool:

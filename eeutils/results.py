@@ -27,7 +27,7 @@ from eeutils.analysis.policies import decide
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.data import load_data
-from eeutils.files import atomic_path
+from eeutils.files import write_text
 from eeutils.goals import goals_board
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
@@ -153,16 +153,6 @@ def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
         f"{name}, {column}: {published.loc[name, column]:.2f} is published, {computed.loc[name, column]:.2f} came out"
         for name, column in (~alike).stack()[lambda cell: cell].index
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all.
-
-    Raises:
-        StorageError: if the file cannot be written.
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, "utf-8")
 
 
 def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:

@@ -20,7 +20,7 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
-from eeutils.files import atomic_path
+from eeutils.files import atomic_path, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
@@ -109,8 +109,7 @@ def train(run: TrainingRun) -> None:
     with atomic_path(run.folder / "weights.safetensors") as temporary:
         save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, temporary)
     report = _report(run, net, data, history, device)
-    with atomic_path(run.folder / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    write_text(run.folder / "report.json", json.dumps(report, indent=2, default=str) + "\n")
     print(json.dumps(report["test_accuracy"]), f"on test; see {run.folder}")
 
 

@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from eeutils.files import atomic_path
+from eeutils.files import write_text
 
 FOLDER = Path(__file__).resolve().parent
 SECONDS_A_CELL = 600
@@ -46,8 +46,7 @@ def main(names: list[str]) -> int:
             notebook = execute(path, quick=False)
             if complaints := list(problems(notebook)):
                 raise ValueError("\n  ".join(["it ran, but:", *complaints]))
-            with atomic_path(path) as temporary:
-                temporary.write_text(as_text(notebook), "utf-8")
+            write_text(path, as_text(notebook))
             print(f"{path.name}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1e6:.2f} MB", flush=True)
         except (CellExecutionError, ValueError, OSError, RuntimeError) as error:
             failed += 1

@@ -3,6 +3,7 @@
 Every image gets its own draw, yet there is no loop over images: flips and shifts are one gather, cutout is one mask.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +23,11 @@ class Normalization:
             raise ValueError(f"mean and std need one value a channel, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+
+    @staticmethod
+    def from_json(values: Mapping[str, Sequence[float]]) -> "Normalization":
+        """What `dataclasses.asdict` gave, after JSON has made lists of its tuples."""
+        return Normalization(tuple(values["mean"]), tuple(values["std"]))
 
     @staticmethod
     def of(images: Tensor) -> "Normalization":

@@ -12,7 +12,7 @@ from eeutils.weights.compare import compare_with, mapped_tensors
 from eeutils.weights.fetch import local_file
 from eeutils.weights.pickles import read_pickled_tensors
 from eeutils.weights.registry import Registry, WeightEntry, default_registry
-from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
+from eeutils.weights.tensors import put_tensors, stored_network, untrained_network
 
 
 def list_weights(registry: Registry | None = None) -> list[str]:
@@ -60,7 +60,10 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
             + _how_to_train(entry, registry)
         )
     path = local_file(entry.weights, registry.folder)
-    net = _from_pickle(entry, path) if entry.status == "external" else _from_safetensors(entry, path)
+    if entry.status == "external":
+        net = _from_pickle(entry, path)
+    else:
+        net = stored_network(entry.model, entry.model_args, path)
     return net.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -104,12 +107,6 @@ def _at_hand(name: str, registry: Registry) -> WeightEntry:
     if entry.status == "not trained":
         raise ValueError(f"{name} is not trained yet. {_how_to_train(entry, registry)}")
     return entry
-
-
-def _from_safetensors(entry: WeightEntry, path: Path) -> MultiExitNet:
-    net = untrained_network(entry.model, entry.model_args)
-    put_tensors(net, read_tensors(path), str(path))
-    return net
 
 
 def _from_pickle(entry: WeightEntry, path: Path) -> MultiExitNet:

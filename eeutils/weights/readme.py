@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from eeutils.files import atomic_path
+from eeutils.files import write_text
 from eeutils.tables import markdown_table
 from eeutils.weights.fetch import drive_page
 from eeutils.weights.registry import Registry, TrainingRecord, WeightEntry
@@ -14,8 +14,7 @@ def write_readme(registry: Registry) -> None:
     Raises:
         StorageError: if it cannot be written.
     """
-    with atomic_path(registry.folder / "README.md") as temporary:
-        temporary.write_text(readme_text(registry), "utf-8")
+    write_text(registry.folder / "README.md", readme_text(registry))
 
 
 def readme_text(registry: Registry) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
-from eeutils.files import atomic_path
+from eeutils.files import write_text
 
 REGISTRY_FILE = "registry.json"
 
@@ -137,7 +137,7 @@ class WeightEntry:
     def from_json(name: str, values: Mapping[str, Any]) -> "WeightEntry":
         """What `to_json` gave."""
         parts = dict(values)
-        parts["normalization"] = Normalization(*(tuple(parts["normalization"][key]) for key in ("mean", "std")))
+        parts["normalization"] = Normalization.from_json(parts["normalization"])
         parts["classes"] = tuple(parts.get("classes", ()))
         parts["weights"] = _stored_file(parts.get("weights"))
         parts["history"] = _stored_file(parts.get("history"))
@@ -195,8 +195,8 @@ class Registry:
         if self.folder is None:
             raise ValueError("this registry came with the package; there is no weights folder to write to")
         values = {entry.name: entry.to_json() for entry in self.entries}
-        with atomic_path(self.folder / REGISTRY_FILE) as temporary:
-            temporary.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+        write_text(self.folder / REGISTRY_FILE, text + "\n")
 
     @staticmethod
     def load(folder: Path) -> "Registry":

@@ -15,7 +15,7 @@ from eeutils.models import MultiExitNet
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import list_recipes
 from eeutils.weights.registry import TrainingRecord, WeightEntry, run_name
-from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
+from eeutils.weights.tensors import stored_network
 
 
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExitNet:
@@ -30,9 +30,8 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExi
         IntegrityError: if a file of the run is damaged.
         ValueError: if report and weights are of different networks.
     """
-    entry, path = entry_of(read_report(folder)), Path(folder, "weights.safetensors")
-    net = untrained_network(entry.model, entry.model_args)
-    put_tensors(net, read_tensors(path), str(path))
+    entry = entry_of(read_report(folder))
+    net = stored_network(entry.model, entry.model_args, Path(folder, "weights.safetensors"))
     return net.eval().to(device, memory_format=torch.channels_last)
 
 

@@ -19,6 +19,17 @@ def untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet
         return create_model(model, **model_args)
 
 
+def stored_network(model: str, model_args: Mapping[str, Any], path: Path) -> MultiExitNet:
+    """A network with the weights of a safetensors file.
+
+    Raises:
+        FileNotFoundError, IntegrityError, ValueError: as `read_tensors` and `put_tensors` do.
+    """
+    net = untrained_network(model, model_args)
+    put_tensors(net, read_tensors(path), str(path))
+    return net
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; half precision comes back as float32.
 
