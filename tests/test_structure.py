@@ -115,7 +115,8 @@ def test_what_is_imported_is_declared(path):
 def declared_packages() -> set[str]:
     """What the package needs, and what it can do without."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["notebooks"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["notebooks"], *extras["npm"]]
     return {re.split(r"[^\w-]", requirement)[0] for requirement in wanted}
 
 

@@ -173,6 +173,7 @@ def _official_site(archive: CifarArchive) -> Source:
         fetch=lambda: fetch_official_site(archive),
         remedy=f"download {archive.url} by hand, unpack it, and name the folder that holds {archive.folder} in "
         "EEUTILS_DATA",
+        slow="an hour at times",
     )
 
 

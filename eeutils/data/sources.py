@@ -6,6 +6,7 @@ sources need not be trusted.
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,11 +49,13 @@ class Source:
         name: how messages call it.
         fetch: returns the raw data, or raises with the reason why it cannot.
         remedy: what a person can do so that it works.
+        slow: how long it may take, where that is worth a warning that says why no quicker source delivered.
     """
 
     name: str
     fetch: Callable[[], RawData]
     remedy: str
+    slow: str | None = None
 
 
 def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Source]) -> RawData:
@@ -81,6 +84,9 @@ def first_that_delivers(name: str, content: Mapping[str, Content], sources: Sequ
     """
     failures = []
     for source in sources:
+        if source.slow and failures:
+            quicker = "\n".join(failures)
+            warnings.warn(f"{name} comes from the {source.name}: {source.slow}. Quicker:\n{quicker}", stacklevel=2)
         try:
             data = source.fetch()
             verify_content(data, content)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,17 @@ def test_a_failure_names_every_source_in_order_with_reason_and_remedy():
     assert first < second < third < last
     assert "-> mend second" in str(caught.value)
     assert "-> mend third" in str(caught.value)
+
+
+def test_a_slow_source_says_why_no_quicker_one_delivered():
+    slow = replace(source("site", small_data()), slow="hours")
+    with pytest.warns(UserWarning, match=r"(?s)from the site: hours\. Quicker:.*- copy: is not there.*-> mend copy"):
+        first_that_delivers("small", CONTENT, [source("copy", FileNotFoundError("is not there")), slow])
+
+
+def test_a_slow_source_that_is_the_only_one_needs_no_excuse(recwarn):
+    first_that_delivers("small", CONTENT, [replace(source("site", small_data()), slow="hours")])
+    assert not recwarn.list
 
 
 def test_an_interrupt_is_not_a_failure_of_a_source():
