@@ -54,7 +54,8 @@ weights: $(READY) ## train networks that are not trained yet, for MINUTES (25) a
 	$(PY) -m eeutils.recipes --missing --minutes $(MINUTES)
 
 bench: $(READY) ## measure the cascade against the whole network, our evaluations against older ones, and ways to choose thresholds
-	$(PY) -m benchmarks.cascade
+	$(PY) -m benchmarks.cascade --plain resnet18-avg-cifar10-w16
+	$(PY) -m benchmarks.cascade --weights resnet18_3exits-conv+conv+spp-cifar10-w32 --out results/benchmark_w32.md
 	$(PY) -m benchmarks.sdn_evaluation
 	$(PY) -m benchmarks.threshold_choice
 

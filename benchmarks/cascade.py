@@ -33,7 +33,7 @@ from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
 from eeutils.cascade import Cascade, prepared_for_inference
 from eeutils.data import Split, load_data
-from eeutils.models import MultiExitNet
+from eeutils.models import MultiExitNet, drop_exits
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
@@ -50,7 +50,7 @@ class Benchmark:
 
     Attributes:
         weights: the network with early exits.
-        plain: the network without.
+        plain: the network without; by default the same one without its early exits.
         device: "cpu" or "cuda".
         batch_sizes: by default 1 and 256, on a GPU 1 and 4096.
         images: at least so many are timed where batches are larger than 1; a tenth of them one by one.
@@ -59,7 +59,7 @@ class Benchmark:
     """
 
     weights: str = "resnet18_3exits-spp-cifar10-w16"
-    plain: str = "resnet18-avg-cifar10-w16"
+    plain: str | None = None
     device: str = "cpu"
     batch_sizes: tuple[int, ...] | None = None
     images: int = 2048
@@ -109,11 +109,13 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(options: Benchmark) -> str:
     """The whole report, in Markdown."""
     device = choose_device(options.device)
-    net, plain = load_weights(options.weights, device), load_weights(options.plain, device)
+    net = load_weights(options.weights, device)
+    plain = load_weights(options.plain, device) if options.plain else drop_exits(net, net.exit_after[:-1])
     validation, test = load_predictions(options.weights, "val"), load_predictions(options.weights, "test")
     split = load_data(weight_entry(options.weights).data).test
     sizes = options.batch_sizes or ((1, 4096) if device.type == "cuda" else (1, 256))
-    parts = [f"`{options.weights}` on {machine(device)}\n"]
+    against = f"`{options.plain}`" if options.plain else "itself without early exits"
+    parts = [f"`{options.weights}` against {against}, on {machine(device)}\n"]
     for size in sizes:
         images = split.take(slice(0, max(options.images // 10 if size == 1 else options.images, size)))
         timing = measure(net, plain, policies(validation), images, size, options.repeats, validation.costs)

@@ -74,7 +74,10 @@ def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_
     assert len(cascade.policies(dear)) == 3
 
 
-def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsys):
+@pytest.mark.parametrize(
+    ("plain", "against"), [(["--plain", "one"], "against `one`"), ([], "against itself without early exits")]
+)
+def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsys, plain, against):
     data = load_data("digits")
     networks = {"three": three_exits, "one": resnet18(width=2).eval()}
     entry = WeightEntry.__new__(WeightEntry)
@@ -83,10 +86,11 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsy
     monkeypatch.setattr(cascade, "load_predictions", lambda name, split: predict(networks[name], getattr(data, split)))
     monkeypatch.setattr(cascade, "weight_entry", lambda name: entry)
     out = tmp_path / "new" / "report.md"
-    words = ["--weights", "three", "--plain", "one", "--batch-sizes", "1", "8", "--images", "20", "--repeats", "1"]
+    words = ["--weights", "three", *plain, "--batch-sizes", "1", "8", "--images", "20", "--repeats", "1"]
     cascade.main([*words, "--out", str(out)])
     report = out.read_text()
     assert report in capsys.readouterr().out
+    assert f"`three` {against}, on cpu" in report
     assert "**Batches of 1**, 2 test images" in report
     assert "**Batches of 8**, 20 test images" in report
     assert "1,000 thresholds on 359 images and 3 exits" in report
