@@ -19,7 +19,6 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from eeutils.analysis.metrics import accuracy_per_exit
@@ -33,6 +32,7 @@ from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
 from eeutils.tables import Spread, frame_as_markdown
 from eeutils.training import default_device
+from eeutils.training.backends import unrounded_convolutions
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights, without_seed
 
 TOLERANCE = 0.0005
@@ -65,7 +65,6 @@ _INCLUDED = re.compile(r"(<!-- (results/[\w.]+) -->\n).*?(<!-- end -->)", re.DOT
 
 def main() -> int:
     """Recompute, compare, write; the number of mistakes found."""
-    torch.backends.cudnn.allow_tf32 = False  # published numbers are of full precision, on a GPU too
     entries = [entry for entry in default_registry().entries if entry.has_results]
     if not entries:
         print("no trained weights in the registry", file=sys.stderr)
@@ -124,7 +123,8 @@ def with_tables(readme: str, folder: Path) -> str:
 
 def _recompute(entry: WeightEntry) -> Evaluation:
     net, data = load_weights(entry.name, default_device()), load_data(entry.data)
-    return Evaluation(predict(net, data.val), predict(net, data.test))
+    with unrounded_convolutions():  # as they were published
+        return Evaluation(predict(net, data.val), predict(net, data.test))
 
 
 def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:

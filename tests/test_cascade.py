@@ -13,6 +13,7 @@ from eeutils.analysis.thresholds import Choice
 from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import Normalization, Split
 from eeutils.models import MultiExitNet, resnet18
+from eeutils.training.backends import unrounded_convolutions
 
 PLACES = {1: (), 2: (4,), 3: (2, 4), 6: (0, 1, 2, 4, 6)}
 NEVER, ALWAYS = ThresholdPolicy(float("inf")), ThresholdPolicy(0.0)
@@ -435,7 +436,7 @@ def test_on_a_gpu_the_answers_are_the_same():
     net, split = make_net(3), make_split(50)
     scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else convolutions round to 10 bits there
+    with unrounded_convolutions():
         there = Cascade(net, policy, device="cuda").run(split)
     here = Cascade(net, policy).run(split)
     assert torch.equal(there.exit_index.cpu(), here.exit_index)

@@ -70,7 +70,8 @@ class MultiExitNet(nn.Module):
         start, units = 0, tuple(self.units)  # slices of a ModuleList would be slower to build than a block to run
         for unit, head in zip(self.exit_after, self.exits.values(), strict=True):
             after = units[unit + 1 : unit + 2]
-            reads_a_copy = bool(after) and (_begins_in_place(head) or _begins_in_place(after[0]))
+            # By its length: at bool() of modules torch.compile gives up, in 2.10 and 2.11, and compiles it in pieces.
+            reads_a_copy = len(after) > 0 and (_begins_in_place(head) or _begins_in_place(after[0]))
             yield Stage(units[start : unit + 1], head, reads_a_copy)
             start = unit + 1
 

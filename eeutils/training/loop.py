@@ -24,6 +24,7 @@ from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
 from eeutils.models.multiexit import check_exits
 from eeutils.training.averaging import WeightAverage
+from eeutils.training.backends import tuned_convolutions
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.config import TrainConfig
 from eeutils.training.device import autocast_dtype, choose_device, compute_capability, should_compile
@@ -90,7 +91,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
     try:
-        with channels_last(net.to(device)):
+        with channels_last(net.to(device)), tuned_convolutions():
             run = _Run(net, data, config, device)
             run.take_up(path)
             with run.bar(progress) as bar:

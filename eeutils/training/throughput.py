@@ -1,10 +1,8 @@
 """How fast a device multiplies matrices, and how much of that a training run used."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
+from eeutils.training.backends import matrices_rounded_as_convolutions
 from eeutils.training.device import autocast_dtype, compute_capability
 
 # Large enough to fill the device, small enough for a second: a GPU needs more than a core to be busy.
@@ -29,17 +27,6 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     product = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     with matrices_rounded_as_convolutions():
         return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
-
-
-@contextmanager
-def matrices_rounded_as_convolutions() -> Iterator[None]:
-    """On a GPU torch computes float32 convolutions in TF32 and products of matrices not, unless told otherwise."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def training_peak(precision: str, device: torch.device) -> float:

@@ -20,7 +20,8 @@ from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
 from eeutils.files import exclusive
 from eeutils.models import MultiExitNet
-from eeutils.training import History
+from eeutils.training import History, default_device
+from eeutils.training.backends import unrounded_convolutions
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
 from eeutils.weights.registry import (
@@ -33,8 +34,6 @@ from eeutils.weights.registry import (
 from eeutils.weights.runs import entry_of, read_report
 from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
 
-# HEAD is the default branch, whatever its name.
-_PUBLISHED_AT = eeutils.__repository__.replace("//github.com/", "//raw.githubusercontent.com/") + "/HEAD/weights"
 # Half precision moves an accuracy by a few images; more means that weights and report are of different runs.
 _LARGEST_CHANGE = 0.01
 
@@ -189,8 +188,9 @@ def _finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _saved_predictions(net: MultiExitNet, data: ImageData, folder: Path) -> dict[str, Predictions]:
     """Predictions of both splits as they come back from their files: that is what everyone else will see."""
-    for split, images in (("val", data.val), ("test", data.test)):
-        predict(net, images).save(_predictions_file(folder, split))
+    with unrounded_convolutions():
+        for split, images in (("val", data.val), ("test", data.test)):
+            predict(net, images, device=default_device()).save(_predictions_file(folder, split))
     return {split: Predictions.load(_predictions_file(folder, split)) for split in ("val", "test")}
 
 
@@ -201,7 +201,9 @@ def _predictions_file(folder: Path, split: str) -> Path:
 def _stored(staging: Path, path: Path) -> StoredFile:
     path.chmod(0o644)
     below = path.relative_to(staging).as_posix()
-    return StoredFile(below, sha256_of(path), path.stat().st_size, ("repository", f"{_PUBLISHED_AT}/{below}"))
+    # HEAD is the default branch, whatever its name.
+    weights = eeutils.__repository__.replace("//github.com/", "//raw.githubusercontent.com/") + "/HEAD/weights"
+    return StoredFile(below, sha256_of(path), path.stat().st_size, ("repository", f"{weights}/{below}"))
 
 
 def _check_against(report: Mapping[str, Any], entry: WeightEntry) -> None:

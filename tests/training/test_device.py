@@ -68,6 +68,7 @@ def test_a_cpu_has_no_capability():
 
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_the_default_is_a_gpu_if_there_is_one(monkeypatch, there, expected):
+    monkeypatch.setattr("eeutils.training.device.default_device", default_device)  # the real one
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert default_device().type == expected
     assert choose_device().type == expected

@@ -5,7 +5,6 @@ import torch
 
 from eeutils.training.throughput import (
     device_name,
-    matrices_rounded_as_convolutions,
     matrix_peak,
     share_of_peak,
     training_operations,
@@ -47,23 +46,3 @@ def test_a_cpu_is_named_with_its_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
     assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"
-
-
-@pytest.fixture
-def rounding():
-    """torch's switches for TF32, put back afterwards; monkeypatch cannot, they are no ordinary attributes."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    yield cudnn, matmul
-    cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-@pytest.mark.parametrize("allowed", [True, False])
-def test_the_peak_is_held_against_convolutions_of_the_same_rounding(allowed, rounding):
-    cudnn, matmul = rounding
-    cudnn.allow_tf32, matmul.allow_tf32 = allowed, not allowed
-
-    with matrices_rounded_as_convolutions():
-        assert matmul.allow_tf32 is allowed
-
-    assert matmul.allow_tf32 is not allowed
