@@ -64,6 +64,7 @@ def test_a_curve_by_hand(table):
     assert curve.accuracy.tolist() == [0.75, 0.75, 0.5, 0.75]
     assert curve.cost.tolist() == [5, 1, 2, 3]
     assert curve.relative_cost.tolist() == [1, 0.2, 0.4, 0.6]
+    assert accuracy_cost_curve(table, [0.5], "margin").score == "margin"
 
 
 @settings(max_examples=100, deadline=None)
@@ -191,6 +192,24 @@ def test_choosing_for_a_budget_by_hand(table):
     assert (choice.accuracy, choice.relative_cost) == (0.75, 0.2)
 
 
+def test_a_drop_is_met_with_equality():
+    assert 0.8 - 0.1 > 0.7  # in floating point
+    first, last = ([[0.9, 0.1]] * right + [[0.1, 0.9]] * (10 - right) for right in (7, 8))
+    logits = torch.tensor([first, last], dtype=torch.float64).log().float()
+    predictions = Predictions(logits, torch.zeros(10, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
+    for choose in (choose_for_accuracy, choose_one_threshold):
+        assert (choose(predictions, 0.1).accuracy, choose(predictions, 0.1).relative_cost) == (0.7, 0.2)
+        assert choose(predictions, 0.09).relative_cost == 1
+        assert choose(predictions, 1.0).relative_cost == 0.2
+
+
+def test_a_budget_is_met_with_equality():
+    assert 0.29 * 100 < 29  # in floating point
+    logits = torch.tensor([[[0.4, 0.6]], [[0.9, 0.1]], [[0.9, 0.1]]], dtype=torch.float64).log().float()
+    predictions = Predictions(logits, torch.tensor([0]), torch.tensor([8.0, 29.0, 100.0]).double())
+    assert (choose_for_budget(predictions, 0.29).accuracy, choose_for_budget(predictions, 0.28).accuracy) == (1, 0)
+
+
 def test_an_exit_that_is_sure_and_wrong_is_switched_off():
     logits = torch.tensor([[[0.0, 999.0], [0.0, 999.0]], [[9.0, 0.0], [9.0, 0.0]]])
     predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
@@ -273,6 +292,29 @@ def test_two_thresholds_beat_one_where_the_exits_are_not_equally_trustworthy():
     assert (choice.accuracy, choice.relative_cost * 9) == (1, pytest.approx(2))
     assert min(cost for accuracy, cost in shared if accuracy == 1) == 9
     assert min(cost for _, cost in every_choice(predictions, "confidence")) == 1
+
+
+def right_with(probs: list[list[float]], costs: list[float]) -> Predictions:
+    """Exits that give `probs` (E, N) to the right one of two classes."""
+    named = torch.tensor(probs, dtype=torch.float64)
+    logits = torch.stack([named, 1 - named], -1).log().float()
+    return Predictions(logits, torch.zeros(len(probs[0]), dtype=torch.int64), torch.tensor(costs).double())
+
+
+def test_one_exits_threshold_is_moved_after_the_other():
+    # The one mistake allowed is either exit's to make; both at once, as a shared threshold of 0.6 does, are too many.
+    predictions = right_with([[0.4, 0.48], [0.45, 0.4], [0.9, 0.9]], [1.0, 2.0, 9.0])
+    choice = choose_for_accuracy(predictions, max_drop=0.5)
+    assert decide(predictions, choice.policy).exit_index.tolist() == [0, 2]
+
+
+def test_a_threshold_is_moved_again_when_another_ones_move_has_made_room():
+    # A shared threshold spends the one mistake allowed at exit 3. Exit 2 needs none, and then exit 1 may have it.
+    predictions = right_with(
+        [[0.3, 0.39, 0.48], [0.55, 0.61, 0.62], [0.8, 0.29, 0.48], [0.9, 0.9, 0.9]], [1.0, 2.0, 4.0, 9.0]
+    )
+    choice = choose_for_accuracy(predictions, max_drop=0.34)
+    assert decide(predictions, choice.policy).exit_index.tolist() == [0, 1, 1]
 
 
 @settings(deadline=None)
