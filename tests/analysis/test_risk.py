@@ -48,6 +48,15 @@ def test_where_nothing_can_be_certified_nobody_leaves_early(table):
     assert choice.policy == ThresholdPolicy(math.inf)
     assert choice.relative_cost == 1
     assert choice.accuracy == 3 / 5
+    assert choose_with_guarantee(table, 0.3, thresholds=THRESHOLDS) == choice  # NO_LOSS is above 0.1, the default
+
+
+def test_the_guarantee_is_for_the_score_that_is_asked_for(table):
+    # Margins of exit 1 are 0.9, 0.8, 0.6, 0.4 and 0.2: at 0.5 the third leaves, which the last exit has right.
+    choice = choose_with_guarantee(table, 0.3, NO_LOSS + 0.01, "margin", THRESHOLDS)
+    assert choice.policy == ThresholdPolicy(0.75, "margin")
+    nothing = choose_with_guarantee(table, 0.3, NO_LOSS - 0.01, "margin", THRESHOLDS)
+    assert nothing.policy == ThresholdPolicy(math.inf, "margin")
 
 
 def test_an_infinite_threshold_risks_nothing(table):
@@ -56,8 +65,9 @@ def test_an_infinite_threshold_risks_nothing(table):
 
 
 def test_the_walk_stops_at_the_first_failure():
-    tested = RiskTest(torch.tensor([1.0, 0.9, 0.8]), torch.zeros(3), torch.tensor([0.01, 0.2, 0.01]))
-    assert [tested.certified(delta) for delta in (0.001, 0.1, 0.3)] == [0, 1, 3]
+    p_values = torch.tensor([0.01, 0.2, 0.01], dtype=torch.float64)
+    tested = RiskTest(torch.tensor([1.0, 0.9, 0.8]), torch.zeros(3), p_values)
+    assert [tested.certified(delta) for delta in (0.001, 0.01, 0.1, 0.3)] == [0, 1, 1, 3]
 
 
 def test_a_network_with_one_exit_risks_nothing(table):
