@@ -64,6 +64,10 @@ def test_exit_table(table):
     assert rows["mean confidence"].tolist() == pytest.approx(
         [(0.8 + 0.6 + 0.9 + 0.95) / 4, (0.6 + 0.7 + 0.7 + 0.9) / 4]
     )
+    # In 15 slices of confidence only the two answers of 0.7 share one, the one right and the other wrong.
+    assert rows["calibration error"].tolist() == pytest.approx(
+        [(0.2 + 0.6 + 0.9 + 0.05) / 4, (0.4 + abs(0.3 - 0.7) + 0.1) / 4], abs=1e-6
+    )
 
 
 def test_the_mean_ensemble(table):
@@ -128,9 +132,19 @@ def test_ensemble_weights_sum_to_one_and_make_the_labels_most_likely(shape, seed
     assert likelihood(predictions, weights) >= max(likelihood(predictions, other) for other in others) - 1e-3
 
 
-def test_ensemble_weights_ignore_an_exit_that_only_misleads():
-    predictions = from_probs([[[0.1, 0.9]] * 5, [[0.9, 0.1]] * 5], [0] * 5)
+@pytest.mark.parametrize(("worse", "better"), [(0.1, 0.9), (0.45, 0.5)])
+def test_ensemble_weights_ignore_an_exit_that_only_misleads_be_it_by_little(worse, better):
+    predictions = from_probs([[[worse, 1 - worse]] * 5, [[better, 1 - better]] * 5], [0] * 5)
     assert ensemble_weights(predictions) == pytest.approx((0, 1))
+
+
+def test_an_image_that_every_exit_rules_out_has_no_say_in_the_ensemble_weights():
+    ruled_out, told = [0.0, 999.0], [9.0, 0.0]
+    predictions = Predictions(
+        torch.tensor([[ruled_out, told], [ruled_out, [0.0, 0.0]]]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0])
+    )
+    assert predictions.probs[:, 0, 0].tolist() == [0, 0]
+    assert ensemble_weights(predictions) == pytest.approx((1, 0))
 
 
 def test_calibration_error_by_hand():
@@ -166,6 +180,7 @@ def test_calibration_needs_a_slice(table):
 def test_sure_images_are_right_and_come_surest_first(table):
     assert sure_images(table, 0, 0.5).tolist() == [3, 0]
     assert sure_images(table, 0, 0.9).tolist() == [3]
+    assert sure_images(table, 0, float(table.confidence[0, 0])).tolist() == [3, 0]
     assert sure_images(table, 0, 1.0).tolist() == []
     assert sure_images(table, 1, 0.0).tolist() == [3, 1, 0]
 
@@ -207,6 +222,7 @@ def test_the_bootstrap_asks_only_how_many_images_are_gained_and_lost():
     assert paired_bootstrap(correct, reference) != paired_bootstrap(correct, reference, seed=1)
 
 
-def test_the_bootstrap_needs_the_same_images():
+@pytest.mark.parametrize("shape", [(2, 4), (1, 3)])
+def test_the_bootstrap_needs_the_same_exits_and_images(shape):
     with pytest.raises(ValueError, match="same exits and images"):
-        paired_bootstrap(torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool))
+        paired_bootstrap(torch.ones(2, 3, dtype=torch.bool), torch.ones(shape, dtype=torch.bool))
