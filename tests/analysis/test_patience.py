@@ -168,6 +168,12 @@ def test_of_equally_sure_exits_the_first_answers():
     assert fallback_logits(logits, "most_confident").tolist() == [[1, 0]]
 
 
+def test_the_most_confident_exit_is_so_by_probability_not_by_logit_or_margin():
+    surest, doubtful = torch.tensor([[[0.5, 0.45, 0.05]], [[0.45, 0.3, 0.25]]]).log()
+    logits = torch.stack([doubtful + 3, surest])
+    assert torch.equal(fallback_logits(logits, "most_confident"), surest)
+
+
 def test_unknown_fallbacks_are_refused_with_the_choices(table):
     for use in (
         lambda: decide(table, PatiencePolicy(1), "first"),

@@ -108,6 +108,11 @@ def test_one_number_is_kept_as_a_float(number):
     assert type(ThresholdPolicy(number).thresholds) is float
 
 
+def test_thresholds_are_kept_to_the_last_digit():
+    assert ThresholdPolicy(0.1).thresholds == 0.1
+    assert ThresholdPolicy((1 - 1e-9, 0.7)).thresholds == (1 - 1e-9, 0.7)
+
+
 @pytest.mark.parametrize(
     "thresholds", ["0.5", None, ["0.5", "0.6"], [[0.5, 0.6]], {"exit 1": 0.5}, {0.5}, 0.5j, [None]]
 )
@@ -117,8 +122,9 @@ def test_what_is_no_sequence_of_numbers_is_refused_by_name(thresholds):
 
 
 def test_the_number_of_thresholds_has_to_fit(table):
-    with pytest.raises(ValueError, match="a network with 3 exits has 2 early ones"):
-        decide(table, ThresholdPolicy((0.5,)))
+    for thresholds in ((0.5,), (0.5, 0.5, 0.5)):
+        with pytest.raises(ValueError, match="a network with 3 exits has 2 early ones"):
+            decide(table, ThresholdPolicy(thresholds))
     ThresholdPolicy(0.5).check(7)
     ThresholdPolicy(()).check(1)
 
