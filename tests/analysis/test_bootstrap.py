@@ -25,6 +25,12 @@ def test_every_sample_of_kinds_has_as_many_images_and_none_of_a_kind_that_is_not
     assert torch.equal(drawn, draw_kinds(torch.tensor(counts), 4, seed))
 
 
+def test_another_seed_draws_other_samples():
+    counts = torch.tensor([60, 30, 10])
+    assert not torch.equal(draw_images(100, 4, seed=0), draw_images(100, 4, seed=1))
+    assert not torch.equal(draw_kinds(counts, 4, seed=0), draw_kinds(counts, 4, seed=1))
+
+
 def test_kinds_are_drawn_as_the_images_themselves_would_be():
     counts = torch.tensor([60, 30, 10])
     kinds = torch.arange(3).repeat_interleave(counts)

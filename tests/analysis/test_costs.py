@@ -77,6 +77,13 @@ def test_the_network_is_left_as_it_was(training):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
+def test_parameters_that_are_frozen_are_stored_all_the_same():
+    net = resnet18_3exits(width=2)
+    costs = measure_costs(net, (3, 8, 8))
+    frozen = measure_costs(net.requires_grad_(False), (3, 8, 8))
+    assert torch.equal(frozen.cumulative_params, costs.cumulative_params)
+
+
 def test_a_network_in_half_precision_costs_the_same():
     net = resnet18_3exits(width=2)
     costs = exit_costs(net, (3, 8, 8))

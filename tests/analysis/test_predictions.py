@@ -52,9 +52,11 @@ def test_what_follows_from_a_table():
 
 
 def test_take_picks_the_same_images_by_position_and_by_mask():
-    predictions = table()
+    predictions = table(labels=torch.tensor([1, 0, 0]))
     by_position, by_mask = predictions.take(torch.tensor([0, 2])), predictions.take(torch.tensor([True, False, True]))
     assert by_position.predicted.tolist() == by_mask.predicted.tolist() == [[0, 1], [0, 0]]
+    assert by_position.labels.tolist() == by_mask.labels.tolist() == [1, 0]
+    assert predictions.take(torch.tensor([2, 0])).labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="logits must have shape"):
         predictions.take(torch.tensor([], dtype=torch.int64))
 
