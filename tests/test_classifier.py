@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy, decide
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.cascade import Cascade
 from eeutils.classifier import Classifier, load_classifier
 from eeutils.data import Normalization, load_data
 from eeutils.errors import IntegrityError, StorageError
@@ -50,10 +52,13 @@ def test_a_network_in_channels_last_memory_can_be_saved(tmp_path):
     assert all(torch.equal(tensor, again.net.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
-def test_the_pixels_are_normalised_and_the_answers_are_the_cascades():
-    classifier = Classifier(make_net(), list(CLASSES), NORMALIZATION, ThresholdPolicy(0.4))
+@pytest.mark.parametrize("threshold", [0.4, 1.0])
+def test_the_pixels_are_normalised_and_the_answers_are_a_cascades(threshold):
+    classifier = Classifier(make_net(), list(CLASSES), NORMALIZATION, ThresholdPolicy(threshold))
     images = pictures(20)
-    assert torch.equal(classifier(images).logits, classifier.cascade(NORMALIZATION(images)).logits)
+    expected = Cascade(make_net(), ThresholdPolicy(threshold))(NORMALIZATION(images))
+    assert torch.equal(classifier(images).logits, expected.logits)
+    assert torch.equal(classifier(images).exit_index, expected.exit_index)
     assert classifier.classes == CLASSES
     with pytest.raises(ValueError, match="uint8"):
         classifier(images.float())
@@ -72,9 +77,10 @@ def test_files_of_something_else_are_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     with pytest.raises(FileNotFoundError):
         Classifier.load(path, make_net())
-    save_file({"x": torch.ones(2)}, path)
-    with pytest.raises(IntegrityError, match="not a classifier that was saved"):
-        Classifier.load(path, make_net())
+    for metadata in (None, {"format": "pt"}):
+        save_file({"x": torch.ones(2)}, path, metadata)
+        with pytest.raises(IntegrityError, match="not a classifier that was saved"):
+            Classifier.load(path, make_net())
     save_file({"x": torch.ones(2)}, path, {"eeutils.classifier": json.dumps({"classes": []})[:-1]})
     with pytest.raises(IntegrityError, match="not a classifier that was saved"):
         Classifier.load(path, make_net())
@@ -97,6 +103,16 @@ def test_a_file_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "file" / "net.safetensors")
+
+
+def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):
+    def fail(*args) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("eeutils.classifier.save_file", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_trained_here_and_kept(tmp_path):
