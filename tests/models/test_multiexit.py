@@ -143,8 +143,16 @@ def test_a_truncated_network_ends_at_its_exit_and_shares_the_weights(net, images
 def test_new_networks_keep_the_mode_of_the_old_one(net, training):
     net.train(training)
     for new in (add_exits(net, {6: create_exit("avg", 16, 10)}), drop_exits(net, [2]), truncate(net, 0)):
-        assert new.training is training
+        assert all(module.training is training for module in (new, new.units, new.exits))
     assert all(module.training is training for module in net.modules())
+
+
+def test_new_networks_leave_each_part_in_its_own_mode(net):
+    net.train().units[0].eval()
+    for new in (add_exits(net, {6: create_exit("avg", 16, 10)}), drop_exits(net, [2]), truncate(net, 0)):
+        assert new.training
+        for each in (net, new):
+            assert not any(module.training for module in each.units[0].modules())
 
 
 def test_a_network_needs_units():
@@ -190,16 +198,23 @@ def test_a_network_is_cut_at_an_exit_that_is_there(net, exit_index):
 
 
 def test_a_backbone_is_copied_and_early_exits_are_left_alone():
-    donor, net = resnet18(width=4), resnet18(width=4, exit_after=(2,))
+    donor, net = resnet18(width=4, exit_after=(2,)), resnet18(width=4, exit_after=(2,))
     early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
+    others = {name: tensor for name, tensor in donor.state_dict().items() if name not in early}
 
     copy_backbone(net, donor)
 
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in donor.state_dict().items())
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in others.items())
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in early.items())
     with torch.no_grad():
         next(donor.parameters()).zero_()
     assert next(net.parameters()).abs().max() > 0
+
+
+def test_a_donor_with_further_units_is_refused():
+    donor = resnet18(width=4, exit_after=(2,))
+    with pytest.raises(ValueError, match="another backbone"):
+        copy_backbone(truncate(donor, 0), donor)
 
 
 @pytest.mark.parametrize(
