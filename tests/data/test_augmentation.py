@@ -68,6 +68,12 @@ def test_every_version_turns_up_about_equally_often(flip):
     assert (counts - times).abs().max() < 5 * times**0.5  # five standard deviations
 
 
+def test_half_of_the_images_are_mirrored():
+    image = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+    mirrored = augment(image.expand(4000, -1, 2, -1), Augmentation(translate=0, cutout=0))[:, 0, 0, 0] == 255
+    assert abs(int(mirrored.sum()) - 2000) < 5 * (4000 / 4) ** 0.5  # five standard deviations
+
+
 def test_the_channels_of_an_image_move_together():
     image = random_images(1, 8, 8).expand(3, -1, -1)
     batch = augment(
@@ -161,6 +167,13 @@ def test_every_image_draws_its_own_factors_evenly_within_reach():
     assert (counts - 100).abs().max() < 5 * 100**0.5  # five standard deviations
 
 
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_one_kind_of_jitter_is_enough_to_change_colours(name):
+    images = random_images(4, 3, 8, 8)
+    jittered = augment(images, replace(STILL, **{name: 0.5}), normalization=PLAIN_RGB)
+    assert (jittered != images).flatten(1).any(1).all()
+
+
 def test_jitter_leaves_what_it_cannot_change():
     flat = torch.full((20, 3, 4, 4), 90, dtype=torch.uint8)
     assert (augment(flat, replace(STILL, contrast=1.0, saturation=1.0), normalization=PLAIN_RGB) == 90).all()
@@ -242,6 +255,7 @@ def test_normalization_equals_torchvisions():
     images, normalization = random_images(6, 3, 9, 7), Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(normalization.mean, normalization.std)])
     torch.testing.assert_close(normalization(images), theirs(images))
+    assert normalization(images).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_normalization_of_images_makes_them_mean_0_and_std_1():
@@ -251,9 +265,15 @@ def test_normalization_of_images_makes_them_mean_0_and_std_1():
     torch.testing.assert_close(normalized.std(1), torch.ones(3), atol=1e-5, rtol=0)
 
 
-def test_normalization_of_images_of_one_colour_is_finite():
-    images = torch.full((4, 1, 8, 8), 7, dtype=torch.uint8)
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (1, 1, 1, 1)])
+def test_normalization_of_images_of_one_colour_is_finite(shape):
+    images = torch.full(shape, 7, dtype=torch.uint8)
     assert Normalization.of(images)(images).abs().max() < 1
+
+
+def test_normalization_of_images_of_hardly_any_contrast_makes_them_std_1():
+    images = 7 + random_images(4, 1, 8, 8) % 2
+    assert Normalization.of(images)(images).std().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +285,7 @@ def test_normalization_of_images_of_one_colour_is_finite():
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 1, 8, 8\)"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 8, 8, 3\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 3, 8\)"),
     ],
 )
 def test_normalization_refuses_other_images(images, message):
