@@ -43,3 +43,11 @@ def test_steps_to_a_tenth_after_shares_of_the_run(steps_per_epoch):
     config = TrainConfig(epochs=20, learning_rate=0.4, schedule="steps", drops=(0.35, 0.6, 0.85))
     epochs = [0.4] * 7 + [0.04] * 5 + [0.004] * 5 + [0.0004] * 3
     assert rates(config, steps_per_epoch) == pytest.approx([rate for rate in epochs for _ in range(steps_per_epoch)])
+
+
+def test_shares_of_the_run_are_whole_steps_though_floating_point_falls_short_of_them():
+    assert 0.29 * 100 < 29
+    dropping = rates(TrainConfig(epochs=100, learning_rate=0.4, schedule="steps", drops=(0.29,)), 1)
+    assert dropping == pytest.approx([0.4] * 29 + [0.04] * 71)
+    rising = rates(TrainConfig(epochs=100, learning_rate=0.4, warmup=0.29), 1)
+    assert rising.index(max(rising)) == 28
