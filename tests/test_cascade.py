@@ -1,3 +1,5 @@
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -168,6 +170,15 @@ def test_a_rule_that_does_not_answer_a_bool_an_image_is_named():
         Cascade(make_net(3), Careless()).run(make_split(4))
 
 
+def test_an_error_that_is_not_the_images_is_not_put_down_to_them():
+    class Failing(TwoInARow):
+        def leaves(self, logits: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match=r"^out of memory"):
+        Cascade(make_net(3), Failing()).run(make_split(4))
+
+
 def test_the_network_given_stays_as_it_was():
     net = make_net(3).train()
     net.units[0].eval()
@@ -263,6 +274,12 @@ def test_whatever_normalisation_makes_is_let_in():
     assert len(Cascade(net, NEVER).run(split).predicted) == 4
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, 30.0])
+def test_small_values_are_let_in_though_none_is_negative(value):
+    """As those of a normalization with a mean of 0."""
+    assert len(Cascade(make_net(3), NEVER)(torch.full((2, 3, 8, 8), value)).predicted) == 2
+
+
 def test_a_nan_image_among_others_is_named():
     images = torch.randn(5, 3, 8, 8)
     images[3, 0, 0, 0] = torch.nan
@@ -271,13 +288,12 @@ def test_a_nan_image_among_others_is_named():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_network_with_broken_weights_is_refused(value):
+@pytest.mark.parametrize("name", ["exits.2.2.bias", "units.0.1.running_mean", "units.0.1.running_var"])
+def test_a_network_with_broken_weights_is_refused(name, value):
     net = make_net(3)
-    with torch.no_grad():
-        net.exits["2"][2].bias[0] = value
-    with pytest.raises(
-        ValueError, match=r"1 weights of the network are NaN or infinite, the first is 'exits\.2\.2\.bias'"
-    ):
+    net.state_dict()[name][0] = value
+    message = f"1 weights of the network are NaN or infinite, the first is '{name}'"
+    with pytest.raises(ValueError, match=re.escape(message)):
         Cascade(net, NEVER)
 
 
@@ -353,6 +369,11 @@ def convolutions(*layers: nn.Module) -> MultiExitNet:
     return MultiExitNet([nn.Sequential(*layers, nn.ReLU()), nn.Conv2d(8, 8, 3)], {0: head(8), 1: head(8)})
 
 
+def hooked(register: str, module: nn.Module, hook: Callable) -> nn.Module:
+    getattr(module, register)(hook)
+    return module
+
+
 def tokens() -> MultiExitNet:
     patches = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), Tokens())
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -366,6 +387,12 @@ OWN_NETWORKS = {
     ),
     "weight standardisation": lambda: convolutions(WeightStandardised(3, 8, 3), nn.BatchNorm2d(8)),
     "spectral norm": lambda: convolutions(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
+    "a hook after the convolution": lambda: convolutions(
+        hooked("register_forward_hook", nn.Conv2d(3, 8, 3), lambda _, __, x: x.square()), nn.BatchNorm2d(8)
+    ),
+    "a hook before the norm": lambda: convolutions(
+        nn.Conv2d(3, 8, 3), hooked("register_forward_pre_hook", nn.BatchNorm2d(8), lambda _, x: x[0].square())
+    ),
     "a chain with a forward of its own": lambda: convolutions(Doubled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))),
     "tokens": tokens,
     "flat features": lambda: MultiExitNet(
@@ -393,7 +420,9 @@ def test_networks_of_another_precision_get_the_tables_answers(dtype):
     scores = score_of(predict(net, split).logits[:-1])
     for share in (0.3, 0.97):
         policy = ThresholdPolicy(tuple(between_scores(each, share) for each in scores))
-        table, result = decide(predict(net, split), policy), Cascade(net, policy).run(split)
+        cascade = Cascade(net, policy)
+        assert next(cascade.net.parameters()).dtype is dtype
+        table, result = decide(predict(net, split), policy), cascade.run(split)
         assert (table.exit_index == result.exit_index).double().mean() > (0.9 if dtype is torch.bfloat16 else 0.999)
         assert result.logits.dtype == torch.float32
 
