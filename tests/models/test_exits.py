@@ -30,6 +30,11 @@ def test_the_convolutional_exit_doubles_the_channels_and_halves_the_map():
     torch.testing.assert_close(head(x), head[1](features))
 
 
+@pytest.mark.parametrize(("size", "cells"), [(None, 16), (32, 16), (4, 16), (2, 4)])
+def test_the_mixed_exit_has_no_more_cells_than_its_map_has_pixels(size, cells):
+    assert create_exit("mixed", 6, 4, size).linear.in_features == 6 * cells
+
+
 @pytest.mark.parametrize(
     ("pool", "pools"), [("spp", ["spp"] * 3), ("conv+spp+avg", ["conv", "spp", "avg"])], ids=["one for all", "each"]
 )

@@ -196,6 +196,11 @@ def test_each_exit_may_have_a_pool_of_its_own_the_shallowest_first():
         seeded("vgg16", exit_after=(1, 3, 6), pool="conv+mixed")
 
 
+def test_the_grid_of_an_exit_has_no_more_cells_than_the_shorter_side_of_its_map_has_pixels():
+    sdn = with_internal_classifiers(seeded("resnet18"), (3, 8, 32), after=(0, 6))  # maps of 8 x 32 and 2 x 8
+    assert [sdn.exits[unit].pool.grid for unit in ("0", "6")] == [4, 2]
+
+
 def test_convolutions_of_added_heads_begin_like_those_of_a_built_network():
     torch.manual_seed(0)
     sdn = with_internal_classifiers(resnet18(width=16), SHAPE, after=(3,), pool="conv")
