@@ -35,6 +35,7 @@ def test_holdout_parts_every_class_in_proportion(counts, share, seed):
     assert colours(kept) | colours(held) == colours(whole)
     assert not colours(kept) & colours(held)
     for part in (kept, held):
+        assert (part.images[:, 0, 0, 0].long().diff() > 0).all()  # in the order they were in
         assert torch.equal(part.labels, whole.labels[part.images[:, 0, 0, 0].long()])  # labels stay with their images
         exact = torch.tensor(counts) * len(part) / len(whole)
         assert (part.labels.bincount(minlength=len(counts)) - exact).abs().max() < 1
@@ -48,11 +49,16 @@ def test_holdout_is_the_seeds():
 
 @pytest.mark.parametrize(
     ("counts", "holdout"),
-    [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 10), ([5, 5], 11), ([100, 2], 5)],
+    [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 10), ([5, 5], 11), ([100, 2], 5), ([100, 2], 97)],
 )
 def test_holdout_that_cannot_have_every_class_on_both_sides_is_an_error(counts, holdout):
     with pytest.raises(ValueError, match=f"cannot hold out {holdout} of {sum(counts)} images"):
         stratified_holdout(split_of(counts), holdout, 0)
+
+
+def test_a_class_without_images_is_missed_on_neither_side():
+    kept, held = stratified_holdout(split_of([10, 0, 10]), 4, 0)
+    assert (kept.labels.tolist(), held.labels.tolist()) == ([0] * 8 + [2] * 8, [0, 0, 2, 2])
 
 
 def test_holdout_names_the_class_that_is_too_small():
@@ -73,6 +79,11 @@ def test_the_good_split_is_good():
     assert len(Split(**good())) == 4
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_narrow_images_are_not_taken_for_channels_last(width):
+    assert len(Split(**{**good(), "images": torch.zeros(4, 3, 8, width, dtype=torch.uint8)})) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,6 +101,7 @@ def test_the_good_split_is_good():
         ({"labels": torch.tensor([0, -1, 1, 0])}, "from -1 to 1"),
         ({"labels": torch.tensor([0, 1, 1])}, r"4 images need labels of shape \(4,\), got \(3,\)"),
         ({"labels": torch.tensor([[0, 1, 1, 0]])}, r"got \(1, 4\)"),
+        ({"labels": torch.tensor([[0], [1], [1], [0]])}, r"got \(4, 1\)"),
         ({"labels": torch.tensor([0.0, 1, 1, 0])}, "int64, got torch.float32"),
         ({"labels": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}, r"int64, got torch.uint8.*labels\.long"),
         ({"labels": [0, 1, 1, 0]}, "torch.Tensor, got list"),
@@ -110,7 +122,7 @@ def test_take_picks_images_with_their_labels():
 
 
 def test_batches_give_all_images_in_order_normalised():
-    split = split_of([3, 4])
+    split = split_of([3, 4]).take(torch.tensor([5, 0, 2, 6, 1, 4, 3]))
     steps = list(split.batches(3))
     assert [len(labels) for _, labels in steps] == [3, 3, 1]
     assert torch.equal(torch.cat([labels for _, labels in steps]), split.labels)
