@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eeutils.errors import StorageError
-from eeutils.files import atomic_path, cache_dir, exclusive
+from eeutils.files import atomic_path, cache_dir, exclusive, write_text
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -40,6 +40,26 @@ def test_atomic_path_publishes_the_whole_file_and_makes_folders(tmp_path):
         assert temporary.parent == target.parent  # a rename, not a copy
     assert target.read_text() == "content"
     assert leftovers(tmp_path) == []
+
+
+def test_what_takes_the_files_name_is_on_the_disk_and_may_be_read_by_all(tmp_path, monkeypatch):
+    target, written = tmp_path / "file.txt", []
+    monkeypatch.setattr(os, "fsync", lambda file: written.append((os.fstat(file).st_size, target.exists())))
+    with atomic_path(target) as temporary:
+        temporary.write_text("content")
+    assert written == [(len("content"), False)]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_text_is_written_whole_or_not_at_all_whatever_the_machines_encoding(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    write_text(target, "93.5 ± 0.2 %")
+    assert target.read_bytes() == "93.5 ± 0.2 %".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "half of it, then a lone surrogate \ud800")
+    assert target.read_text("utf-8") == "93.5 ± 0.2 %"
+    with pytest.raises(StorageError, match="cannot write"):
+        write_text(target / "file.txt", "below a file")
 
 
 def test_atomic_path_keeps_the_old_file_if_the_block_fails(tmp_path):
@@ -152,6 +172,12 @@ def test_exclusive_can_be_taken_again_after_a_failure(tmp_path):
         raise RuntimeError("inside")
     with exclusive(tmp_path / "file"):
         pass
+
+
+@pytest.mark.timeout(20)
+def test_exclusive_makes_its_folder_and_is_for_one_file(tmp_path):
+    with exclusive(tmp_path / "new" / "one"), exclusive(tmp_path / "new" / "other"):
+        assert (tmp_path / "new").is_dir()
 
 
 def test_exclusive_is_free_again_when_its_process_is_killed(tmp_path):
