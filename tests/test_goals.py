@@ -52,6 +52,20 @@ def test_a_budget_below_the_first_exit_cannot_be_met():
     assert within_macs(9e6)(evaluation).accuracy == 1.0
 
 
+def test_a_cascade_is_chosen_on_validation_and_judged_on_test():
+    reached = within_share(0.5)(Evaluation(val=with_right(2, 4), test=with_right(1, 3)))
+
+    assert (reached.validation, reached.accuracy, reached.cost) == (0.5, 0.25, 1e6)
+
+
+def test_a_goal_is_out_of_reach_of_a_network_of_which_one_seed_cannot_do_it():
+    networks = {"net": both(with_right(1, 4)), "net-s1": both(with_right(1, 4, costs=(1.5e6, 2e6)))}
+
+    row = goals_board(networks, (Goal("half", 95.0, ("net",), within_share(0.5)),)).loc["half"]
+
+    assert (row["by"], math.isnan(row["reached (%)"])) == ("out of reach", True)
+
+
 def test_of_several_networks_the_one_best_on_validation_counts_though_worse_on_test():
     networks = {
         "one": Evaluation(val=with_right(1, 3), test=with_right(1, 4)),
