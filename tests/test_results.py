@@ -2,17 +2,21 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from eeutils import results
+from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions
+from eeutils.data import Normalization
 from eeutils.recipes import plan
 from eeutils.scoreboard import Evaluation
 from eeutils.tables import frame_as_markdown
-from eeutils.weights import default_registry
+from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry
 
 README = "before\n<!-- results/a.md -->\nold\n<!-- end -->\nbetween\n<!-- results/b.md -->\n<!-- end -->\nafter\n"
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
@@ -65,13 +69,17 @@ def test_a_number_that_does_not_come_out_is_named():
 
     better = replace(entry, accuracy={**entry.accuracy, "val": (0.999, *entry.accuracy["val"][1:])})
     assert "exit 1 on val: 99.90% is published" in results._mistakes(better, as_published)[0]
+    for share, mistakes in ((0.0004, 0), (-0.0004, 0), (0.0006, 1), (-0.0006, 1)):
+        first, *others = entry.accuracy["test"]
+        moved = replace(entry, accuracy={**entry.accuracy, "test": (first + share, *others)})
+        assert len(results._mistakes(moved, as_published)) == mistakes
     dearer = replace(entry, macs=tuple(macs + 1 for macs in entry.macs))
     assert "multiply-adds" in results._mistakes(dearer, as_published)[0]
 
 
 def evaluation(exits: int) -> Evaluation:
     labels = torch.tensor([0, 1, 2, 0, 1])
-    logits = torch.nn.functional.one_hot(labels, 3).double().repeat(exits, 1, 1)
+    logits = one_hot(labels, 3).double().repeat(exits, 1, 1)
     table = Predictions(logits, labels, torch.arange(1, exits + 1, dtype=torch.float64))
     return Evaluation(table, table)
 
@@ -112,7 +120,7 @@ def test_shares_of_mistakes_may_move_more_than_shares_of_images():
 
 
 def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
-    names = pd.Index(["net-s1", "other", "net", "net-s2"], name="network")
+    names = pd.Index(["net-s1", "another", "net", "net-s2"], name="network")
     board = pd.DataFrame(
         {"last exit": [89.0, 70.0, 90.0, 91.0], "cascade": [88.0, float("nan"), 88.0, 88.0]}, index=names
     )
@@ -121,7 +129,7 @@ def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
         "| network | seeds | last exit | cascade |",
         "| --- | --- | ---: | ---: |",
         "| net | 3 | 90.00 ± 1.00 | 88.00 |",
-        "| other | 1 | 70.00 |  |",
+        "| another | 1 | 70.00 |  |",
     ]
 
 
@@ -139,3 +147,90 @@ def test_the_figure_shows_networks_that_are_planned(tmp_path):
     results._draw({"three": Evaluation(val, val), "plain": evaluation(1)}, tmp_path / "figure.png")
 
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+# From the registry to the README.
+
+
+def two_exits(right: tuple[int, int], sure: tuple[int, ...] = (0, 1)) -> Predictions:
+    """Exits that are right on the first so many of four images, the first one surer of the images `sure`."""
+    labels = torch.tensor([0, 1, 2, 0])
+    logits = torch.stack([one_hot((labels + (torch.arange(4) >= count)) % 3, 3) for count in right]).float()
+    logits[0] *= torch.where(torch.isin(torch.arange(4), torch.tensor(sure)), 5.0, 1.0)[:, None]
+    return Predictions(logits, labels, torch.tensor([1e6, 2e6], dtype=torch.float64))
+
+
+PUBLISHED = {"val": two_exits((2, 4)), "test": two_exits((2, 3))}
+FILE = StoredFile("net/file", "0" * 64, 1)
+ENTRY = WeightEntry(
+    name="resnet18_2exits-spp-toy-s1",
+    model="resnet18_2exits",
+    model_args={},
+    data="toy",
+    normalization=Normalization((0.5,), (0.25,)),
+    status="trained",
+    weights=FILE,
+    predictions={"val": FILE, "test": FILE},
+    accuracy={split: tuple(accuracy_per_exit(table).tolist()) for split, table in PUBLISHED.items()},
+    macs=(1_000_000, 2_000_000),
+)
+
+
+@pytest.fixture
+def recompute(tmp_path, monkeypatch):
+    """Runs it all on `ENTRY`, whose network predicts `computed`, in a repository of the test's own."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    (tmp_path / "README.md").write_text("<!-- results/scoreboard.md -->\n<!-- end -->\n")
+    for name, path in (("REPOSITORY", tmp_path), ("README", tmp_path / "README.md"), ("RESULTS", tmp_path / "results")):
+        monkeypatch.setattr(results, name, path)
+    monkeypatch.setattr(results, "DRAWN", {ENTRY.name: "two exits"})
+
+    def run(computed: dict[str, Predictions], *entries: WeightEntry) -> int:
+        monkeypatch.setattr(results, "default_registry", lambda: Registry(entries))
+        monkeypatch.setattr(results, "load_predictions", lambda name, split: {ENTRY.name: PUBLISHED}[name][split])
+        monkeypatch.setattr(results, "load_weights", lambda name, device: name)
+        monkeypatch.setattr(results, "load_data", lambda name: SimpleNamespace(val="val", test="test"))
+        monkeypatch.setattr(results, "predict", lambda net, split: computed[split])
+        return results.main()
+
+    return run
+
+
+def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tmp_path):
+    untrained = replace(ENTRY, name="resnet18-avg-toy", status="not trained", weights=None)
+
+    assert recompute(PUBLISHED, ENTRY, untrained) == 0
+
+    board = (tmp_path / "results" / "scoreboard.md").read_text()
+    assert "| resnet18_2exits-spp-toy | 1 | 50.00 | 75.00 |" in board  # without its seed, and how many they are
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "scoreboard.md",
+        "goals.md",
+        "accuracy_cost.png",
+    }
+    assert board in (tmp_path / "README.md").read_text()
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("computed", "message"),
+    [
+        ({**PUBLISHED, "test": two_exits((2, 4))}, "exit 2 on test: 75.00% is published, 100.00% came out"),
+        # Each exit as right as before, but a cascade has nothing to go by.
+        ({split: two_exits(right, (2, 3)) for split, right in (("val", (2, 4)), ("test", (2, 3)))}, "cascade cost"),
+    ],
+)
+def test_numbers_that_do_not_come_out_are_named_and_nothing_is_written(recompute, tmp_path, capsys, computed, message):
+    assert recompute(computed, ENTRY) > 0
+
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_of_weights_that_do_not_ship_the_predictions_are_taken_as_they_are(recompute):
+    assert recompute({}, replace(ENTRY, status="measured", weights=None)) == 0
+
+
+def test_without_trained_weights_there_is_nothing_to_recompute(recompute, capsys):
+    assert recompute(PUBLISHED) == 1
+    assert "no trained weights" in capsys.readouterr().err
