@@ -56,6 +56,32 @@ def test_an_entry_tells_the_builder_what_it_asks_of_the_images(run, monkeypatch,
     assert {answer.shape for answer in net(torch.zeros(1, 3, size, size))} == {(1, 10)}
 
 
+def test_an_entry_builds_the_network_that_was_trained(run):
+    report = json.loads((run / "report.json").read_text())
+    report["run"] |= {"exit_after": [6], "stem": "imagenet"}
+    report["share_of_peak"] = 0.25
+
+    entry = entry_of(report)
+
+    assert create_model(entry.model, **entry.model_args).exit_after == (6, 8)
+    assert entry.model_args["stem"] == "imagenet"
+    assert entry.classes == load_data("digits").classes
+    assert entry.training.share_of_peak == 0.25
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe"),
+    [
+        ("python -m eeutils.train slim --width 16", "slim"),
+        ("python -m eeutils.train --train.epochs 1", "custom"),
+        ("python -m eeutils.train --out 'runs of digits '", "custom"),
+    ],
+)
+def test_the_recipe_is_the_one_that_the_command_names(run, command, recipe):
+    report = json.loads((run / "report.json").read_text()) | {"command": command}
+    assert entry_of(report).training.recipe == recipe
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
