@@ -18,7 +18,7 @@ from eeutils.files import exclusive
 from eeutils.weights import Registry, StoredFile, list_weights, load_history, load_predictions, load_weights
 from eeutils.weights import publish as publish_module
 from eeutils.weights.fetch import drive_page, sha256_of
-from eeutils.weights.publish import _set_aside, halved, main, publish
+from eeutils.weights.publish import _check_against, _set_aside, halved, main, publish
 from eeutils.weights.readme import readme_text
 
 NAME = "resnet18_2exits-spp-digits-w4-s3"
@@ -245,6 +245,19 @@ def test_what_is_not_worth_publishing_changes_nothing(run, tiny_registry):
     check(IntegrityError, "report")
     (run / "report.json").unlink()
     check(FileNotFoundError, "did not finish")
+
+
+@pytest.mark.parametrize("change", [-0.009, 0.009])
+def test_half_precision_may_move_an_accuracy_a_little(tiny_registry, change):
+    entry = replace(tiny_registry.entries[0], accuracy={"test": (0.5, 0.6)})
+    _check_against({"test_accuracy": [0.5, 0.6 + change]}, entry)
+
+
+@pytest.mark.parametrize("reported", [[0.5, 0.611], [0.5, 0.589], [0.5], [0.5, 0.6, 0.6]])
+def test_accuracies_of_another_run_are_told(tiny_registry, reported):
+    entry = replace(tiny_registry.entries[0], accuracy={"test": (0.5, 0.6)})
+    with pytest.raises(ValueError, match="different runs"):
+        _check_against({"test_accuracy": reported}, entry)
 
 
 def test_a_packaged_registry_cannot_be_published_to(run):
