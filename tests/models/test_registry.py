@@ -1,4 +1,6 @@
 import pytest
+import torch
+from torch import nn
 
 from eeutils.models import create_model, list_models, register_model, registry
 
@@ -13,6 +15,15 @@ def test_arguments_reach_the_builder(name, num_exits):
     net = create_model(name, width=4, num_classes=7)
     assert net.num_exits == num_exits
     assert all(head[-1].out_features == 7 for head in net.exits.values())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_convolutions_begin_with_weights_that_keep_the_size_of_gradients(name):
+    """He et al., 2015: of variance 2 / (outputs x kernel elements)."""
+    net = create_model(name, width=8)
+    convolutions = [module.weight.detach() for module in net.modules() if isinstance(module, nn.Conv2d)]
+    scaled = torch.cat([(weight * (weight[:, 0].numel() / 2) ** 0.5).flatten() for weight in convolutions])
+    assert scaled.std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_an_unknown_name_lists_the_choices():

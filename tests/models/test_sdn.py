@@ -192,6 +192,9 @@ def test_exits_that_cannot_be_added_are_named(arguments, message):
 def test_each_exit_may_have_a_pool_of_its_own_the_shallowest_first():
     sdn = with_internal_classifiers(seeded("mobilenet"), SHAPE, after=(5, 2), pool="conv+avg")
     assert [type(sdn.exits[unit][0]) for unit in ("2", "5")] == [nn.Sequential, nn.AdaptiveAvgPool2d]
+    built = seeded("vgg16", exit_after=(6, 1, 3), pool="spp+mixed+avg")
+    kinds = [type(create_exit(pool, 2, 2)) for pool in ("spp", "mixed", "avg")]
+    assert [type(built.exits[unit]) for unit in ("1", "3", "6")] == kinds
     with pytest.raises(ValueError, match="names 2 heads for a network with 3 exits"):
         seeded("vgg16", exit_after=(1, 3, 6), pool="conv+mixed")
 
