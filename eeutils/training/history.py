@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from eeutils.errors import IntegrityError
 from eeutils.files import atomic_path
 
 
@@ -33,5 +34,13 @@ class History:
 
     @staticmethod
     def load_csv(path: Path) -> "History":
-        """Read what `save_csv` wrote."""
-        return History(tuple(pd.read_csv(path).to_dict("records")))
+        """Read what `save_csv` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            IntegrityError: if it is not a history.
+        """
+        try:
+            return History(tuple(pd.read_csv(path).astype({"epoch": int}).to_dict("records")))
+        except (KeyError, ValueError) as error:
+            raise IntegrityError(f"{path} is no history of a training run: {error!r}") from error

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from eeutils.errors import StorageError
+from eeutils.errors import IntegrityError, StorageError
 from eeutils.training import History
 
 ROWS = ({"epoch": 1, "train_loss": 2.25, "seconds": 1.0}, {"epoch": 2, "train_loss": 1 / 3, "seconds": 2.5})
@@ -24,3 +24,10 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"history\.csv"):
         History(ROWS).save_csv(tmp_path / "file" / "history.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"epoch,loss\none,0.5\n", b"\xff\xfe\x00"])
+def test_a_file_of_something_else_is_an_integrity_error(tmp_path, content):
+    (tmp_path / "history.csv").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"history\.csv is no history of a training run"):
+        History.load_csv(tmp_path / "history.csv")
