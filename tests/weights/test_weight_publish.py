@@ -18,7 +18,7 @@ from eeutils.files import exclusive
 from eeutils.weights import Registry, StoredFile, list_weights, load_history, load_predictions, load_weights
 from eeutils.weights import publish as publish_module
 from eeutils.weights.fetch import drive_page, sha256_of
-from eeutils.weights.publish import _check_against, _set_aside, halved, main, publish
+from eeutils.weights.publish import _check_against, _check_sizes, _set_aside, halved, main, publish
 from eeutils.weights.readme import readme_text
 
 NAME = "resnet18_2exits-spp-digits-w4-s3"
@@ -163,16 +163,17 @@ def test_a_killed_process_leaves_the_old_files_and_the_next_one_clears_up(run, e
     assert {path: content for path, content in tree(empty.folder).items() if path not in hidden} == before
 
 
-def test_files_that_a_killed_process_had_set_aside_come_back(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_files_that_a_killed_process_had_set_aside_come_back(tmp_path, error):
     (tmp_path / ".net.before").mkdir()
     (tmp_path / ".net.before" / "weights").write_text("old")
 
     def fail() -> None:
         with _set_aside(tmp_path / "net"):
             (tmp_path / "net").mkdir()
-            raise RuntimeError("half-way")
+            raise error("half-way")
 
-    with pytest.raises(RuntimeError, match="half-way"):
+    with pytest.raises(error, match="half-way"):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     assert (tmp_path / "net" / "weights").read_text() == "old"
@@ -213,6 +214,13 @@ def test_what_is_too_large_to_ship_changes_nothing(run, tiny_registry, tmp_path,
     assert publish(run, tiny_registry).files == alone.files
 
 
+@pytest.mark.parametrize("size", [None, publish_module.LARGEST_FOLDER])
+def test_what_lies_elsewhere_takes_no_room(tiny_registry, size):
+    file = StoredFile("upf/m.pt", None, size, ("drive:some_id",))
+    elsewhere = replace(tiny_registry.entries[0], name="upf", status="external", weights=file)
+    _check_sizes(tiny_registry.entries[-1], tiny_registry.with_entry(elsewhere))
+
+
 def test_other_entries_stay(run, tiny_registry):
     publish(run, tiny_registry)
     assert Registry.load(tiny_registry.folder).names == sorted([*tiny_registry.names, NAME])
@@ -238,6 +246,10 @@ def test_what_is_not_worth_publishing_changes_nothing(run, tiny_registry):
     (run / "weights.safetensors").write_bytes(weights[:-1])
     check(IntegrityError, "safetensors")
     (run / "weights.safetensors").write_bytes(weights)
+    history = (run / "history.csv").read_bytes()
+    (run / "history.csv").write_text("<html>not found</html>")
+    check(IntegrityError, "history")
+    (run / "history.csv").write_bytes(history)
     report = (run / "report.json").read_text()
     change_report(run, test_accuracy=[1.0, 1.0])
     check(ValueError, "different runs")
