@@ -75,6 +75,12 @@ def test_a_frozen_backbone_answers_without_dropout_and_without_gradients(dropout
     assert touched == early_exits(dropout_net)
 
 
+def test_where_all_is_trained_all_gets_gradients(dropout_net):
+    start_training(dropout_net, "all")
+    sum(answer.sum() for answer in training_forward(dropout_net, "all")(torch.randn(4, 3, 8, 8))).backward()
+    assert all(parameter.grad is not None for parameter in dropout_net.parameters())
+
+
 def test_a_frozen_backbone_may_work_in_place():
     units = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)]
     net = MultiExitNet(units, {unit: nn.Sequential(nn.Flatten(), nn.Linear(144, 2)) for unit in (0, 1)})
