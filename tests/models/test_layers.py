@@ -33,6 +33,17 @@ def test_every_grid_is_what_pooling_the_whole_map_gives(reduce, shape, levels, s
         torch.testing.assert_close(pooled, expected)
 
 
+@pytest.mark.parametrize("reduce", ["max", "avg"])
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [((12, 12), (4, 3, 2)), ((6, 6), (2, 3)), ((12, 10), (4, 2)), ((10, 12), (4, 2))],
+    ids=["no nested grids", "likewise, rising", "uneven columns", "uneven rows"],
+)
+def test_a_grid_is_not_pooled_from_one_whose_cells_do_not_make_it_up(reduce, size, levels):
+    x = torch.randn(2, 3, *size)
+    torch.testing.assert_close(SpatialPyramidPool(levels, reduce)(x), level_by_level(x, levels, reduce))
+
+
 def test_a_map_whose_cells_can_be_read_off():
     x = torch.tensor([[[[1.0, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]]])
     assert SpatialPyramidPool((1, 2))(x).tolist() == [[16, 6, 8, 14, 16]]
