@@ -179,6 +179,16 @@ def test_files_that_a_killed_process_had_set_aside_come_back(tmp_path, error):
     assert (tmp_path / "net" / "weights").read_text() == "old"
 
 
+def test_files_set_aside_by_a_process_killed_after_its_own_were_in_place_do_not_come_back(tmp_path):
+    for folder, content in (("net", "new"), (".net.before", "old")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weights").write_text(content)
+    with _set_aside(tmp_path / "net"):
+        assert (tmp_path / ".net.before" / "weights").read_text() == "new"
+        (tmp_path / "net").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
 def test_results_alone_take_the_place_of_weights(run, empty):
     publish(run, empty)
     entry = publish(run, Registry.load(empty.folder), results_only=True)
