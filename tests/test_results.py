@@ -179,18 +179,21 @@ ENTRY = WeightEntry(
 @pytest.fixture
 def recompute(tmp_path, monkeypatch):
     """Runs it all on `ENTRY`, whose network predicts `computed`, in a repository of the test's own."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     (tmp_path / "README.md").write_text("<!-- results/scoreboard.md -->\n<!-- end -->\n")
     for name, path in (("REPOSITORY", tmp_path), ("README", tmp_path / "README.md"), ("RESULTS", tmp_path / "results")):
         monkeypatch.setattr(results, name, path)
     monkeypatch.setattr(results, "DRAWN", {ENTRY.name: "two exits"})
 
     def run(computed: dict[str, Predictions], *entries: WeightEntry) -> int:
+        def predicted(net: str, split: str) -> Predictions:
+            assert not torch.backends.cudnn.allow_tf32, "published numbers are of full precision"
+            return computed[split]
+
         monkeypatch.setattr(results, "default_registry", lambda: Registry(entries))
         monkeypatch.setattr(results, "load_predictions", lambda name, split: {ENTRY.name: PUBLISHED}[name][split])
         monkeypatch.setattr(results, "load_weights", lambda name, device: name)
         monkeypatch.setattr(results, "load_data", lambda name: SimpleNamespace(val="val", test="test"))
-        monkeypatch.setattr(results, "predict", lambda net, split: computed[split])
+        monkeypatch.setattr(results, "predict", predicted)
         return results.main()
 
     return run
@@ -209,7 +212,6 @@ def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tm
         "accuracy_cost.png",
     }
     assert board in (tmp_path / "README.md").read_text()
-    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(
