@@ -108,7 +108,8 @@ def check_exits(net: nn.Module) -> None:
 def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet:
     """A new network with `exits` (unit index -> head) besides those of `net`.
 
-    Everything is copied: training the new network leaves `net` as it is.
+    Everything is copied: training the new network leaves `net` as it is. The added heads are in its mode, training or
+    evaluation.
 
     Raises:
         ValueError: if a unit does not exist or already has an exit.
@@ -116,7 +117,8 @@ def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet
     taken = sorted(set(exits) & set(net.exit_after))
     if taken:
         raise ValueError(f"units {taken} already have an exit; drop_exits() first to replace it")
-    return _in_mode_of(net, MultiExitNet(deepcopy(net.units), deepcopy({**_exits(net), **exits})))
+    added = {unit: deepcopy(head).train(net.training) for unit, head in exits.items()}
+    return _in_mode_of(net, MultiExitNet(deepcopy(net.units), deepcopy(_exits(net)) | added))
 
 
 def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
