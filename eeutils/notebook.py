@@ -19,7 +19,15 @@ from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
 from eeutils.training import History, LossConfig, TrainConfig, default_device, fit, recipe
-from eeutils.weights import Registry, WeightEntry, default_registry, load_history, load_predictions, load_weights
+from eeutils.weights import (
+    Registry,
+    WeightEntry,
+    default_registry,
+    list_weights,
+    load_history,
+    load_predictions,
+    load_weights,
+)
 
 QUICK_WIDTH = 8
 
@@ -33,7 +41,8 @@ class Session:
 
     Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": taken is the one of the greatest
     width at which all that are compared with each other are trained. With "-ic_only" after it, it is one whose early
-    exits were trained alone, on a plain network as it was.
+    exits were trained alone, on a plain network as it was. The full name of weights (`list_weights()`) is taken as it
+    is; in quick mode it stands for its kind.
 
     Attributes:
         quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -69,12 +78,19 @@ class Session:
         Raises:
             ValueError: if none of that kind are trained.
         """
+        registry = default_registry()
         if self.quick:
-            return f"{network}-digits-w{QUICK_WIDTH}"
-        fitting = _by_width(default_registry(), network)
+            return f"{_kind_asked_for(network, registry)}-digits-w{QUICK_WIDTH}"
+        if network in list_weights(registry):
+            return network
+        fitting = _by_width(registry, network)
         if not fitting:
-            raise ValueError(f"no trained weights of {network!r}; see eeutils.weights.weights_table()")
-        return fitting.get(_common_width(default_registry()), fitting[max(fitting)])
+            kinds = sorted({_kind(entry) for entry in registry.entries if _is_usual(entry)})
+            raise ValueError(
+                f"no trained weights of {network!r}; choose a <model>-<pool> from {kinds} "
+                f"or a full name from {list_weights(registry)}"
+            )
+        return fitting.get(_common_width(registry), fitting[max(fitting)])
 
     def network(self, network: str) -> MultiExitNet:
         """The trained network, in evaluation mode on the CPU."""
@@ -95,11 +111,12 @@ class Session:
         return load_predictions(self.weights_name(network), split)
 
     def _quick_run(self, network: str) -> tuple[MultiExitNet, History]:
-        model, pool, *alone = network.split("-")
+        kind = _kind_asked_for(network, default_registry())
+        model, *pool = kind.removesuffix("-ic_only").split("-")
         torch.manual_seed(0)
-        net = create_model(model, pool=pool, width=QUICK_WIDTH)
+        net = create_model(model, width=QUICK_WIDTH, **dict(zip(["pool"], pool, strict=False)))
         how = recipe("digits")
-        if alone:
+        if kind.endswith("-ic_only"):
             copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))
             how = replace(how, trained="early_exits", loss=LossConfig(weights="equal"))
         kept = cache_dir() / "quick" / f"{self.weights_name(network)}-{_digest(net, how)}.pt"
@@ -113,6 +130,7 @@ def start() -> Session:
     print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, {_device_in_words()}.")
     if session.quick:
         print("Quick mode: digits instead of CIFAR-10, and slim networks trained on the spot.")
+    print("Numbers in the text are those of the stored run; yours are in the outputs.")
     return session
 
 
@@ -134,7 +152,7 @@ def _digest(net: MultiExitNet, config: TrainConfig) -> str:
 
 def _by_width(registry: Registry, network: str) -> dict[int, str]:
     """The names of the weights that could stand for `<model>-<pool>`."""
-    fitting = [entry for entry in registry.entries if _stands_for(entry, network)]
+    fitting = [entry for entry in registry.entries if _is_usual(entry) and _kind(entry) == network]
     return {entry.model_args.get("width", _PUBLISHED_WIDTH): entry.name for entry in fitting}
 
 
@@ -144,10 +162,19 @@ def _common_width(registry: Registry) -> int | None:
     return max(set.intersection(*widths), default=None)
 
 
-def _stands_for(entry: WeightEntry, network: str) -> bool:
-    """Whether these are trained weights of `<model>-<pool>`, of the first seed, with the usual exits and clean data."""
-    kind = f"{entry.model}-{entry.model_args.get('pool')}"
-    if entry.training is not None and entry.training.config.get("trained") == "early_exits":
-        kind += "-ic_only"
+def _kind_asked_for(network: str, registry: Registry) -> str:
+    """`<model>-<pool>` of a network that is asked for so, or by the full name of weights."""
+    return _kind(registry.entry(network)) if network in list_weights(registry) else network
+
+
+def _kind(entry: WeightEntry) -> str:
+    """`<model>-<pool>`, or `<model>` if it has none; with "-ic_only" for early exits that were trained alone."""
+    alone = entry.training is not None and entry.training.config.get("trained") == "early_exits"
+    parts = entry.model, entry.model_args.get("pool"), "ic_only" if alone else None
+    return "-".join(filter(None, parts))
+
+
+def _is_usual(entry: WeightEntry) -> bool:
+    """Whether these are trained weights of the first seed, with the usual exits and clean data."""
     usual = "exit_after" not in entry.model_args and entry.data == "cifar10" and "trigger" not in entry.name
-    return entry.status == "trained" and kind == network and usual and entry.training.config["seed"] == 0
+    return entry.status == "trained" and usual and entry.training.config["seed"] == 0

@@ -19,7 +19,9 @@ def test_quick_mode_is_asked_for_by_the_environment(monkeypatch, capsys):
 
     assert session.quick
     assert session.data.name == "digits"
-    assert "Quick mode" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Quick mode" in said
+    assert "Numbers in the text are those of the stored run" in said
 
     monkeypatch.delenv("EEUTILS_QUICK")
     assert not start().quick
@@ -41,7 +43,8 @@ def test_quick_networks_are_trained_once_and_kept(empty_cache):
     kept = list(empty_cache.rglob("*.pt"))
     assert [path.name.rpartition("-")[0] for path in kept] == [f"resnet18_2exits-spp-digits-w{QUICK_WIDTH}"]
     written = kept[0].stat().st_mtime_ns
-    second = again.network("resnet18_2exits-spp")
+    second = again.network("resnet18_2exits-spp-cifar10-w16")  # in quick mode a full name stands for its kind
+    assert list(empty_cache.rglob("*.pt")) == kept
     assert kept[0].stat().st_mtime_ns == written
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
@@ -59,11 +62,12 @@ def test_quick_networks_of_an_older_version_are_not_taken_for_this_ones():
     assert _digest(resnet18(width=2), recipe("digits")) in digests
 
 
-def trained(model: str, pool: str, width: int, **changes) -> WeightEntry:
+def trained(model: str, pool: str | None, width: int, **changes) -> WeightEntry:
     """An entry of weights that are there, so far as a notebook asks."""
     real = default_registry().entry("resnet18-avg-cifar10-w16")
     args = {"width": width, "pool": pool, **changes.pop("model_args", {})}
-    return replace(real, name=f"{model}-{pool}-{width}{changes}", model=model, model_args=args, **changes)
+    changes = {"name": f"{model}-{pool}-{width}{changes}"} | changes
+    return replace(real, model=model, model_args=args, **changes)
 
 
 @pytest.fixture
@@ -122,6 +126,22 @@ def test_early_exits_trained_alone_stand_on_the_plain_network(empty_cache):
     assert len(same) == len(plain) > 0
 
 
-def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match=r"'resnet99-avg'; see eeutils\.weights\.weights_table\(\)"):
+def test_the_full_name_of_weights_is_taken_as_it_is(registry):
+    registry(*(trained("resnet18_3exits", "spp", 64, model_args={"exit_after": [2, 4]}, name=name) for name in "ab"))
+
+    assert Session(quick=False).weights_name("b") == "b"
+    assert Session(quick=True).weights_name("b") == f"resnet18_3exits-spp-digits-w{QUICK_WIDTH}"
+
+
+def test_an_unknown_kind_is_named_with_those_that_there_are(registry):
+    registry(trained("resnet18_3exits", "spp", 64, model_args={"exit_after": [2, 4]}, name="full-name"))
+
+    with pytest.raises(ValueError, match=r"'resnet99-avg'; .* from \['resnet18-avg', .*full name from .*'full-name'"):
         Session(quick=False).weights_name("resnet99-avg")
+
+
+def test_a_network_without_a_choice_of_pooling_is_asked_for_by_its_model(registry, empty_cache):
+    registry(trained("vgg16", None, 16))
+
+    assert Session(quick=False).weights_name("vgg16").startswith("vgg16-None-16")
+    assert Session(quick=True).network("resnet18").num_exits == 1
