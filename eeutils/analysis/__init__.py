@@ -33,6 +33,7 @@ _NAMES = {
         "accuracy_of",
         "accuracy_per_exit",
         "calibration_error",
+        "cost_table",
         "ensemble_probs",
         "ensemble_weights",
         "exit_table",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.bootstrap import draw_kinds, interval
+from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
 
 _ENSEMBLES = ("mean", "weighted", "geometric")
@@ -29,6 +30,24 @@ def exit_table(predictions: Predictions) -> pd.DataFrame:
             "calibration error": calibration_error(predictions).numpy(),
         },
         index=pd.Index(range(1, predictions.num_exits + 1), name="exit"),
+    )
+
+
+def cost_table(costs: NetworkCosts) -> pd.DataFrame:
+    """One row an exit: multiply-adds and parameters up to there, and shares of the network's multiply-adds.
+
+    Columns: "multiply-adds (M)", in millions; "share" of the whole network's; "of the head alone", the same for this
+    exit's head by itself; "parameters".
+    """
+    whole = costs.cumulative_macs[-1]
+    return pd.DataFrame(
+        {
+            "multiply-adds (M)": costs.cumulative_macs.numpy() / 1e6,
+            "share": (costs.cumulative_macs / whole).numpy(),
+            "of the head alone": (costs.exit_macs / whole).numpy(),
+            "parameters": costs.cumulative_params.numpy(),
+        },
+        index=pd.Index(range(1, len(costs.exit_macs) + 1), name="exit"),
     )
 
 

@@ -6,7 +6,14 @@ A plot draws on the axes it is given, or on new ones, and returns them. What tak
 
 from eeutils.plots.attribution import plot_attributions
 from eeutils.plots.confusion import plot_risk_coverage, plot_suspicion
-from eeutils.plots.exits import plot_accuracies, plot_confidence, plot_curves, plot_exit_rates, plot_gains
+from eeutils.plots.exits import (
+    plot_accuracies,
+    plot_confidence,
+    plot_curves,
+    plot_exit_places,
+    plot_exit_rates,
+    plot_gains,
+)
 from eeutils.plots.images import plot_class_histogram, plot_embedding, plot_images
 from eeutils.plots.overthinking import (
     plot_destructive_by_class,
@@ -16,12 +23,14 @@ from eeutils.plots.overthinking import (
     plot_shares_by_exit,
 )
 from eeutils.plots.policies import plot_exit_shares, plot_policies, plot_threshold_effect
-from eeutils.plots.style import ABOVE, BELOW, exit_name, use_style
+from eeutils.plots.style import ABOVE, BELOW, RIGHT, WRONG, exit_name, use_style
 from eeutils.plots.training import plot_exit_losses, plot_losses, plot_validation
 
 __all__ = [
     "ABOVE",
     "BELOW",
+    "RIGHT",
+    "WRONG",
     "exit_name",
     "plot_accuracies",
     "plot_attributions",
@@ -32,6 +41,7 @@ __all__ = [
     "plot_destructive_confidence",
     "plot_embedding",
     "plot_exit_losses",
+    "plot_exit_places",
     "plot_exit_rates",
     "plot_exit_shares",
     "plot_first_correct",

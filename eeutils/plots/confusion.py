@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from eeutils.analysis.confusion import ErrorIndicator
-from eeutils.plots.style import ABOVE, BELOW, new_axes
+from eeutils.plots.style import draw_right_and_wrong, new_axes
 
 
 def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
@@ -17,10 +17,11 @@ def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
     Wrong answers are few: counts would hide them behind the right ones.
     """
     ax = ax or new_axes()
-    edges = indicator.edges.numpy()
-    for label, counts, color in (("right", indicator.right, ABOVE), ("wrong", indicator.wrong, BELOW)):
-        shares = (counts / counts.sum()).numpy()
-        ax.stairs(shares, edges, fill=True, alpha=0.6, color=color, label=f"{label} ({int(counts.sum()):,})")
+    right, wrong = (
+        (f"{label} ({int(counts.sum()):,})", counts / counts.sum())
+        for label, counts in (("right", indicator.right), ("wrong", indicator.wrong))
+    )
+    draw_right_and_wrong(ax, indicator.edges, right, wrong)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set(ylabel="share of the answers of a kind", title=f"AUROC {indicator.auroc:.3f}")
     ax.legend(frameon=False)

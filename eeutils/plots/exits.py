@@ -1,6 +1,6 @@
 """How good exits are, what they cost, and who leaves where."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -11,10 +11,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.metrics import accuracy_per_exit, gains
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Curve, accuracy_cost_curve
-from eeutils.plots.style import ABOVE, BELOW, exit_name, legend_below, new_axes
+from eeutils.plots.style import (
+    ABOVE,
+    BELOW,
+    color_over,
+    draw_right_and_wrong,
+    exit_colors,
+    exit_name,
+    legend_below,
+    new_axes,
+)
 
 
 def plot_accuracies(networks: Mapping[str, Predictions], ax: Axes | None = None) -> Axes:
@@ -31,13 +41,18 @@ def plot_accuracies(networks: Mapping[str, Predictions], ax: Axes | None = None)
     drawn = ax.barh(list(bars), list(bars.values()), color=colors)
     ax.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy (%)", xlim=(max(0, min(bars.values()) - 10), min(100, max(bars.values()) + 3)))
+    ax.set(xlabel="accuracy (%)", xlim=(0, 105), title="Accuracy of every exit")
     ax.tick_params(axis="y", labelsize=8)
     ax.grid(axis="y", visible=False)
     return ax
 
 
-def plot_gains(networks: Mapping[str, Predictions], reference: float, ax: Axes | None = None) -> Axes:
+def plot_gains(
+    networks: Mapping[str, Predictions],
+    reference: float,
+    ax: Axes | None = None,
+    reference_name: str = "the plain network",
+) -> Axes:
     """Percentage points by which each exit is above (green) or below (red) the accuracy `reference` (0 to 1)."""
     ax = ax or new_axes()
     bars = {
@@ -50,7 +65,8 @@ def plot_gains(networks: Mapping[str, Predictions], reference: float, ax: Axes |
     ax.axvline(0, color="black", linewidth=1)
     ax.invert_yaxis()
     ax.margins(x=0.15)
-    ax.set(xlabel=f"points above or below {reference:.2%}")
+    below = f"points above or below {reference_name} ({100 * reference:.2f} %)"
+    ax.set(xlabel=below, title="What every exit gains or loses")
     ax.tick_params(axis="y", labelsize=8)
     ax.grid(axis="y", visible=False)
     return ax
@@ -84,12 +100,45 @@ def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None =
     """How sure an exit is where it is right, and where it is wrong: shares of each kind, however rare it is."""
     ax = ax or new_axes()
     correct, sure = predictions.correct[exit_index], predictions.confidence[exit_index]
-    for label, chosen, color in (("right", correct, ABOVE), ("wrong", ~correct, BELOW)):
-        share = f"{label} ({float(chosen.double().mean()):.1%})"
-        shares = np.full(int(chosen.sum()), 1 / max(int(chosen.sum()), 1))
-        ax.hist(sure[chosen].numpy(), np.linspace(0, 1, 41), weights=shares, alpha=0.65, color=color, label=share)
+    edges = torch.linspace(0, 1, 41, dtype=torch.float64)
+    right, wrong = (
+        (f"{label} ({float(chosen.double().mean()):.1%})", _shares(sure[chosen], edges))
+        for label, chosen in (("right", correct), ("wrong", ~correct))
+    )
+    draw_right_and_wrong(ax, edges, right, wrong)
     ax.set(xlabel="confidence", ylabel="share of its kind", title=exit_name(exit_index, predictions.num_exits))
     ax.legend(frameon=False)
+    return ax
+
+
+def _shares(values: Tensor, edges: Tensor) -> Tensor:
+    """(n,) -> (B,), the share of the values in each bin; zeros if there are none."""
+    return torch.histogram(values.double(), edges).hist / max(len(values), 1)
+
+
+def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] = (), ax: Axes | None = None) -> Axes:
+    """At which share of its network's multiply-adds each exit stands, a row a network, with the unit that it follows.
+
+    Args:
+        costs: by network.
+        asked: shares to mark (dotted), where exits were to stand.
+        ax: where to draw.
+    """
+    ax = ax or new_axes()
+    for row, (cost, color) in enumerate(zip(costs.values(), cycle(sns.color_palette("colorblind")))):
+        shares = (cost.cumulative_macs / cost.cumulative_macs[-1]).tolist()
+        ax.plot(shares, [row] * len(shares), "o", color=color)
+        for share, unit in zip(shares, cost.exit_after, strict=True):
+            ax.annotate(str(unit), (share, row), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    for share in asked:
+        ax.axvline(share, color="gray", linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(costs)), costs)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.invert_yaxis()
+    ax.margins(y=0.2)
+    ax.set(
+        xlabel="share of the multiply-adds, heads counted", title="Where exits stand (numbers: the unit they follow)"
+    )
     return ax
 
 
@@ -98,14 +147,14 @@ def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes
     ax = ax or new_axes()
     table = torch.stack(list(rates.values())).numpy()
     left = np.zeros(len(rates))
-    for index, color in zip(range(table.shape[1]), sns.color_palette("crest", table.shape[1]), strict=True):
+    for index, color in zip(range(table.shape[1]), exit_colors(table.shape[1]), strict=True):
         drawn = ax.barh(list(rates), table[:, index], left=left, color=color, label=exit_name(index, table.shape[1]))
         ax.bar_label(
             drawn,
             [f"{share:.0%}" if share > 0.04 else "" for share in table[:, index]],
             label_type="center",
             fontsize=8,
-            color="white",
+            color=color_over(color),
         )
         left += table[:, index]
     ax.invert_yaxis()

@@ -12,7 +12,7 @@ from torch import Tensor
 from eeutils.analysis.overthinking import Destructive, Wasteful, first_correct_at
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Split
-from eeutils.plots.style import ABOVE, BELOW, draw_image, exit_name, legend_below, new_axes
+from eeutils.plots.style import WRONG, draw_image, draw_right_and_wrong, exit_name, legend_below, new_axes
 
 
 def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
@@ -58,7 +58,7 @@ def plot_destructive_by_class(effect: Destructive, classes: Sequence[str], ax: A
     # The bootstrap's quantiles of few images can miss the share itself by a rounding.
     reach = [(rows["share"] - rows["low"]).clip(lower=0), (rows["high"] - rows["share"]).clip(lower=0)]
     names = [f"{name} ({count})" for name, count in rows["wrong at last"].items()]
-    ax.barh(names, rows["share"], xerr=reach, color=BELOW, alpha=0.75, error_kw={"capsize": 3, "linewidth": 1})
+    ax.barh(names, rows["share"], xerr=reach, color=WRONG, alpha=0.75, error_kw={"capsize": 3, "linewidth": 1})
     if effect.num_wrong:
         ax.axvline(effect.share, color="black", linewidth=1, linestyle="--")
         ax.set_title(f"All classes (dashed): {effect.share:.0%} of {effect.num_wrong:,}")
@@ -71,14 +71,13 @@ def plot_destructive_by_class(effect: Destructive, classes: Sequence[str], ax: A
 def plot_destructive_confidence(effect: Destructive, ax: Axes | None = None) -> Axes:
     """How sure the first right exit is of images that the last one gets wrong, and how sure the last one is."""
     ax = ax or new_axes()
-    sides = (
-        ("first right exit", effect.confidence, ABOVE),
-        ("last exit, wrong", effect.last_confidence, BELOW),
-    )
-    for label, sure, color in sides:
+    edges = np.linspace(0, 1, 21)
+    first, last = (
         # Without images there is no mean to name.
-        named = f"{label} (mean {sure.mean():.2f})" if len(sure) else label
-        ax.hist(sure.numpy(), bins=np.linspace(0, 1, 21), alpha=0.6, color=color, label=named)
+        (f"{label} (mean {sure.mean():.2f})" if len(sure) else label, np.histogram(sure.numpy(), edges)[0])
+        for label, sure in (("first right exit", effect.confidence), ("last exit, wrong", effect.last_confidence))
+    )
+    draw_right_and_wrong(ax, edges, first, last)
     ax.set(xlabel="confidence", ylabel="images", title=f"{len(effect.images):,} right answers that were lost")
     legend_below(ax, offset=-0.2)
     return ax

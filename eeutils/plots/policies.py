@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from eeutils.analysis.policies import Decisions
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import accuracy_cost_curve, exit_rates_at
-from eeutils.plots.style import exit_name, new_axes
+from eeutils.plots.style import exit_colors, exit_name, new_axes
 
 _THRESHOLDS = np.linspace(0, 1, 501)
 
@@ -21,8 +21,7 @@ def plot_exit_shares(predictions: Predictions, ax: Axes | None = None, score: st
     ax = ax or new_axes()
     names = [exit_name(index, predictions.num_exits) for index in range(predictions.num_exits)]
     rates = exit_rates_at(predictions, _THRESHOLDS, score).numpy()
-    colors = sns.color_palette("crest", predictions.num_exits)
-    ax.stackplot(_THRESHOLDS, rates.T, labels=names, colors=colors, linewidth=0)
+    ax.stackplot(_THRESHOLDS, rates.T, labels=names, colors=exit_colors(len(names)), linewidth=0)
     _over_thresholds(ax, score)
     ax.set(ylabel="share of the images", title="Where images leave")
     handles, _ = ax.get_legend_handles_labels()

@@ -3,9 +3,12 @@
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.typing import ColorType
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 ABOVE, BELOW = "#2a9d5c", "#c8443c"
+RIGHT, WRONG = "#0173b2", "#de8f05"  # as "colorblind" has them: blue and orange stay apart for all eyes
 
 
 def use_style() -> None:
@@ -21,6 +24,26 @@ def exit_name(index: int, num_exits: int) -> str:
     if num_exits == 1:
         return "classifier"
     return "last exit" if index == num_exits - 1 else f"exit {index + 1}"
+
+
+def exit_colors(num_exits: int) -> list[ColorType]:
+    """A colour for each exit, from pale for the shallowest to dark for the last."""
+    return list(sns.color_palette("crest", num_exits))
+
+
+def color_over(background: ColorType) -> str:
+    """Black or white, whichever stands out more on `background`: at this luminance their contrasts are equal (WCAG)."""
+    return "black" if sns.utils.relative_luminance(background) > 0.179 else "white"
+
+
+def draw_right_and_wrong(
+    ax: Axes, edges: ArrayLike, right: tuple[str, ArrayLike], wrong: tuple[str, ArrayLike]
+) -> None:
+    """Two histograms over each other, a label and heights (B,) each: one filled, the other as an outline before it."""
+    label, heights = right
+    ax.stairs(heights, edges, fill=True, alpha=0.6, color=RIGHT, label=label)
+    label, heights = wrong
+    ax.stairs(heights, edges, linewidth=2, color=WRONG, label=label)
 
 
 def draw_image(ax: Axes, image: Tensor) -> None:

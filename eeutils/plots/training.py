@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from eeutils.plots.style import exit_name, new_axes
+from eeutils.plots.style import exit_colors, exit_name, new_axes
 from eeutils.training.history import History
 
 
@@ -41,8 +41,9 @@ def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
     ax = ax or new_axes()
     frame = history.frame()
     columns = _exit_columns(frame, column)
-    for index, name in enumerate(columns):
-        ax.plot(frame.index, frame[name], marker="o", markersize=3, label=exit_name(index, len(columns)))
+    for index, (name, color) in enumerate(zip(columns, exit_colors(len(columns)), strict=True)):
+        label = exit_name(index, len(columns))
+        ax.plot(frame.index, frame[name], marker="o", markersize=3, color=color, label=label)
     ax.legend(frameon=False)
     return ax
 

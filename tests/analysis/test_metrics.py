@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.metrics import (
     accuracy_of,
     accuracy_per_exit,
     calibration_error,
+    cost_table,
     ensemble_probs,
     ensemble_weights,
     exit_table,
@@ -68,6 +70,24 @@ def test_exit_table(table):
     assert rows["calibration error"].tolist() == pytest.approx(
         [(0.2 + 0.6 + 0.9 + 0.05) / 4, (0.4 + abs(0.3 - 0.7) + 0.1) / 4], abs=1e-6
     )
+
+
+def test_cost_table():
+    costs = NetworkCosts(
+        unit_macs=torch.tensor([3e6, 5e6], dtype=torch.float64),
+        exit_macs=torch.tensor([1e6, 1e6], dtype=torch.float64),
+        unit_params=torch.tensor([10, 20]),
+        exit_params=torch.tensor([3, 4]),
+        exit_after=(0, 1),
+    )
+
+    rows = cost_table(costs)
+
+    assert rows.index.tolist() == [1, 2]
+    assert rows["multiply-adds (M)"].tolist() == [4, 10]
+    assert rows["share"].tolist() == [0.4, 1]
+    assert rows["of the head alone"].tolist() == [0.1, 0.1]
+    assert rows["parameters"].tolist() == [13, 37]
 
 
 def test_the_mean_ensemble(table):

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from eeutils import plots
+from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
 
 
-def test_accuracies_are_bars_in_percent(two_exits):
+def test_accuracies_are_bars_in_percent_from_zero(two_exits):
     ax = plots.plot_accuracies({"net": two_exits})
 
     assert [bar.get_width() for bar in ax.patches] == [50.0, 75.0]
+    assert ax.get_xlim()[0] == 0
+    assert ax.get_title()
 
 
 def test_gains_are_green_above_the_reference_and_red_below(two_exits):
@@ -22,6 +25,14 @@ def test_gains_are_green_above_the_reference_and_red_below(two_exits):
     assert [bar.get_facecolor() for bar in ax.patches] == [
         matplotlib.colors.to_rgba(color) for color in (plots.BELOW, plots.ABOVE)
     ]
+    assert ax.get_xlabel() == "points above or below the plain network (60.00 %)"
+    assert ax.get_title()
+
+
+def test_a_reference_may_have_another_name(two_exits):
+    ax = plots.plot_gains({"net": two_exits}, reference=0.6, reference_name="guessing")
+
+    assert ax.get_xlabel() == "points above or below guessing (60.00 %)"
 
 
 def test_curves_end_at_the_single_exits_and_a_plain_network_is_a_star(two_exits):
@@ -37,8 +48,45 @@ def test_curves_end_at_the_single_exits_and_a_plain_network_is_a_star(two_exits)
 def test_confidence_counts_right_and_wrong(two_exits):
     ax = plots.plot_confidence(two_exits, 0)
 
-    assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(2), "all of the right ones and all of the wrong"
+    assert [stairs.get_data().values.sum() for stairs in ax.patches] == pytest.approx([1, 1]), "each kind is whole"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["right (50.0%)", "wrong (50.0%)"]
+
+
+def test_right_answers_are_filled_in_blue_and_wrong_ones_an_orange_outline(two_exits):
+    right, wrong = plots.plot_confidence(two_exits, 0).patches
+
+    assert (right.get_fill(), wrong.get_fill()) == (True, False)
+    assert matplotlib.colors.same_color(right.get_facecolor()[:3], plots.RIGHT)
+    assert matplotlib.colors.same_color(wrong.get_edgecolor(), plots.WRONG)
+
+
+def test_an_exit_that_is_never_wrong_can_be_drawn(two_exits):
+    ax = plots.plot_confidence(two_exits.take(torch.tensor([0, 1])), 0)
+
+    assert [stairs.get_data().values.sum() for stairs in ax.patches] == pytest.approx([1, 0])
+
+
+def test_exits_stand_at_their_share_of_the_cost_above_the_unit_they_follow():
+    cost = NetworkCosts(
+        unit_macs=torch.tensor([3.0, 5.0]).double(),
+        exit_macs=torch.tensor([1.0, 1.0]).double(),
+        unit_params=torch.tensor([1, 1]),
+        exit_params=torch.tensor([1, 1]),
+        exit_after=(0, 1),
+    )
+    ax = plots.plot_exit_places({"net": cost}, asked=(0.3,))
+
+    exits, asked = ax.lines
+    assert exits.get_xdata() == pytest.approx([0.4, 1.0])
+    assert asked.get_xdata() == [0.3, 0.3]
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["net"]
+
+
+def test_numbers_are_black_on_light_bars_and_white_on_dark_ones():
+    ax = plots.plot_exit_rates({"all": torch.full((7,), 1 / 7)})
+
+    assert [text.get_color() for text in ax.texts[::6]] == ["black", "white"]
 
 
 def test_exit_rates_fill_their_row(two_exits):

@@ -66,7 +66,7 @@ def test_confidence_of_lost_answers_on_both_sides(three_exits):
     effect = destructive(three_exits)
     ax = plots.plot_destructive_confidence(effect)
 
-    right, wrong = ([bar.get_height() for bar in bars] for bars in ax.containers)
+    right, wrong = (stairs.get_data().values for stairs in ax.patches)
     assert sum(right) == sum(wrong) == 2
     assert ax.get_title().startswith("2 right answers")
     assert f"mean {effect.last_confidence.mean():.2f}" in ax.get_legend().get_texts()[1].get_text()
