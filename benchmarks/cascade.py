@@ -266,6 +266,8 @@ def sweep_report(predictions: Predictions, repeats: int) -> str:
 def machine(device: torch.device) -> str:
     """What it ran on, in a line."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        name += ", float32 convolutions in TF32"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{device.type} ({name}), {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. "

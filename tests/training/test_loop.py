@@ -8,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eeutils.analysis.predictions import collect_logits
+from eeutils.analysis.predictions import collect_logits, predict
 from eeutils.data import Augmentation, ImageData, Normalization, TrainBatches
 from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
 from eeutils.models import MultiExitNet, create_exit, resnet18
@@ -579,3 +579,14 @@ def test_a_diverged_network_keeps_its_memory_format(tiny_net, tiny_data, tiny_co
     with pytest.raises(TrainingDivergedError):
         fit(net, tiny_data, tiny_config(learning_rate=1e30), progress=False)
     assert save(net.state_dict())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", ["yes", "no"])
+@pytest.mark.parametrize("trained", ["all", "early_exits"])
+def test_on_a_gpu_networks_learn_compiled_or_not(tiny_net, tiny_data, tiny_config, trained, compiled):
+    net, config = tiny_net(), tiny_config(epochs=6, trained=trained, compile=compiled)
+    losses = fit(net, tiny_data, config, device="cuda", progress=False).frame()["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    there, here = (predict(net, tiny_data.val, device=device) for device in ("cuda", "cpu"))
+    assert (there.predicted == here.predicted).double().mean() > 0.9
