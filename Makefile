@@ -4,6 +4,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 
 # The first of these that runs and is recent enough; or choose: make PYTHON=/path/to/python demo
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -29,7 +30,7 @@ $(shell rm -f $(READY))
 endif
 endif
 
-.PHONY: help demo test lint notebooks results weights bench clean
+.PHONY: help demo test oldest lint notebooks results weights bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' $$name "$$text"; done
@@ -39,6 +40,12 @@ demo: $(READY) ## get CIFAR-10, run the trained networks over it, and leave earl
 
 test: $(READY) ## run all tests
 	$(PY) -m pytest
+
+oldest: $(READY) ## run them with the oldest versions that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/python -m uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest --ignore tests/test_setup.py
 
 lint: $(READY) ## check style and format of code and notebooks
 	$(PY) -m ruff check .
@@ -60,7 +67,7 @@ bench: $(READY) ## measure the cascade against the whole network, our evaluation
 	$(PY) -m benchmarks.threshold_choice
 
 clean: ## remove .venv and caches inside this folder; data and weights fetched elsewhere stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv takes torch and torchvision from one index, as a pair; pip on some machines mixes two builds that do not match.
