@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -134,7 +135,9 @@ def wait_for_epoch(epoch: int, checkpoint: Path, process: subprocess.Popen) -> N
 def test_ctrl_c_leaves_a_checkpoint_and_a_message(tmp_path):
     args = [*COMMAND, *TINY, "--train.epochs", "100000", "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    # Where the tests run in the background of a script, Ctrl-C is ignored, and whoever they start inherits that.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeding) as process:
         try:
             wait_for_epoch(1, tmp_path / "checkpoint.pt", process)
             process.send_signal(signal.SIGINT)
