@@ -44,7 +44,13 @@ BOARD_TOLERANCE = 0.002
 MISTAKES_TOLERANCE = 0.01
 """The same for shares of a network's mistakes, which are a tenth of the images."""
 
-_TOLERANCES = dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE)
+CASCADE_COST_TOLERANCE = 0.01
+"""For what a cascade pays, a share: one validation image on the other side of the allowance moves the threshold."""
+
+_TOLERANCES = {
+    **dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE),
+    "cascade cost (%)": CASCADE_COST_TOLERANCE,
+}
 _FEW_EXITS = 3
 
 # In the figure, as far as they are trained.

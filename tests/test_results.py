@@ -119,6 +119,13 @@ def test_shares_of_mistakes_may_move_more_than_shares_of_images():
     assert len(results._differences(board, board + 1.1)) == 3
 
 
+def test_what_a_cascade_pays_may_move_with_its_threshold():
+    board = pd.DataFrame({"cascade cost (%)": [50.0]}, index=["net"])
+
+    assert results._differences(board, board + 0.9) == []
+    assert len(results._differences(board, board - 1.1)) == 1
+
+
 def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
     names = pd.Index(["net-s1", "another", "net", "net-s2"], name="network")
     board = pd.DataFrame(
