@@ -42,8 +42,8 @@ def conda_lines() -> list[tuple[str, str]]:
 
 
 def pyproject_lines() -> list[tuple[str, str]]:
-    text = (ROOT / "pyproject.toml").read_text("utf-8")
-    return re.findall(r'^    "([^"]+)",(?: +# *(.*))?$', text, re.MULTILINE)
+    dependencies, _, _ = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.urls]")
+    return re.findall(r'^    "([^"]+)",(?: +# *(.*))?$', dependencies, re.MULTILINE)
 
 
 def test_conda_and_python_lists_agree():
