@@ -143,8 +143,9 @@ class Measurement:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Train, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
-    options = tyro.cli(TimeToAccuracy, prog="python -m benchmarks.time_to_accuracy", description=__doc__, args=args)
     try:
+        # Inside: only the latest versions of tyro turn the ValueError of a wrong value into a message of their own.
+        options = tyro.cli(TimeToAccuracy, prog="python -m benchmarks.time_to_accuracy", description=__doc__, args=args)
         publish(as_markdown(options, measure(options)), options.out)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -187,7 +187,7 @@ def test_a_wrong_value_ends_with_its_message_before_any_data_are_fetched(words, 
 
 
 def test_a_wrong_number_of_seeds_ends_the_command_with_its_message(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main([*TINY, "--seeds", "0"])
     shown = capsys.readouterr()
-    assert "seeds must be positive, got 0" in shown.out + shown.err
+    assert "seeds must be positive, got 0" in shown.out + shown.err + str(stopped.value)
