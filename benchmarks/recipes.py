@@ -2,15 +2,16 @@
 
 The three-exit ResNet18 is trained anew with one thing changed at a time, from the same weights with the same batches,
 and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a point
-against the *unchanged* network's last exit, so that all are asked for the same accuracy. Interrupted, it goes on.
+against the *unchanged* network's last exit, so that all are asked for the same accuracy. Each seed is a comparison of
+its own. Interrupted, it goes on; what ships trained in just that way is not trained again.
 
-One seed, slim and short: differences below half a point say nothing, and what helps a short run may not help a long
-one.
+Slim networks, and as short as the recipe: what helps here may not help a long run.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -23,11 +24,14 @@ from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.data import ImageData, load_data
 from eeutils.files import write_text
-from eeutils.models import copy_backbone, resnet18, resnet18_3exits
+from eeutils.models import copy_backbone, create_model, resnet18
 from eeutils.results import RESULTS
 from eeutils.scoreboard import MAX_DROP
-from eeutils.tables import markdown_table
+from eeutils.tables import Spread, frame_as_markdown
+from eeutils.train import TrainingRun, parsed
 from eeutils.training import TrainConfig, choose_device, fit, recipe
+from eeutils.weights import default_registry, load_predictions
+from eeutils.weights.runs import entry_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Variant:
     loss: Mapping[str, object] = field(default_factory=dict)
     backbone_first: bool = False
 
+
+_MODEL = "resnet18_3exits"
 
 VARIANTS = {
     "as it is": Variant(),
@@ -67,8 +73,8 @@ class Study:
         data: a data set of `eeutils.data.list_data()`.
         width: channels of the first layer.
         recipe: of `eeutils.training.list_recipes()`.
-        epochs: passes over the training split, each variant.
-        seed: of the weights and the batches.
+        epochs: passes over the training split, each variant; by default the recipe's.
+        seeds: of the weights and the batches.
         precision: of the training.
         device: "auto" takes a GPU if there is one.
         runs: folder of the trainings' checkpoints; finished ones are used as they are.
@@ -78,43 +84,50 @@ class Study:
     data: str = "cifar10"
     width: int = 16
     recipe: str = "slim"
-    epochs: int = 6
-    seed: int = 0
+    epochs: int | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "auto"
     device: str = "auto"
     runs: Path = Path("runs/recipes")
     results: Path = RESULTS
 
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds are empty; name one at least")
+
+    def config(self, seed: int) -> TrainConfig:
+        """The unchanged recipe.
+
+        Raises:
+            ValueError: if it is unknown or a value makes no sense.
+        """
+        changes = {} if self.epochs is None else {"epochs": self.epochs}
+        return recipe(self.recipe, seed=seed, precision=self.precision, **changes)
+
 
 def main(args: list[str] | None = None) -> None:
     """Train all variants, compare them, write and print the table."""
-    study = tyro.cli(Study, prog="python -m benchmarks.recipes", description=__doc__, args=args)
     try:
+        # Inside: only the latest versions of tyro turn the ValueError of a wrong value into a message of their own.
+        study = tyro.cli(Study, prog="python -m benchmarks.recipes", description=__doc__, args=args)
         data = load_data(study.data)
-        table = compare({name: predictions_of(study, name, data) for name in VARIANTS})
+        trained = {
+            seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in VARIANTS.items()}
+            for seed in study.seeds
+        }
+        table = pd.concat({seed: compare(variants) for seed, variants in trained.items()}, names=["seed"])
         write_text(study.results / "recipes.csv", table.to_csv())
         publish(as_markdown(table), study.results / "recipes.md")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def predictions_of(study: Study, name: str, data: ImageData) -> Predictions:
+def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: ImageData) -> Predictions:
     """What a variant says on the validation split after its training."""
-    variant, device = VARIANTS[name], choose_device(None if study.device == "auto" else study.device)
-    config = recipe(study.recipe, epochs=study.epochs, seed=study.seed, precision=study.precision)
+    config = study.config(seed)
     config = replace(config, **variant.config, loss=replace(config.loss, **variant.loss))
-    shape = {"width": study.width, "num_classes": len(data.classes), "in_channels": data.train.images.shape[1]}
-    torch.manual_seed(study.seed)
-    net = resnet18_3exits(pool=variant.pool, **shape)
-    folder = study.runs / name.replace(" ", "_")
-    if variant.backbone_first:
-        config = replace(config, epochs=max(1, study.epochs // 2))
-        torch.manual_seed(study.seed)
-        plain = resnet18(pool=variant.pool, **shape)
-        _train(plain, data, config, folder / "backbone.pt", device)
-        copy_backbone(net, plain)
-    _train(net, data, config, folder / "checkpoint.pt", device)
-    return predict(net, data.val, device=device)
+    shipped = None if variant.backbone_first else _shipped(study, variant.pool, config)
+    return _trained(study, variant, name, config, data) if shipped is None else shipped
 
 
 def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
@@ -138,11 +151,37 @@ def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table in percent."""
-    exits = [column for column in table if column.startswith("exit")]
-    asked = 100 * (table[exits[-1]].iloc[0] - MAX_DROP)
-    head = ["changed", *(f"{name} (%)" for name in exits), f"cost at {asked:.2f}% (%)", "cost of the whole (%)"]
-    return markdown_table(head, ([name, *(100 * row)] for name, row in table.iterrows())) + "\n"
+    """The table in percent, a row a variant: of several seeds their mean and standard deviation."""
+    titles = {"cost": "cost at half a point less (%)", "whole": "cost of the whole (%)"}
+    percent = (100 * table).rename(columns=lambda column: titles.get(column, f"{column} (%)"))
+    return frame_as_markdown(percent.groupby("changed", sort=False).agg(Spread.of)) + "\n"
+
+
+def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None:
+    """What the network says that ships under the name this one would have, if it was trained in just this way."""
+    run = TrainingRun(_MODEL, pool=pool, width=study.width, data=study.data, train=config)
+    name, registry = entry_name(asdict(run)), default_registry()
+    if name not in registry.names or not registry.entry(name).has_results:
+        return None
+    _python, _m, _module, *arguments = shlex.split(registry.entry(name).command)
+    return load_predictions(name, "val") if parsed(arguments).train == config else None
+
+
+def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, data: ImageData) -> Predictions:
+    """Of a network that is trained here, or was before."""
+    device = choose_device(None if study.device == "auto" else study.device)
+    folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
+    shape = {"width": study.width, "num_classes": len(data.classes), "in_channels": data.train.images.shape[1]}
+    torch.manual_seed(config.seed)
+    net = create_model(_MODEL, pool=variant.pool, **shape)
+    if variant.backbone_first:
+        config = replace(config, epochs=max(1, config.epochs // 2))
+        torch.manual_seed(config.seed)
+        plain = resnet18(pool=variant.pool, **shape)
+        _train(plain, data, config, folder / "backbone.pt", device)
+        copy_backbone(net, plain)
+    _train(net, data, config, folder / "checkpoint.pt", device)
+    return predict(net, data.val, device=device)
 
 
 def _train(net: torch.nn.Module, data: ImageData, config: TrainConfig, path: Path, device: torch.device) -> None:

@@ -15,9 +15,9 @@ class Spread:
 
     @staticmethod
     def of(values: pd.Series) -> "Spread | float":
-        """Of floats, several or one; where they do not differ, or are missing, the number itself."""
-        spread = Spread(float(values.mean()), float(values.std()))
-        return spread if spread.deviation > 0 else spread.mean
+        """Of floats, several or one; where they do not differ the number itself, where one is missing a missing one."""
+        mean, deviation = float(values.mean(skipna=False)), float(values.std(skipna=False))
+        return Spread(mean, deviation) if deviation > 0 else mean
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 2) -> str:

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from benchmarks import recipes
-from benchmarks.recipes import VARIANTS, Variant, as_markdown, compare, main
+from benchmarks.recipes import VARIANTS, Study, Variant, as_markdown, compare, main, predictions_of
 from eeutils.analysis.predictions import Predictions
+from eeutils.data import Normalization
+from eeutils.weights import Registry, StoredFile, WeightEntry
 
 
 def answers(right: list[list[bool]], sure: list[list[float]], costs: list[float]) -> Predictions:
@@ -31,7 +33,20 @@ def test_all_variants_are_asked_for_the_accuracy_of_the_first(monkeypatch):
     assert table["cost"].iloc[:2].tolist() == [pytest.approx(32.5 / 40), pytest.approx(20 / 40)]
     assert pd.isna(table["cost"].iloc[2])
     assert table["whole"].tolist() == [1.0, 2.0, 1.0]
-    assert "| hopeless | 0.00 | 25.00 |  | 100.00 |" in as_markdown(table)
+
+
+def test_seeds_share_a_row_and_where_one_of_them_has_no_cost_there_is_none():
+    first = pd.DataFrame({"exit 1": [0.5, 0.6], "cost": [0.4, 0.5], "whole": [1.0, 1.25]}, index=["as it is", "other"])
+    second = pd.DataFrame({"exit 1": [0.5, 0.7], "cost": [0.6, None], "whole": [1.0, 1.25]}, index=first.index)
+
+    table = pd.concat({0: first, 1: second}, names=["seed", "changed"]).astype(float)
+
+    assert as_markdown(table).splitlines() == [
+        "| changed | exit 1 (%) | cost at half a point less (%) | cost of the whole (%) |",
+        "| --- | ---: | ---: | ---: |",
+        "| as it is | 50.00 | 50.00 ± 14.14 | 100.00 |",
+        "| other | 65.00 ± 7.07 |  | 125.00 |",
+    ]
 
 
 def test_every_variant_changes_one_thing():
@@ -46,17 +61,61 @@ def test_the_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "VARIANTS", {name: VARIANTS[name] for name in few})
     command = f"--data digits --recipe digits --width 2 --epochs 1 --runs {tmp_path}/runs --results {tmp_path}"
 
-    main(command.split())
-    first = (tmp_path / "recipes.csv").read_text()
+    main([*command.split(), "--seeds", "0"])
+    main([*command.split(), "--seeds", "0", "3"])
+    first = pd.read_csv(tmp_path / "recipes.csv")
     (tmp_path / "recipes.csv").unlink()
     monkeypatch.setattr("eeutils.training.loop._Run.train_epoch", None)  # finished runs are only read
-    main(command.split())
+    main([*command.split(), "--seeds", "0", "3"])
 
-    assert (tmp_path / "recipes.csv").read_text() == first
-    assert pd.read_csv(tmp_path / "recipes.csv")["changed"].tolist() == list(few)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "recipes.csv"), first)
+    assert first["changed"].tolist() == 2 * list(few)
+    assert first["seed"].tolist() == [0, 0, 0, 3, 3, 3]
     assert (tmp_path / "recipes.md").read_text() in capsys.readouterr().out
 
 
-def test_a_wrong_value_ends_with_its_message():
+def shipped_entry(command: str) -> WeightEntry:
+    file = StoredFile("net/file", "0" * 64, 1)
+    return WeightEntry(
+        name="resnet18_3exits-spp-digits-w2-s1",
+        model="resnet18_3exits",
+        model_args={},
+        data="digits",
+        normalization=Normalization((0.5,), (0.25,)),
+        status="trained",
+        command=command,
+        weights=file,
+        predictions={"val": file, "test": file},
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "trained_here"),
+    [("", []), ("--train.epochs 2", ["as it is"]), ("--train.loss.weights equal", ["as it is"])],
+)
+def test_what_ships_is_not_trained_again_if_it_was_trained_in_just_that_way(monkeypatch, more, trained_here):
+    command = f"python -m eeutils.train digits --model resnet18_3exits --pool spp --width 2 --data digits {more}"
+    registry = Registry((shipped_entry(f"{command} --train.seed 1"),))
+    monkeypatch.setattr(recipes, "default_registry", lambda: registry)
+    monkeypatch.setattr(recipes, "load_predictions", lambda name, split: (name, split))
+    trained = []
+    monkeypatch.setattr(recipes, "_trained", lambda study, variant, name, config, data: trained.append(name))
+    study = Study(data="digits", recipe="digits", width=2)
+
+    told = predictions_of(study, VARIANTS["as it is"], "as it is", 1, None)
+
+    assert trained == trained_here
+    assert trained_here or told == ("resnet18_3exits-spp-digits-w2-s1", "val")
+    predictions_of(study, VARIANTS["as it is"], "as it is", 2, None)
+    for name in ("equal weights of the losses", "backbone first, then all together"):
+        predictions_of(study, VARIANTS[name], name, 1, None)
+    assert len(trained) == len(trained_here) + 3
+
+
+def test_a_wrong_value_ends_with_its_message(capsys):
     with pytest.raises(SystemExit, match="unknown recipe 'fast'"):
         main(["--data", "digits", "--recipe", "fast"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["--data", "digits", "--seeds"])
+    shown = capsys.readouterr()
+    assert "seeds are empty" in shown.out + shown.err + str(stopped.value)

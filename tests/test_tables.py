@@ -45,3 +45,7 @@ def test_one_measurement_or_several_alike_are_a_number_and_none_is_missing():
     assert Spread.of(pd.Series([88.0])) == 88.0
     assert Spread.of(pd.Series([35.05] * 3)) == pytest.approx(35.05)
     assert math.isnan(Spread.of(pd.Series([float("nan")] * 2)))
+
+
+def test_where_one_measurement_is_missing_there_is_no_mean_of_the_others():
+    assert math.isnan(Spread.of(pd.Series([88.0, 90.0, float("nan")])))
