@@ -3,7 +3,8 @@
 One ResNet18 is trained with an exit after every unit. Any choice of exits is then a part of its table of predictions,
 with the costs of the chosen heads alone. For every single early exit and every pair two figures are computed on the
 validation split: what the cascade costs on average when it may lose half a point against the last exit, and how
-accurate it is within half the cost of the plain network.
+accurate it is within half the cost of the plain network. All early exits share one threshold: with one for each, pairs
+would be flattered against single exits, as they would have more to overfit.
 
 It ranks places; it does not say how good a network with just those exits would be: in this one all exits pull at the
 backbone. And it is one seed.
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.report import publish
 from eeutils.analysis.costs import NetworkCosts, measure_costs
 from eeutils.analysis.predictions import Predictions, predict
-from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_one_threshold
 from eeutils.data import load_data
 from eeutils.files import atomic_path, write_text
 from eeutils.models import resnet18
@@ -155,15 +156,15 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _row(part: Predictions, places: Sequence[int], plain: float) -> dict[str, object]:
     full = float(part.costs[-1])
-    cheap = choose_for_accuracy(part, MAX_DROP)
-    budget = BUDGET * plain / full
-    affordable = budget >= float(part.relative_costs[0])
+    cheap = choose_one_threshold(part, MAX_DROP)
+    curve = accuracy_cost_curve(part)
+    affordable = curve.accuracy[curve.cost <= BUDGET * plain]
     return {
         "exit_after": "+".join(map(str, places)),
         "early_exits": len(places),
         "cost_at_drop": cheap.relative_cost * full / plain,
         "accuracy_at_drop": cheap.accuracy,
-        "accuracy_at_budget": choose_for_budget(part, budget).accuracy if affordable else float("nan"),
+        "accuracy_at_budget": float(affordable.max()) if len(affordable) else float("nan"),
         "head_cost": full / plain - 1,
     }
 

@@ -30,7 +30,7 @@ from eeutils.weights.runs import entry_name, planned_entry
 
 # Too little to get anything done: starting takes longer.
 _LEAST_SECONDS = 30
-# Of those that `benchmarks/recipes.py` compares.
+# Of those that `benchmarks/ablation.py` compares.
 _BEST_HEADS = "conv+conv+spp"
 # For networks to use rather than to compare. After 16 epochs without cutout the loss of width 32 was 0.14 on training
 # images and still falling, with 91.6 % on validation: room for both.

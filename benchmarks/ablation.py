@@ -1,4 +1,4 @@
-"""What helps the exits without hurting the end: `python -m benchmarks.recipes`.
+"""What helps the exits without hurting the end: `python -m benchmarks.ablation`.
 
 The three-exit ResNet18 is trained anew with one thing changed at a time, from the same weights with the same batches,
 and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a point
@@ -78,7 +78,7 @@ class Study:
         precision: of the training.
         device: "auto" takes a GPU if there is one.
         runs: folder of the trainings' checkpoints; finished ones are used as they are.
-        results: folder for recipes.csv and recipes.md.
+        results: folder for ablation.csv and ablation.md.
     """
 
     data: str = "cifar10"
@@ -88,7 +88,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "auto"
     device: str = "auto"
-    runs: Path = Path("runs/recipes")
+    runs: Path = Path("runs/ablation")
     results: Path = RESULTS
 
     def __post_init__(self) -> None:
@@ -109,15 +109,15 @@ def main(args: list[str] | None = None) -> None:
     """Train all variants, compare them, write and print the table."""
     try:
         # Inside: only the latest versions of tyro turn the ValueError of a wrong value into a message of their own.
-        study = tyro.cli(Study, prog="python -m benchmarks.recipes", description=__doc__, args=args)
+        study = tyro.cli(Study, prog="python -m benchmarks.ablation", description=__doc__, args=args)
         data = load_data(study.data)
         trained = {
             seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in VARIANTS.items()}
             for seed in study.seeds
         }
         table = pd.concat({seed: compare(variants) for seed, variants in trained.items()}, names=["seed"])
-        write_text(study.results / "recipes.csv", table.to_csv())
-        publish(as_markdown(table), study.results / "recipes.md")
+        write_text(study.results / "ablation.csv", table.to_csv())
+        publish(as_markdown(table), study.results / "ablation.md")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import recipes
-from benchmarks.recipes import VARIANTS, Study, Variant, as_markdown, compare, main, predictions_of
+from benchmarks import ablation
+from benchmarks.ablation import VARIANTS, Study, Variant, as_markdown, compare, main, predictions_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
 from eeutils.weights import Registry, StoredFile, WeightEntry
@@ -20,7 +20,7 @@ def answers(right: list[list[bool]], sure: list[list[float]], costs: list[float]
 
 
 def test_all_variants_are_asked_for_the_accuracy_of_the_first(monkeypatch):
-    monkeypatch.setattr(recipes, "MAX_DROP", 0.25)
+    monkeypatch.setattr(ablation, "MAX_DROP", 0.25)
     unchanged = answers([[True, False, False, False], [True, True, True, False]], [[3, 1, 1, 1], [2] * 4], [10.0, 40.0])
     cheaper = answers([[True, True, False, False], [True] * 4], [[3, 3, 1, 1], [2] * 4], [20.0, 80.0])
     hopeless = answers([[False] * 4, [True, False, False, False]], [[1] * 4, [2] * 4], [10.0, 40.0])
@@ -58,20 +58,20 @@ def test_every_variant_changes_one_thing():
 
 def test_the_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     few = ("as it is", "convolution in the first head", "backbone first, then all together")
-    monkeypatch.setattr(recipes, "VARIANTS", {name: VARIANTS[name] for name in few})
+    monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
     command = f"--data digits --recipe digits --width 2 --epochs 1 --runs {tmp_path}/runs --results {tmp_path}"
 
     main([*command.split(), "--seeds", "0"])
     main([*command.split(), "--seeds", "0", "3"])
-    first = pd.read_csv(tmp_path / "recipes.csv")
-    (tmp_path / "recipes.csv").unlink()
+    first = pd.read_csv(tmp_path / "ablation.csv")
+    (tmp_path / "ablation.csv").unlink()
     monkeypatch.setattr("eeutils.training.loop._Run.train_epoch", None)  # finished runs are only read
     main([*command.split(), "--seeds", "0", "3"])
 
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "recipes.csv"), first)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation.csv"), first)
     assert first["changed"].tolist() == 2 * list(few)
     assert first["seed"].tolist() == [0, 0, 0, 3, 3, 3]
-    assert (tmp_path / "recipes.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "ablation.md").read_text() in capsys.readouterr().out
 
 
 def shipped_entry(command: str) -> WeightEntry:
@@ -96,10 +96,10 @@ def shipped_entry(command: str) -> WeightEntry:
 def test_what_ships_is_not_trained_again_if_it_was_trained_in_just_that_way(monkeypatch, more, trained_here):
     command = f"python -m eeutils.train digits --model resnet18_3exits --pool spp --width 2 --data digits {more}"
     registry = Registry((shipped_entry(f"{command} --train.seed 1"),))
-    monkeypatch.setattr(recipes, "default_registry", lambda: registry)
-    monkeypatch.setattr(recipes, "load_predictions", lambda name, split: (name, split))
+    monkeypatch.setattr(ablation, "default_registry", lambda: registry)
+    monkeypatch.setattr(ablation, "load_predictions", lambda name, split: (name, split))
     trained = []
-    monkeypatch.setattr(recipes, "_trained", lambda study, variant, name, config, data: trained.append(name))
+    monkeypatch.setattr(ablation, "_trained", lambda study, variant, name, config, data: trained.append(name))
     study = Study(data="digits", recipe="digits", width=2)
 
     told = predictions_of(study, VARIANTS["as it is"], "as it is", 1, None)
