@@ -36,9 +36,15 @@ def both(predictions: Predictions) -> Evaluation:
 def test_an_exit_is_judged_on_test_and_costs_what_it_costs():
     evaluation = Evaluation(val=with_right(4, 4), test=with_right(1, 3))
 
-    board = goals_board({"net": evaluation}, (Goal("first", 90.0, ("net",), at_exit(0)),))
+    board = goals_board({"net": evaluation}, (Goal("first", 90.0, ("net",), at_exit(0, 0.25)),))
 
-    assert board.loc["first"].to_dict() == {"wanted (%)": 90.0, "reached (%)": 25.0, "MACs (M)": 1.0, "by": "net"}
+    assert board.loc["first"].to_dict() == {
+        "wanted (%)": 90.0,
+        "reached (%)": 25.0,
+        "for at most (M)": 0.5,
+        "MACs (M)": 1.0,
+        "by": "net",
+    }
 
 
 def test_a_budget_below_the_first_exit_cannot_be_met():
@@ -55,7 +61,7 @@ def test_a_budget_below_the_first_exit_cannot_be_met():
 def test_a_cascade_is_chosen_on_validation_and_judged_on_test():
     reached = within_share(0.5)(Evaluation(val=with_right(2, 4), test=with_right(1, 3)))
 
-    assert (reached.validation, reached.accuracy, reached.cost) == (0.5, 0.25, 1e6)
+    assert (reached.validation, reached.accuracy, reached.cost, reached.allowed) == (0.5, 0.25, 1e6, 1e6)
 
 
 def test_a_goal_is_out_of_reach_of_a_network_of_which_one_seed_cannot_do_it():
