@@ -30,7 +30,25 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_every_block_is_tried_here():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
+
+
+def test_a_cascade_in_five_lines(monkeypatch, capsys):
+    digits = eeutils.load_data("digits")
+    asked = []
+    monkeypatch.setattr(eeutils, "load_data", lambda name: asked.append(name) or digits, raising=False)
+    monkeypatch.setattr(
+        eeutils,
+        "load_weights",
+        lambda name: asked.append(name) or create_model("resnet18_3exits", width=2),
+        raising=False,
+    )
+
+    exec(block("half a point"), {})
+
+    assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
+    assert asked[0] in list_weights()
+    assert asked[1] == "cifar10"
 
 
 def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
