@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eeutils.files import write_text
-from eeutils.results import RESULTS, refresh_readme
+from eeutils.results import RESULTS, refresh_pages
 
 
 def report_path(name: str, device: str) -> Path:
@@ -12,7 +12,7 @@ def report_path(name: str, device: str) -> Path:
 
 
 def publish(report: str, path: Path) -> None:
-    """Print a report and write it to `path`; README.md shows what lies in results/, so it is then put there anew.
+    """Print a report and write it to `path`; the pages that show what lies in results/ are then refreshed.
 
     Raises:
         StorageError: if it cannot be written.
@@ -20,4 +20,4 @@ def publish(report: str, path: Path) -> None:
     print(report)  # first: if it cannot be written, the measurement was not for nothing
     write_text(path, report)
     if path.resolve().parent == RESULTS:
-        refresh_readme()
+        refresh_pages()

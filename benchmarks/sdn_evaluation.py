@@ -21,9 +21,9 @@ from torch import Tensor
 
 from benchmarks.cascade import machine, seconds_for
 from benchmarks.report import publish, report_path
-from eeutils.analysis.bootstrap import interval
+from eeutils.analysis.bootstrap import bootstrap_interval
 from eeutils.analysis.confusion import (
-    Standardisation,
+    Standardization,
     auroc_draws,
     confusion_scores,
     doubt,
@@ -31,8 +31,10 @@ from eeutils.analysis.confusion import (
     indicator_table,
 )
 from eeutils.analysis.costs import exit_costs
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.fallbacks import with_fallback
 from eeutils.analysis.overthinking import destructive, only_correct_at, wasteful
-from eeutils.analysis.policies import SDN_THRESHOLDS, AgreementPolicy, PatiencePolicy, decide, with_fallback
+from eeutils.analysis.policies import SDN_THRESHOLDS, AgreementPolicy, PatiencePolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
@@ -263,11 +265,11 @@ def confusion(validation: Predictions, test: Predictions) -> None:
 
     The scores are standardised with those of the validation split: the training split's are two saved numbers.
     """
-    standardise = Standardisation.of(confusion_scores(validation))
-    hints, wrong = {"confusion": standardise(confusion_scores(test)), "doubt": doubt(test)}, ~test.correct[-1]
+    standardize = Standardization.of(confusion_scores(validation))
+    hints, wrong = {"confusion": standardize(confusion_scores(test)), "doubt": doubt(test)}, ~test.correct[-1]
     indicator_table({name: error_indicator(hint, wrong) for name, hint in hints.items()})
     for hint in hints.values():
-        interval(auroc_draws(hint, wrong))
+        bootstrap_interval(auroc_draws(hint, wrong))
 
 
 SECTIONS: dict[str, Callable[[Predictions, Predictions], None]] = {

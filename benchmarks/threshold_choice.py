@@ -14,7 +14,8 @@ import torch
 import tyro
 
 from benchmarks.report import publish
-from eeutils.analysis.policies import Policy, decide
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import Policy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import choose_for_accuracy, choose_one_threshold

@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eeutils.analysis.policies import ThresholdPolicy, decide
+    from eeutils.analysis.decisions import decide
+    from eeutils.analysis.policies import ThresholdPolicy
     from eeutils.analysis.predictions import Predictions, predict
     from eeutils.analysis.risk import choose_with_guarantee
     from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget, choose_one_threshold
@@ -74,7 +75,7 @@ _MODULE_OF = {
     "create_model": "eeutils.models",
     "data_from_folder": "eeutils.data",
     "data_from_tensors": "eeutils.data",
-    "decide": "eeutils.analysis.policies",
+    "decide": "eeutils.analysis.decisions",
     "fit": "eeutils.training",
     "list_models": "eeutils.models",
     "list_weights": "eeutils.weights",

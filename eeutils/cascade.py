@@ -3,16 +3,21 @@
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eeutils.analysis.costs import exit_costs
-from eeutils.analysis.policies import Policy, check_fallback, fallback_logits, leaving
-from eeutils.analysis.predictions import Batched, check_split
+from eeutils.analysis.fallbacks import check_fallback, fallback_logits
+from eeutils.analysis.policies import Policy, check_policy, leaving
+from eeutils.analysis.predictions import Batched, check_outputs, check_split
+from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
-from eeutils.models.multiexit import check_exits
+from eeutils.models.memory import to_channels_last
+from eeutils.models.multiexit import check_answers, check_exits, map_tensors
+from eeutils.models.weights import named_weights
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
 # for pixels that were never normalised, 0 to 255.
@@ -41,7 +46,7 @@ class Cascade:
     """A network that stops computing for an image as soon as `policy` lets it go.
 
     After each exit only the images that stay are carried on, so a batch shrinks on its way down; when it is empty the
-    rest of the network does not run. `eeutils.analysis.policies.decide` answers the same from saved predictions.
+    rest of the network does not run. `eeutils.analysis.decisions.decide` answers the same from saved predictions.
 
     The cascade works on a copy of `net` made for inference (`prepared_for_inference`).
 
@@ -49,15 +54,15 @@ class Cascade:
         net: the network; it is not changed.
         policy: who leaves where.
         fallback: whose answer counts for an image that no early exit let go, "last" or "most_confident": see
-            `eeutils.analysis.policies.fallback_logits`.
+            `eeutils.analysis.fallbacks.fallback_logits`.
         device: where to compute; by default where the network is.
         dtype: what to compute in; by default what the network's weights are. `torch.bfloat16` is faster where the
-            hardware knows it, CPUs with AMX included, and moves few answers; scores are float32 all the same.
+            hardware knows it, CPUs with AMX included, and changes few answers; scores are float32 all the same.
 
     Raises:
         TypeError: if `net` has no exits, or `policy` is no policy.
-        ValueError: if the policy is for another number of exits, the fallback is unknown, or a weight of the network is
-            NaN or infinite.
+        ValueError: if the policy is for another number of exits, the fallback is unknown, there is no such device, or a
+            weight of the network is NaN or infinite.
     """
 
     def __init__(
@@ -70,13 +75,12 @@ class Cascade:
         dtype: torch.dtype | None = None,
     ) -> None:
         check_exits(net)
-        _check_policy(policy)
-        policy.check(net.num_exits)
+        check_policy(policy, net.num_exits)
         check_fallback(fallback)
         _check_weights(net)
         self.policy = policy
         self.fallback = fallback
-        self.device = torch.device(device or next(net.parameters()).device)
+        self.device = next(net.parameters()).device if device is None else choose_device(device)
         self.dtype = dtype or next(net.parameters()).dtype
         self.net = prepared_for_inference(net).to(self.device, self.dtype)
         self._stages = list(self.net.stages())
@@ -85,11 +89,12 @@ class Cascade:
         """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device.
 
         Raises:
-            ValueError: if the images have another shape or type, or were never normalised (an image from 0 to beyond
-                30), or an answer is NaN or infinite.
+            ValueError: if the images have another shape or type, or were never normalised (an image with no value
+                below 0 and one beyond 30), an answer is NaN or infinite, or exits answer other than logits (N, classes)
+                of the same classes, two or more.
         """
         _check_images(images)
-        _check_normalised(images)
+        _check_normalized(images)
         return self._answer(images)
 
     def run(self, split: Batched, *, batch_size: int = 256) -> CascadeResult:
@@ -97,10 +102,12 @@ class Cascade:
 
         Raises:
             TypeError: if `split` is no split.
-            ValueError: as for images.
+            ValueError: as for images, or if the network answers for other than the split's classes.
         """
         check_split(split)
-        return _joined(self._answer(images) for images, _ in split.batches(batch_size, self.device))
+        result = _joined(self._answer(images) for images, _ in split.batches(batch_size, self.device))
+        check_outputs(split, result.logits.shape[-1])
+        return result
 
     def _answer(self, images: Tensor) -> CascadeResult:
         try:
@@ -118,10 +125,12 @@ class Cascade:
     def _descend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(len(x), device=self.device)  # whose images are still in
         exit_index = torch.zeros_like(rows)
-        last = len(self._stages) - 1
+        last, so_far = len(self._stages) - 1, ()
         for index, stage in enumerate(self._stages):
             x = stage.features(x)
-            answer = stage.answer(x).float()  # scores of 16 bits would all be 1 from 0.998 on
+            answer = stage.answer(x)
+            check_answers([*so_far[-1:], answer], len(rows))
+            answer = answer.float()  # scores of 16 bits would all be 1 from 0.998 on
             if index == 0:
                 logits, so_far = answer.clone(), answer[None]
             else:  # a deeper answer takes the place of the one before
@@ -135,22 +144,24 @@ class Cascade:
             if len(staying) == 0:
                 break
             if len(staying) < len(rows):
-                x, rows, so_far = _images(x, staying), rows[staying], so_far.index_select(1, staying)
+                x = map_tensors(partial(_images, index=staying, num_images=len(rows)), x)
+                rows, so_far = rows[staying], so_far.index_select(1, staying)
         return logits, exit_index
 
 
 def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
     """A copy of `net` in evaluation mode with batch normalisations folded into the convolutions before them.
 
-    Folded are neighbours in an `nn.Sequential`, where nothing but the one reads the other. It answers the same up to
-    rounding. On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 % an image at a time, by
-    19 % in batches of 256 (one thread, best of alternated repeats).
+    Only neighbours in an `nn.Sequential` are folded: there nothing but the norm reads the convolution. The copy answers
+    the same up to rounding. On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 % one image
+    at a time, by 19 % in batches of 256 (one thread, best of alternated repeats).
     """
     copy = deepcopy(net).eval()
     for module in list(copy.modules()):
         if type(module).forward is nn.Sequential.forward:
             _fold_neighbours(module)
-    return copy.requires_grad_(False).to(memory_format=torch.channels_last)
+    to_channels_last(copy.requires_grad_(False))
+    return copy
 
 
 def _fold_neighbours(chain: nn.Sequential) -> None:
@@ -167,8 +178,10 @@ def _can_be_folded(first: nn.Module, second: nn.Module) -> bool:
     return not any((each._forward_pre_hooks or each._forward_hooks) for each in (first, second))
 
 
-def _images(x: Tensor, index: Tensor) -> Tensor:
+def _images(x: Tensor, index: Tensor, num_images: int) -> Tensor:
     """Some images of a feature map (N, ...); in channels-last memory each is one run of bytes to copy."""
+    if x.ndim == 0 or len(x) != num_images:
+        raise ValueError(f"units must hand on tensors with the {num_images} images first, got shape {tuple(x.shape)}")
     if x.ndim != 4:
         return x.index_select(0, index)
     return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
@@ -189,12 +202,6 @@ def _fits(net: MultiExitNet, image_shape: tuple[int, int, int]) -> bool:
     return True
 
 
-def _check_policy(policy: Policy) -> None:
-    if not hasattr(policy, "check"):
-        remedy = "give its .policy" if hasattr(policy, "policy") else "give ThresholdPolicy(0.9), say, or choice.policy"
-        raise TypeError(f"{type(policy).__name__} is no policy: {remedy}")
-
-
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
@@ -202,7 +209,7 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"a cascade takes normalised floats, got {images.dtype}; apply split.normalization first")
 
 
-def _check_normalised(images: Tensor) -> None:
+def _check_normalized(images: Tensor) -> None:
     if images.amax() <= _LARGEST_VALUE:  # the usual case, and an image alone is soon computed
         return
     lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
@@ -216,8 +223,7 @@ def _check_normalised(images: Tensor) -> None:
 
 
 def _check_weights(net: nn.Module) -> None:
-    statistics = (named for named in net.named_buffers() if named[0].endswith(("running_mean", "running_var")))
-    broken = [name for name, tensor in (*net.named_parameters(), *statistics) if not tensor.isfinite().all()]
+    broken = [name for name, tensor in named_weights(net) if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{len(broken)} weights of the network are NaN or infinite, the first is {broken[0]!r}")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy
@@ -15,9 +14,10 @@ from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
-from eeutils.files import atomic_path, storage_error
+from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.weights import load_predictions, load_weights, put_tensors, read_tensors, weight_entry
+from eeutils.weights.tensors import stored_tensors
 
 _METADATA = "eeutils.classifier"
 
@@ -35,16 +35,21 @@ class Classifier:
         classes: what its outputs stand for.
         normalization: of the images that it was trained on.
         policy: who leaves where.
+        fallback: whose answer counts for an image that no early exit let go, as `Cascade` says.
+        dtype: what to compute in, as `Cascade` says; a matter of the machine, so `save` does not keep it.
 
     Raises:
         TypeError: if `net` has no exits, or `policy` is no `ThresholdPolicy`.
-        ValueError: if the policy is for another number of exits.
+        ValueError: if the policy is for another number of exits, the fallback is unknown, or a weight is NaN or
+            infinite.
     """
 
     net: MultiExitNet
     classes: tuple[str, ...]
     normalization: Normalization
     policy: ThresholdPolicy
+    fallback: str = "last"
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, ThresholdPolicy):
@@ -56,15 +61,20 @@ class Classifier:
     @cached_property
     def cascade(self) -> Cascade:
         """What answers: a copy of the network as it is now, made for inference."""
-        return Cascade(self.net, self.policy)
+        return Cascade(self.net, self.policy, fallback=self.fallback, dtype=self.dtype)
 
     def __call__(self, images: Tensor) -> CascadeResult:
         """Images (N, C, H, W) uint8, of the size that the network was trained on -> logits and exits.
 
         Raises:
-            ValueError: if the images are of another type, or do not fit the network.
+            ValueError: if the images are of another type, or do not fit the network, or it answers for other than
+                `classes`.
         """
-        return self.cascade(self.normalization(images.to(self.cascade.device)))
+        result = self.cascade(self.normalization(images.to(self.cascade.device)))
+        outputs = result.logits.shape[-1]
+        if outputs != len(self.classes):
+            raise ValueError(f"the network has {outputs} outputs, the classifier {len(self.classes)} classes")
+        return result
 
     def save(self, path: Path | str) -> None:
         """Write it all into one safetensors file, whole or not at all.
@@ -78,21 +88,18 @@ class Classifier:
             "classes": self.classes,
             "normalization": asdict(self.normalization),
             "policy": asdict(self.policy),
+            "fallback": self.fallback,
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self.net.state_dict().items()}
-        try:
-            with atomic_path(Path(path)) as temporary:
-                save_file(tensors, temporary, {_METADATA: json.dumps(about)})
-        except SafetensorError as error:
-            raise storage_error(Path(path), error) from error
+        save_tensors(Path(path), stored_tensors(self.net), {_METADATA: json.dumps(about)})
 
     @staticmethod
-    def load(path: Path | str, net: MultiExitNet) -> "Classifier":
+    def load(path: Path | str, net: MultiExitNet, *, dtype: torch.dtype | None = None) -> "Classifier":
         """Read what `save` wrote.
 
         Args:
             path: the file.
             net: a network built like the one that was saved; it gets the weights, and evaluation mode.
+            dtype: what to compute in; by default what the network's weights are.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -101,11 +108,24 @@ class Classifier:
         """
         tensors, about = read_tensors(Path(path)), _read_metadata(Path(path))
         put_tensors(net, tensors, str(path))
-        normalization = Normalization.from_json(about["normalization"])
-        return Classifier(net.eval(), tuple(about["classes"]), normalization, ThresholdPolicy(**about["policy"]))
+        return Classifier(
+            net.eval(),
+            tuple(about["classes"]),
+            Normalization.from_json(about["normalization"]),
+            ThresholdPolicy(**about["policy"]),
+            about.get("fallback", "last"),  # older files have none
+            dtype,
+        )
 
 
-def load_classifier(name: str, *, max_drop: float = 0.005, device: torch.device | str = "cpu") -> Classifier:
+def load_classifier(
+    name: str,
+    *,
+    max_drop: float = 0.005,
+    device: torch.device | str = "cpu",
+    fallback: str = "last",
+    dtype: torch.dtype | None = None,
+) -> Classifier:
     """A shipped network, ready for use.
 
     Its threshold, one for all exits, is the cheapest that loses at most `max_drop` on validation, as in the tables of
@@ -115,14 +135,18 @@ def load_classifier(name: str, *, max_drop: float = 0.005, device: torch.device 
         name: one of `list_weights()` that has predictions.
         max_drop: accuracy that leaving early may cost against the last exit, 0 to 1: 0.005 is half a point.
         device: where to compute.
+        fallback: whose answer counts for an image that no early exit let go, as `Cascade` says. The threshold is chosen
+            for "last"; with another the accuracy may be another too.
+        dtype: what to compute in, as `Cascade` says.
 
     Raises:
-        ValueError: if the name is unknown, or its weights or predictions do not ship.
+        ValueError: if the name or the fallback is unknown, or its weights or predictions do not ship.
         IntegrityError, DataUnavailableError: as `load_weights` does.
     """
     entry = weight_entry(name)
     choice = choose_one_threshold(load_predictions(name, "val"), max_drop)
-    return Classifier(load_weights(name, device), entry.classes, entry.normalization, choice.policy)
+    net = load_weights(name, device)
+    return Classifier(net, entry.classes, entry.normalization, choice.policy, fallback, dtype)
 
 
 def _read_metadata(path: Path) -> dict:

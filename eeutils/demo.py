@@ -4,6 +4,7 @@ Gets CIFAR-10, runs ResNet18 with one, two and three exits over its 10,000 test 
 validation, and lets images leave the last of these networks early for real.
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -14,16 +15,16 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
 
-from eeutils.analysis.policies import decide
+from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import ImageData
+from eeutils.device import default_device
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard
 from eeutils.tables import frame_as_markdown
-from eeutils.training import default_device
 
 NETWORKS = (
     "resnet18-avg",
@@ -37,7 +38,17 @@ FIGURE = Path("runs") / "demo.png"
 
 
 def main() -> None:
-    """Run it all and print what came out."""
+    """Run it all and print what came out; what cannot be had ends with its message, not with a traceback."""
+    try:
+        show()
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def show() -> None:
+    """Measure the networks one by one, then the last of them as a cascade; print and draw it."""
     session = Session.from_environment()
     device = default_device()
     started = time.perf_counter()

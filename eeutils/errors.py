@@ -1,4 +1,6 @@
-"""The errors of this package that are not a plain ValueError."""
+"""The errors of this package that are not a plain ValueError, and how messages list names."""
+
+from collections.abc import Sequence
 
 
 class DataUnavailableError(RuntimeError):
@@ -15,3 +17,9 @@ class StorageError(OSError):
 
 class TrainingDivergedError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+def a_few(names: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

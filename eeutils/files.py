@@ -2,13 +2,18 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from eeutils.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def cache_dir() -> Path:
@@ -72,6 +77,32 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; tensors in any memory order.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    from safetensors.torch import save_file  # here: who locks or writes text does not wait for torch
+
+    try:
+        with atomic_path(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise storage_error(path, error) from error
+
+
+def web_page(path: Path) -> str:
+    """How the file begins if it is a web page, else "".
+
+    Sites send one in the file's place when they want a sign-in, a quota is spent, or the file has moved.
+    """
+    with path.open("rb") as opened:
+        beginning = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_page = beginning.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml"))
+    return beginning[:60].decode("utf-8", "replace") if is_page else ""
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

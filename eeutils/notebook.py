@@ -39,10 +39,10 @@ _COMPARED = ("resnet18-avg", *(f"resnet18_{exits}exits-{pool}" for exits in (2, 
 class Session:
     """Data and trained networks for a notebook.
 
-    Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": taken is the one of the greatest
-    width at which all that are compared with each other are trained. With "-ic_only" after it, it is one whose early
-    exits were trained alone, on a plain network as it was. The full name of weights (`list_weights()`) is taken as it
-    is; in quick mode it stands for its kind.
+    Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the session takes the widest at which
+    all networks that notebooks compare are trained. With "-ic_only" at the end it takes one whose early exits were
+    trained alone, on a plain network as it was. The full name of weights (`list_weights()`) is taken as it is; in quick
+    mode it stands for its kind.
 
     Attributes:
         quick: digits and slim networks instead of CIFAR-10 and the shipped weights.

@@ -113,6 +113,8 @@ def _slim() -> Iterator[PlannedRun]:
         yield PlannedRun(
             f"slim --model {model} --pool mixed --width 16 --train.loss.weights sdn --train.precision bf16"
         )
+    narrow = "slim --model wideresnet32_4_sdn --pool mixed --width 4 --train.epochs 36"
+    yield PlannedRun(f"{narrow} --train.loss.weights sdn --train.precision bf16")
     yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, 16))
     for width in (24, 32):
         yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, f"{width} {_LONG}"))

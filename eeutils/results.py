@@ -3,8 +3,8 @@
 Runs each shipped network over the real validation and test images and compares with what the registry and the shipped
 predictions say. Ensemble weights and thresholds are chosen on the shipped validation predictions: one image judged
 otherwise may move a choice far. Fails if a published number does not come out; if all do, writes
-`results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and puts every table of
-results/ that README.md shows there anew. Of a network whose weights are too large to ship, the shipped predictions are
+`results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and refreshes the tables that
+README.md and results/README.md show. Of a network whose weights are too large to ship, the shipped predictions are
 taken as they are.
 """
 
@@ -23,19 +23,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from eeutils.analysis.decisions import decide
 from eeutils.analysis.metrics import accuracy_per_exit
-from eeutils.analysis.policies import decide
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.data import load_data
+from eeutils.device import default_device
 from eeutils.files import write_text
 from eeutils.goals import goals_board
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
 from eeutils.tables import Spread, frame_as_markdown
-from eeutils.training import default_device
 from eeutils.training.backends import unrounded_convolutions
-from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights, without_seed
+from eeutils.weights import Registry, WeightEntry, default_registry, load_predictions, load_weights, without_seed
 
 TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
@@ -49,25 +49,44 @@ MISTAKES_TOLERANCE = 0.01
 _TOLERANCES = dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE)
 _FEW_EXITS = 3
 
-# In the figure, as far as they are trained.
+# In the figure, as far as they are trained; of several seeds the middle one at the last exit.
 DRAWN = {
     "resnet18-avg-cifar10-w16": "plain ResNet18, width 16",
     "resnet18_2exits-spp-cifar10-w16": "2 exits, pyramids, width 16",
     "resnet18_3exits-spp-cifar10-w16": "3 exits, pyramids, width 16",
-    "resnet18_3exits-conv+conv+spp-cifar10-w16": "3 exits, convolutions, width 16",
+    "resnet18_3exits-conv+conv+spp-cifar10-w16-s1": "3 exits, convolutions, width 16",
     "resnet18_3exits-conv+conv+spp-cifar10-w24": "3 exits, convolutions, width 24",
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
     "resnet18_3exits-conv+conv+spp-cifar10": "3 exits, convolutions, width 64",
 }
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README, RESULTS = REPOSITORY / "README.md", REPOSITORY / "results"
+RESULTS = REPOSITORY / "results"
+PAGES = (REPOSITORY / "README.md", RESULTS / "README.md")
+"""Where tables of results/ are shown."""
+
 _INCLUDED = re.compile(r"(<!-- (results/[\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
-    """Recompute, compare, write; the number of mistakes found."""
-    entries = [entry for entry in default_registry().entries if entry.has_results]
+    """Recompute, compare, write; the number of mistakes found. What cannot be had ends with its message."""
+    try:
+        return compare_and_write(default_registry())
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def compare_and_write(registry: Registry) -> int:
+    """Recompute what `registry` records, compare, and write the tables if all came out; the number of mistakes found.
+
+    Raises:
+        ValueError: if the registry came with the package: then there is no repository to write to.
+    """
+    if registry.folder is None:
+        raise ValueError("this registry came with the package; recompute the results in a clone of the repository")
+    entries = [entry for entry in registry.entries if entry.has_results]
     if not entries:
         print("no trained weights in the registry", file=sys.stderr)
         return 1
@@ -91,8 +110,8 @@ def main() -> int:
         write_text(RESULTS / name, table + "\n")
         print(f"\n{table}")
     _draw({label: published[name] for name, label in DRAWN.items() if name in published}, RESULTS / "accuracy_cost.png")
-    refresh_readme()
-    print("\nwritten to results/ and README.md")
+    refresh_pages()
+    print("\nwritten to results/ and to the pages that show it")
     return 0
 
 
@@ -110,18 +129,19 @@ def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
 
 
-def refresh_readme() -> None:
-    """Put every table of results/ that README.md shows into it, as it is now."""
-    write_text(README, with_tables(README.read_text("utf-8"), REPOSITORY))
+def refresh_pages() -> None:
+    """Put every table of results/ into the pages that show it, as it is now."""
+    for page in PAGES:
+        write_text(page, with_tables(page.read_text("utf-8"), REPOSITORY))
 
 
-def with_tables(readme: str, folder: Path) -> str:
-    """`readme` with each table of results/ between its two marks: <!-- results/NAME.md --> and <!-- end -->.
+def with_tables(page: str, folder: Path) -> str:
+    """`page` with each table of results/ between its two marks: <!-- results/NAME.md --> and <!-- end -->.
 
     Raises:
         FileNotFoundError: if a table is not there.
     """
-    return _INCLUDED.sub(lambda found: found[1] + (folder / found[2]).read_text("utf-8") + found[3], readme)
+    return _INCLUDED.sub(lambda found: found[1] + (folder / found[2]).read_text("utf-8") + found[3], page)
 
 
 def _recompute(entry: WeightEntry) -> Evaluation:
@@ -176,4 +196,4 @@ def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(min(main(), 1))  # 256 of them would look like none

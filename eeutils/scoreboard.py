@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from eeutils.analysis.decisions import Decisions, decide
 from eeutils.analysis.metrics import accuracy_of, accuracy_per_exit, ensemble_probs, ensemble_weights
 from eeutils.analysis.overthinking import destructive
-from eeutils.analysis.policies import Decisions, decide
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice, choose_for_budget, choose_one_threshold
 

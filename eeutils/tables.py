@@ -15,13 +15,13 @@ class Spread:
 
     @staticmethod
     def of(values: pd.Series) -> "Spread | float":
-        """Of floats, several or one; where they do not differ the number itself, where one is missing a missing one."""
+        """From floats: the number itself if they do not differ or there is only one, NaN if one is missing."""
         mean, deviation = float(values.mean(skipna=False)), float(values.std(skipna=False))
         return Spread(mean, deviation) if deviation > 0 else mean
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 2) -> str:
-    """A Markdown table: numbers with so many digits and to the right, missing ones empty, anything else as it is."""
+    """A Markdown table: numbers with `digits` decimals, right-aligned; missing ones empty; anything else as it is."""
     rows = [list(row) for row in rows]
     numeric = [
         bool(rows) and all(isinstance(row[index], float | Spread) for row in rows) for index in range(len(header))

@@ -1,6 +1,7 @@
 """Train a network from a shell: `python -m eeutils.train slim --model resnet18_3exits --pool spp --width 16`.
 
-The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option.
+The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option, and the network
+and the data are named by others: `python -m eeutils.train slim --help`.
 """
 
 import json
@@ -13,14 +14,12 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
-from eeutils.files import atomic_path, write_text
+from eeutils.files import save_tensors, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
@@ -43,7 +42,7 @@ class TrainingRun:
         data: a data set of `eeutils.data.list_data()`.
         poison_share: share of the training images of other classes that get the trigger and its class's label, to see
             what a backdoor does; by default the data are as they are.
-        trigger: what these get; of no account without `poison_share`.
+        trigger: what these get; without effect unless `poison_share` is given.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
         device: "auto" takes a GPU if there is one.
         train: the recipe.
@@ -79,7 +78,7 @@ def main(args: list[str] | None = None) -> None:
     run = parsed(args)
     try:
         train(run)
-    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # fit has said what is kept
         sys.exit(130)
@@ -87,8 +86,15 @@ def main(args: list[str] | None = None) -> None:
 
 def parsed(args: list[str] | None = None) -> TrainingRun:
     """The run that a command line asks for; by default this process's own."""
-    choices = {name: (f"{name} recipe", TrainingRun(train=recipe(name))) for name in list_recipes()}
-    return tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", args=args)
+    choices = {name: (_described(name), TrainingRun(train=recipe(name))) for name in list_recipes()}
+    return tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", description=__doc__, args=args)
+
+
+def _described(name: str) -> str:
+    """What a recipe is for, in a line of `--help`."""
+    config = recipe(name)
+    whom = "early exits of a trained network" if config.trained == "early_exits" else "the whole network"
+    return f"{whom}, {config.epochs} epochs in batches of {config.batch_size}"
 
 
 def train(run: TrainingRun) -> None:
@@ -106,8 +112,7 @@ def train(run: TrainingRun) -> None:
         copy_backbone(net, _trained_network(run.start_from))
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
     history.save_csv(run.folder / "history.csv")
-    with atomic_path(run.folder / "weights.safetensors") as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, temporary)
+    save_tensors(run.folder / "weights.safetensors", net.state_dict())
     report = _report(run, net, data, history, device)
     write_text(run.folder / "report.json", json.dumps(report, indent=2, default=str) + "\n")
     print(json.dumps(report["test_accuracy"]), f"on test; see {run.folder}")
@@ -121,7 +126,12 @@ def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
 
 
 def _trained_network(name: str) -> MultiExitNet:
-    return load_run(name) if Path(name).is_dir() else load_weights(name)
+    if Path(name).is_dir():
+        return load_run(name)
+    try:
+        return load_weights(name)
+    except ValueError as error:
+        raise ValueError(f"there is no folder {name} of a finished run, and of weights: {error}") from error
 
 
 def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:

@@ -2,7 +2,10 @@
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # there may be no screen; before anyone imports matplotlib
@@ -35,7 +38,7 @@ def _seeds() -> None:
 def _on_the_cpu() -> Iterator[None]:
     """Where nobody says which device, also if there is a GPU: bit for bit is promised here alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eeutils.training.device.default_device", lambda: torch.device("cpu"))
+        patch.setattr("eeutils.device.default_device", lambda: torch.device("cpu"))
         yield
 
 
@@ -62,6 +65,67 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("EEUTILS_CACHE", str(folder))
     return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site says after `delay_s`; `silent_after` bytes it falls silent, `ends_after` bytes it hangs up."""
+
+    body: bytes
+    kind: str = "application/octet-stream"
+    status: int = 200
+    silent_after: int | None = None
+    ends_after: int | None = None
+    delay_s: float = 0.0
+
+
+@dataclass
+class Site:
+    """Answers by path, and the paths that were asked for."""
+
+    url: str = ""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def say(self, path: str, body: bytes, **kwargs) -> str:
+        """Answer `path` with `body`; `kwargs` are those of `Answer`. Returns the address."""
+        self.answers[path] = Answer(body, **kwargs)
+        return self.url + path
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A site on localhost that can misbehave."""
+    site, over = Site(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.asked.append(self.path)
+            answer = site.answers.get(self.path, Answer(b"no such page", "text/plain", 404))
+            over.wait(answer.delay_s)
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.kind)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body[: answer.silent_after][: answer.ends_after])
+            self.wfile.flush()
+            if answer.silent_after is not None:
+                over.wait()
+
+        def log_message(self, *args) -> None:
+            pass
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    yield site
+    over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def test_reports_of_a_gpu_are_kept_apart(results):
 
 def test_the_readme_follows_what_is_published_and_nothing_else(results, tmp_path, monkeypatch, capsys):
     refreshed = []
-    monkeypatch.setattr(report, "refresh_readme", lambda: refreshed.append((results / "speed.md").read_text("utf-8")))
+    monkeypatch.setattr(report, "refresh_pages", lambda: refreshed.append((results / "speed.md").read_text("utf-8")))
     monkeypatch.chdir(tmp_path)
 
     publish("not this", tmp_path / "elsewhere" / "speed.md")

@@ -4,7 +4,8 @@ import torch
 
 from benchmarks import sdn_evaluation as bench
 from eeutils.analysis.costs import exit_costs
-from eeutils.analysis.policies import SDN_THRESHOLDS, ThresholdPolicy, decide
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import SDN_THRESHOLDS, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import Normalization, Split, load_data
 from eeutils.models import resnet18

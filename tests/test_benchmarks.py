@@ -5,7 +5,8 @@ import torch
 
 from benchmarks import cascade, exit_placement
 from eeutils.analysis.costs import exit_costs, measure_costs
-from eeutils.analysis.policies import ThresholdPolicy, decide
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import Normalization, Split, load_data
 from eeutils.models import drop_exits, resnet18

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions, predict
+from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice
 from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
 from eeutils.data import Normalization, Split
@@ -265,7 +267,7 @@ def test_whatever_normalisation_makes_is_let_in():
     """A few bright pixels on black: their size after normalisation has no bound."""
     pixels = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
     pixels[:, :, 5, 5] = 255
-    net, normalization = make_net(3), Normalization.of(pixels)
+    net, normalization = make_net(3, num_classes=4), Normalization.of(pixels)
     stars = normalization(pixels)
     assert stars.max() > 60
     assert len(Cascade(net, NEVER)(stars).predicted) == 4
@@ -317,6 +319,11 @@ def test_what_is_no_network_or_no_policy_is_named(net, policy, message):
         Cascade(net, policy)
 
 
+def test_an_unknown_fallback_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"unknown fallback 'first'; choose from \['last', 'most_confident'\]"):
+        Cascade(make_net(3), NEVER, fallback="first")
+
+
 def test_what_is_no_split_is_named():
     with pytest.raises(TypeError, match=r"Tensor is no split of .*Split\(images, labels, classes, normalization\)"):
         Cascade(make_net(3), NEVER).run(torch.randn(4, 3, 8, 8))
@@ -325,7 +332,7 @@ def test_what_is_no_split_is_named():
 # Networks that others have made.
 
 
-class WeightStandardised(nn.Conv2d):
+class WeightStandardized(nn.Conv2d):
     """A convolution that computes its weight anew every time."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -380,12 +387,53 @@ def tokens() -> MultiExitNet:
     return MultiExitNet([patches, block, MeanToken()], {0: MeanToken(nn.Linear(8, 4)), 2: nn.Linear(8, 4)})
 
 
+class SkippingUnit(nn.Module):
+    """Images -> a map, and the images themselves for a unit behind the exit."""
+
+    def __init__(self, names: tuple[str, str] | None = None) -> None:
+        super().__init__()
+        self.convolution, self.names = nn.Conv2d(3, 8, 3, padding=1), names
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        both = self.convolution(x), x
+        return dict(zip(self.names, both, strict=True)) if self.names else both
+
+
+class Joined(nn.Module):
+    """The map, or where `both` that and what came past it, through `layers`."""
+
+    def __init__(self, layers: nn.Module, *, both: bool) -> None:
+        super().__init__()
+        self.layers, self.both = layers, both
+
+    def forward(self, x: tuple[Tensor, Tensor] | dict[str, Tensor]) -> Tensor:
+        features, images = x.values() if isinstance(x, dict) else x
+        return self.layers(torch.cat([features, images], 1) if self.both else features)
+
+
+def skipping(names: tuple[str, str] | None = None) -> MultiExitNet:
+    joined = Joined(nn.Conv2d(11, 8, 3), both=True)
+    exits = {0: Joined(head(8, nn.ReLU(inplace=True)), both=False), 1: head(8)}
+    return MultiExitNet([SkippingUnit(names), joined], exits)
+
+
+class PositionBias(nn.Module):
+    """A parameter that channels-last memory does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(1, 8, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias[..., 0]
+
+
 OWN_NETWORKS = {
     "units that work in place": vgg_by_layers,
     "a head that works in place": lambda: MultiExitNet(
         [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], {0: head(8, nn.ReLU(inplace=True)), 1: head(8)}
     ),
-    "weight standardisation": lambda: convolutions(WeightStandardised(3, 8, 3), nn.BatchNorm2d(8)),
+    "weight standardisation": lambda: convolutions(WeightStandardized(3, 8, 3), nn.BatchNorm2d(8)),
     "spectral norm": lambda: convolutions(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
     "a hook after the convolution": lambda: convolutions(
         hooked("register_forward_hook", nn.Conv2d(3, 8, 3), lambda _, __, x: x.square()), nn.BatchNorm2d(8)
@@ -398,6 +446,9 @@ OWN_NETWORKS = {
     "flat features": lambda: MultiExitNet(
         [nn.Flatten(), nn.Sequential(nn.Linear(192, 8), nn.ReLU())], {0: nn.Linear(192, 4), 1: nn.Linear(8, 4)}
     ),
+    "a connection that skips an exit": skipping,
+    "a connection with a name": lambda: skipping(("map", "images")),
+    "a parameter of five dimensions": lambda: convolutions(nn.Conv2d(3, 8, 3), PositionBias()),
 }
 
 
@@ -412,6 +463,60 @@ def test_networks_of_ones_own_get_the_tables_answers(kind):
     assert 0 < (exits == 0).sum() < len(split)  # else this shows little
 
     assert_agreement(net, split, ThresholdPolicy(thresholds), batch_size=40)
+
+
+class Named(nn.Sequential):
+    """A head that answers a dict."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": super().forward(x)}
+
+
+def one_output() -> nn.Sequential:
+    return nn.Sequential(*head(8)[:-1], nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize(
+    ("heads", "answers"),
+    [
+        ((one_output(), one_output()), r"\(6, 1\)"),
+        ((Named(*head(8)), head(8)), "dict"),
+        ((nn.Sequential(one_output(), nn.Flatten(0)), head(8)), r"\(6,\)"),
+        ((head(8), one_output()), r"\(6, 4\), \(6, 1\)"),
+    ],
+)
+def test_heads_that_answer_anything_but_logits_are_named(heads, answers):
+    net = MultiExitNet([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], dict(enumerate(heads)))
+    split = make_split(6, num_classes=4)
+    message = rf"exits must answer logits \(N, classes\), .*2 classes or more, but for 6 images they answer {answers}"
+    with pytest.raises(ValueError, match=message):
+        Cascade(net, NEVER).run(split)
+    with pytest.raises(ValueError, match="exits must answer logits"):
+        predict(net, split)
+
+
+class TokensFirst(Tokens):
+    """Feature map (N, C, H, W) -> (H * W, N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(0, 1)
+
+
+class MeanOfFirst(nn.Linear):
+    """(T, N, C) -> logits of the mean token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean(0))
+
+
+def test_units_that_hand_on_something_else_first_than_images_are_refused_when_a_batch_is_split():
+    torch.manual_seed(0)
+    patches = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), TokensFirst())
+    net = MultiExitNet([patches, nn.Linear(8, 8)], {0: MeanOfFirst(8, 4), 1: MeanOfFirst(8, 4)})
+    split = make_split(10, num_classes=4)
+    policy = ThresholdPolicy(between_scores(score_of(predict(net, split).logits[0]), 0.5))
+    with pytest.raises(ValueError, match=r"units must hand on .* the 10 images first, got shape \(4, 10, 8\)"):
+        Cascade(net, policy).run(split)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

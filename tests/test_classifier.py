@@ -1,13 +1,16 @@
 """Networks ready for use."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy, decide
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade
@@ -52,6 +55,91 @@ def test_a_network_in_channels_last_memory_can_be_saved(tmp_path):
     assert all(torch.equal(tensor, again.net.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
+def whole(net: MultiExitNet) -> nn.Module:
+    return torch.compile(net, backend="eager")
+
+
+def in_pieces(net: MultiExitNet) -> nn.Module:
+    units = [torch.compile(unit, backend="eager") for unit in net.units]
+    return MultiExitNet(units, dict(zip(net.exit_after, net.exits.values(), strict=True)))
+
+
+@pytest.mark.parametrize("compiled", [whole, in_pieces])
+def test_a_compiled_network_is_saved_as_if_it_were_not(tmp_path, compiled):
+    path, state = tmp_path / "net.safetensors", make_net().state_dict()
+    Classifier(compiled(make_net()), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(path)
+    assert load_file(path).keys() == state.keys()
+    for again in (make_net(1), compiled(make_net(1))):
+        kept = Classifier.load(path, again).net.state_dict()
+        assert all(torch.equal(*pair) for pair in zip(kept.values(), state.values(), strict=True))
+
+
+def test_an_attention_mask_of_infinities_is_kept(tmp_path):
+    nets = make_net(), make_net(1)
+    for net, value in zip(nets, (-torch.inf, 0.0), strict=True):
+        net.units[0].register_buffer("mask", torch.full((2,), value))
+    Classifier(nets[0], CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "net.safetensors")
+    again = Classifier.load(tmp_path / "net.safetensors", nets[1])
+    assert again.net.units[0].mask.tolist() == [-torch.inf] * 2
+
+
+def tied_net(seed: int) -> MultiExitNet:
+    """One head at both exits, and one unit twice."""
+    torch.manual_seed(seed)
+    unit = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    return MultiExitNet([unit, unit], {0: head, 1: head}).eval()
+
+
+def test_a_network_with_tied_weights_answers_as_before(tmp_path):
+    classifier = Classifier(tied_net(0), CLASSES, NORMALIZATION, ThresholdPolicy(0.4))
+    classifier.save(tmp_path / "net.safetensors")
+    again = Classifier.load(tmp_path / "net.safetensors", tied_net(1))
+    images = pictures(20)
+    assert torch.equal(again(images).logits, classifier(images).logits)
+    assert again.net.units[0] is again.net.units[1]
+
+
+def test_the_fallback_is_kept_with_the_rule(tmp_path):
+    path, images = tmp_path / "net.safetensors", pictures(20)
+    classifier = Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(1.0), fallback="most_confident")
+    expected = Cascade(make_net(), ThresholdPolicy(1.0), fallback="most_confident")(NORMALIZATION(images)).logits
+    assert torch.equal(classifier(images).logits, expected)
+    assert not torch.equal(replace(classifier, fallback="last")(images).logits, expected)
+
+    classifier.save(path)
+    assert torch.equal(Classifier.load(path, make_net(1))(images).logits, expected)
+
+
+def test_a_file_from_before_there_was_a_choice_of_fallbacks_means_the_last_exit(tmp_path):
+    path = tmp_path / "net.safetensors"
+    Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), fallback="most_confident").save(path)
+    with safe_open(path, framework="pt") as opened:
+        about = json.loads(opened.metadata()["eeutils.classifier"])
+    del about["fallback"]
+    save_file(load_file(path), path, {"eeutils.classifier": json.dumps(about)})
+    assert Classifier.load(path, make_net()).fallback == "last"
+
+
+def test_what_to_compute_in_is_up_to_the_machine(tmp_path):
+    path, images = tmp_path / "net.safetensors", pictures(20)
+    classifier = Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), dtype=torch.bfloat16)
+    expected = Cascade(make_net(), ThresholdPolicy(0.4), dtype=torch.bfloat16)(NORMALIZATION(images)).logits
+    assert torch.equal(classifier(images).logits, expected)
+
+    classifier.save(path)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(path).values())
+    assert Classifier.load(path, make_net()).cascade.dtype == torch.float32
+    assert Classifier.load(path, make_net(), dtype=torch.bfloat16).cascade.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("cat", "dog", "bird", "frog")])
+def test_classes_that_are_not_the_networks_are_refused(names):
+    classifier = Classifier(make_net(), names, NORMALIZATION, ThresholdPolicy(0.4))
+    with pytest.raises(ValueError, match=f"the network has 3 outputs, the classifier {len(names)} classes"):
+        classifier(pictures(1))
+
+
 @pytest.mark.parametrize("threshold", [0.4, 1.0])
 def test_the_pixels_are_normalised_and_the_answers_are_a_cascades(threshold):
     classifier = Classifier(make_net(), list(CLASSES), NORMALIZATION, ThresholdPolicy(threshold))
@@ -69,6 +157,8 @@ def test_parts_that_do_not_fit_together_are_refused():
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy((0.5,)))
     with pytest.raises(TypeError, match=r"such as choice\.policy, got PatiencePolicy"):
         Classifier(make_net(), CLASSES, NORMALIZATION, PatiencePolicy(2))
+    with pytest.raises(ValueError, match="unknown fallback 'first'"):
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.5), fallback="first")
     with pytest.raises(TypeError, match="Conv2d has no exits"):
         Classifier(torch.nn.Conv2d(3, 3, 3), CLASSES, NORMALIZATION, ThresholdPolicy(0.5))
 
@@ -109,7 +199,7 @@ def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):
     def fail(*args) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("eeutils.classifier.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(StorageError, match="No space left"):
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
@@ -136,3 +226,9 @@ def test_a_shipped_network_comes_with_its_threshold_and_classes(cifar10):
     assert classifier.policy == choose_one_threshold(load_predictions(name, "val"), 0.02).policy
     right = classifier(cifar10.test.images[:500]).predicted == cifar10.test.labels[:500]
     assert right.double().mean() > 0.8
+
+
+def test_a_shipped_network_can_be_given_a_fallback_and_a_number_format():
+    name = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
+    cascade = load_classifier(name, fallback="most_confident", dtype=torch.bfloat16).cascade
+    assert (cascade.fallback, cascade.dtype) == ("most_confident", torch.bfloat16)

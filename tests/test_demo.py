@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from eeutils import demo
 
 
@@ -17,3 +19,22 @@ def test_it_prints_accuracies_and_what_leaving_early_saves(monkeypatch, tmp_path
     agreeing = re.search(r"agree on ([\d.]+)% of the images", said)
     assert float(agreeing[1]) >= 99
     assert (tmp_path / demo.FIGURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cache_that_cannot_be_written_ends_with_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("EEUTILS_QUICK", "1")
+
+    with pytest.raises(SystemExit, match="error: cannot write"):
+        demo.main()
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "show", interrupt)
+
+    with pytest.raises(SystemExit, match="130"):
+        demo.main()

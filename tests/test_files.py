@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from eeutils.errors import StorageError
-from eeutils.files import atomic_path, cache_dir, exclusive, write_text
+from eeutils.files import atomic_path, cache_dir, exclusive, save_tensors, web_page, write_text
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -60,6 +63,43 @@ def test_text_is_written_whole_or_not_at_all_whatever_the_machines_encoding(tmp_
     assert target.read_text("utf-8") == "93.5 ± 0.2 %"
     with pytest.raises(StorageError, match="cannot write"):
         write_text(target / "file.txt", "below a file")
+
+
+def test_tensors_are_written_in_any_memory_order_with_what_is_said_of_them(tmp_path):
+    target, tensor = tmp_path / "new" / "file.safetensors", torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    save_tensors(target, {"x": tensor}, {"about": "it"})
+    assert torch.equal(load_file(target)["x"], tensor)
+    with safe_open(target, "pt") as opened:
+        assert opened.metadata() == {"about": "it"}
+
+
+def test_tensors_that_fill_the_disk_are_a_storage_error_and_keep_the_old_file(tmp_path, monkeypatch):
+    def fail(*args) -> None:
+        raise SafetensorError("No space left on device")
+
+    target = tmp_path / "file.safetensors"
+    target.write_text("old")
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(StorageError, match=r"file\.safetensors: No space left"):
+        save_tensors(target, {"x": torch.ones(1)})
+    assert target.read_text() == "old"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "beginning"),
+    [
+        (b"\xef\xbb\xbf\n <!DOCTYPE html><p>Quota", "<!DOCTYPE html><p>Quota"),
+        (b"<HTML>", "<HTML>"),
+        (b"<?xml version", "<?xml version"),
+        (b"<\x00\x00\x00\x00\x00\x00\x00{}", ""),  # as safetensors begin whose header has 60 bytes
+        (b"PK\x03\x04<html>", ""),
+        (b"", ""),
+    ],
+)
+def test_a_web_page_is_told_from_a_file_by_how_it_begins(tmp_path, content, beginning):
+    (tmp_path / "file").write_bytes(content)
+    assert web_page(tmp_path / "file") == beginning
 
 
 def test_atomic_path_keeps_the_old_file_if_the_block_fails(tmp_path):

@@ -13,6 +13,7 @@ from eeutils import results
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
+from eeutils.errors import StorageError
 from eeutils.recipes import plan
 from eeutils.scoreboard import Evaluation
 from eeutils.tables import frame_as_markdown
@@ -45,11 +46,12 @@ def test_a_table_that_is_not_there_is_an_error(folder):
         results.with_tables(README, folder)
 
 
-def test_the_readme_shows_the_tables_as_they_are():
-    readme = (results.REPOSITORY / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("page", results.PAGES, ids=lambda page: str(page.relative_to(results.REPOSITORY)))
+def test_pages_show_the_tables_as_they_are(page):
+    text = page.read_text("utf-8")
 
-    assert readme.count("<!-- results/") >= 3
-    assert results.with_tables(readme, results.REPOSITORY) == readme, "run `make results`"
+    assert text.count("<!-- results/") >= 3
+    assert results.with_tables(text, results.REPOSITORY) == text, "run `make results`"
 
 
 @pytest.mark.skipif(not TRAINED, reason="no weights are shipped")
@@ -180,8 +182,12 @@ ENTRY = WeightEntry(
 def recompute(tmp_path, monkeypatch):
     """Runs it all on `ENTRY`, whose network predicts `computed`, in a repository of the test's own."""
     (tmp_path / "README.md").write_text("<!-- results/scoreboard.md -->\n<!-- end -->\n")
-    for name, path in (("REPOSITORY", tmp_path), ("README", tmp_path / "README.md"), ("RESULTS", tmp_path / "results")):
-        monkeypatch.setattr(results, name, path)
+    for name, value in (
+        ("REPOSITORY", tmp_path),
+        ("PAGES", (tmp_path / "README.md",)),
+        ("RESULTS", tmp_path / "results"),
+    ):
+        monkeypatch.setattr(results, name, value)
     monkeypatch.setattr(results, "DRAWN", {ENTRY.name: "two exits"})
 
     def run(computed: dict[str, Predictions], *entries: WeightEntry) -> int:
@@ -189,7 +195,7 @@ def recompute(tmp_path, monkeypatch):
             assert not torch.backends.cudnn.allow_tf32, "published numbers are of full precision"
             return computed[split]
 
-        monkeypatch.setattr(results, "default_registry", lambda: Registry(entries))
+        monkeypatch.setattr(results, "default_registry", lambda: Registry(entries, tmp_path))
         monkeypatch.setattr(results, "load_predictions", lambda name, split: {ENTRY.name: PUBLISHED}[name][split])
         monkeypatch.setattr(results, "load_weights", lambda name, device: name)
         monkeypatch.setattr(results, "load_data", lambda name: SimpleNamespace(val="val", test="test"))
@@ -241,3 +247,28 @@ def test_of_weights_that_do_not_ship_the_predictions_are_taken_as_they_are(recom
 def test_without_trained_weights_there_is_nothing_to_recompute(recompute, capsys):
     assert recompute(PUBLISHED) == 1
     assert "no trained weights" in capsys.readouterr().err
+
+
+def stops_with(monkeypatch, capsys, error: BaseException) -> tuple[object, str]:
+    """What `main` ends with where `error` is raised, and what it prints."""
+
+    def fail(registry: Registry) -> int:
+        raise error
+
+    monkeypatch.setattr(results, "compare_and_write", fail)
+    with pytest.raises(SystemExit) as stopped:
+        results.main()
+    return stopped.value.code, "".join(capsys.readouterr())
+
+
+def test_what_cannot_be_had_ends_with_its_message(monkeypatch, capsys):
+    error = StorageError("cannot write weights/file")
+    assert stops_with(monkeypatch, capsys, error) == ("error: cannot write weights/file", "")
+    assert stops_with(monkeypatch, capsys, KeyboardInterrupt()) == (130, "")
+
+
+def test_outside_a_clone_it_stops_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(results, "default_registry", lambda: Registry((ENTRY,)))
+    monkeypatch.setattr(results, "load_predictions", None)
+    with pytest.raises(SystemExit, match="error: this registry came with the package"):
+        results.main()

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "eeutils"
 
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
-    {"errors"},
+    {"errors", "device"},
     {"files", "tables"},
     {"data", "models"},
     {"analysis"},
@@ -163,6 +163,10 @@ def test_type_checkers_see_the_same_names():
 
     assert pairs == eeutils._MODULE_OF
     assert sorted(pairs) == sorted(eeutils.__all__)
+
+
+def test_type_checkers_trust_the_packages_types():
+    assert (PACKAGE / "py.typed").read_bytes() == b""  # PEP 561
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -50,7 +50,8 @@ def test_help_is_shown(capsys, args):
     assert exit.value.code == 0
     shown = capsys.readouterr().out
     assert "digits" in shown
-    assert "upf" in shown if args == ["--help"] else "--train.learning-rate" in shown
+    expected = ["upf", "early exits of a trained network", "slim --help"]
+    assert all(part in shown for part in (expected if args == ["--help"] else ["--train.learning-rate"]))
 
 
 def test_a_run_writes_its_files_and_a_second_one_only_reads_them(tmp_path, capsys, monkeypatch):
@@ -208,6 +209,13 @@ def test_exits_can_be_placed_from_the_shell():
 def test_a_network_that_does_not_take_an_option_is_named():
     with pytest.raises(ValueError, match=r"vgg16.*stem"):
         cli._build(cli.TrainingRun(model="vgg16", stem="cifar"))
+
+
+def test_where_to_start_from_is_a_folder_or_weights_and_the_message_names_both(tmp_path):
+    command = f"ic_only --model resnet18_2exits --width 2 --data digits --start-from runs/none --out {tmp_path}"
+
+    with pytest.raises(SystemExit, match=r"no folder runs/none of a finished run, and of weights: unknown weights"):
+        cli.main(command.split())
 
 
 def test_training_can_start_from_trained_weights(monkeypatch, tmp_path, capsys):

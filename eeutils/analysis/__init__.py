@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "bootstrap": ("interval",),
+    "bootstrap": ("bootstrap_interval",),
     "confusion": (
         "ErrorIndicator",
-        "Standardisation",
+        "Standardization",
         "auroc_draws",
         "confusion_scores",
         "doubt",
@@ -18,6 +18,8 @@ _NAMES = {
         "indicator_table",
     ),
     "costs": ("NetworkCosts", "exit_costs", "measure_costs"),
+    "decisions": ("Decisions", "decide"),
+    "fallbacks": ("with_fallback",),
     "gradcam": (
         "Explanation",
         "central_share",
@@ -27,7 +29,7 @@ _NAMES = {
         "guided_grad_cam",
         "hires_cam",
         "map_correlation",
-        "spread",
+        "map_spread",
     ),
     "metrics": (
         "accuracy_of",
@@ -52,24 +54,17 @@ _NAMES = {
         "overthinking_table",
         "wasteful",
     ),
-    "policies": (
-        "SDN_THRESHOLDS",
-        "AgreementPolicy",
-        "Decisions",
-        "PatiencePolicy",
-        "Policy",
-        "ThresholdPolicy",
+    "policies": ("SDN_THRESHOLDS", "AgreementPolicy", "PatiencePolicy", "Policy", "ThresholdPolicy"),
+    "predictions": ("Predictions", "predict"),
+    "risk": ("GUARANTEE_THRESHOLDS", "RiskTest", "choose_with_guarantee", "measure_risk"),
+    "scores": (
         "certainty",
         "confidence",
-        "decide",
         "ensemble_confidence",
         "geometric_confidence",
         "margin",
         "score_of",
-        "with_fallback",
     ),
-    "predictions": ("Predictions", "predict"),
-    "risk": ("GUARANTEE_THRESHOLDS", "RiskTest", "choose_with_guarantee", "measure_risk"),
     "thresholds": (
         "Choice",
         "Curve",

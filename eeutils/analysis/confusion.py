@@ -35,8 +35,8 @@ def doubt(predictions: Predictions) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Standardisation:
-    """Scores in standard deviations from the mean, both taken where the network was trained.
+class Standardization:
+    """Puts scores in standard deviations from the mean, both taken on the images that the network was trained on.
 
     It puts the scores of different networks on one scale. The order of the images, and so all that an `ErrorIndicator`
     says of them, stays the same.
@@ -54,14 +54,14 @@ class Standardisation:
             raise ValueError(f"scores that do not differ cannot be put in standard deviations, got std={self.std}")
 
     @staticmethod
-    def of(train_scores: Tensor) -> "Standardisation":
+    def of(train_scores: Tensor) -> "Standardization":
         """Mean and standard deviation of `train_scores` (N,).
 
         Raises:
             ValueError: if they are all the same.
         """
         scores = train_scores.double()
-        return Standardisation(float(scores.mean()), float(scores.std(correction=0)))
+        return Standardization(float(scores.mean()), float(scores.std(correction=0)))
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(N,) -> (N,) float64."""
@@ -76,7 +76,7 @@ class ErrorIndicator:
         edges: (B + 1,) float64, the edges of the histogram's equal bins.
         right: (B,) int64, right answers in each bin.
         wrong: (B,) int64, wrong answers in each bin.
-        split_errors: answers, right or wrong, on the wrong side of the threshold that parts the two best.
+        split_errors: answers, right or wrong, on the wrong side of the threshold that best parts the two.
         auroc: chance that a wrong answer is more suspect than a right one, ties counted as half.
         coverage: (N,) float64, 1/N, 2/N, ..., 1: share of the answers kept, the least suspect first.
         risk: (N,) float64, share of wrong ones among those kept; equally suspect ones in no particular order.
@@ -94,6 +94,14 @@ class ErrorIndicator:
     def overlap(self) -> int:
         """The histograms' intersection: answers that a bin cannot tell apart, the smaller count of each bin summed."""
         return int(torch.minimum(self.right, self.wrong).sum())
+
+    @property
+    def overlap_of_shares(self) -> float:
+        """Area common to the histograms once each has area 1: 0 where they lie apart, 1 where they are the same.
+
+        Unlike `overlap`, which cannot exceed the rarer kind's count, it does not depend on how often the network errs.
+        """
+        return float(torch.minimum(self.right / self.right.sum(), self.wrong / self.wrong.sum()).sum())
 
     @property
     def hidden_wrong(self) -> int:
@@ -123,7 +131,7 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
     Args:
         suspicion: (N,) float, larger for answers more likely wrong: `confusion_scores`, `doubt`, ...
         wrong: (N,) bool, such as `~predictions.correct[-1]`.
-        bins: of the histogram, between the smallest and the largest suspicion.
+        bins: how many the histogram has, between the smallest and the largest suspicion.
 
     Raises:
         ValueError: if the two do not fit together, a suspicion is not finite, there is no bin, or all answers are right
@@ -174,11 +182,12 @@ def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: in
 
 
 def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
-    """One row an indicator under its name: the figures that sum it up."""
+    """One row per indicator, under its name: the figures that sum it up."""
     columns = {
         "AUROC": "auroc",
         "AURC": "aurc",
         "excess AURC": "excess_aurc",
+        "overlap of shares": "overlap_of_shares",
         "best split's errors": "split_errors",
         "overlap": "overlap",
         "hidden wrong": "hidden_wrong",

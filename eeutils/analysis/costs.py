@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from eeutils.models import MultiExitNet
 from eeutils.models.macs import count_macs, on_meta, walk_units
+from eeutils.models.multiexit import left_alone
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,20 @@ class NetworkCosts:
         return _up_to_exits(self.unit_params, self.exit_params, self.exit_after)
 
 
+@torch.inference_mode(False)  # its tensors do not tell what was written into them
 def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> NetworkCosts:
     """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed.
 
     Raises:
-        ValueError: if the network cannot read such images.
+        ValueError: if the network cannot read such images, or an early exit's head works in place on what it reads
+            (but for its first layer: then it is given a copy), which would change the answers of deeper exits.
     """
     net = on_meta(net)
     unit_macs, features = zip(*walk_units(net, image_shape), strict=True)
-    exit_macs = [
-        count_macs(head, features[unit])[0] for unit, head in zip(net.exit_after, net.exits.values(), strict=True)
-    ]
+    exit_macs = []
+    for unit, stage in zip(net.exit_after, net.stages(), strict=True):
+        with left_alone(features[unit], unit, len(net.units)):
+            exit_macs.append(count_macs(stage.head, stage.read(features[unit]))[0])
     return NetworkCosts(
         unit_macs=torch.tensor(unit_macs, dtype=torch.float64),
         exit_macs=torch.tensor(exit_macs, dtype=torch.float64),

@@ -20,7 +20,7 @@ from eeutils.analysis.costs import exit_costs
 from eeutils.models import MultiExitNet, drop_exits, truncate
 
 Classes = int | Sequence[int] | Tensor | None
-"""Whose logit is explained: one class for all images, one an image, or None: the class that the exit itself names."""
+"""Whose logit is explained: one class for all images, one per image, or None: the class that the exit itself names."""
 
 
 @torch.inference_mode(False)
@@ -28,7 +28,8 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
     """Where the feature map that an exit reads speaks for a class (Selvaraju et al., ICCV 2017, arXiv 1610.02391).
 
     Every channel is weighed by the mean gradient of the class's logit over its pixels; what their weighted sum has
-    above zero is enlarged to the image (bilinearly) and divided by its maximum.
+    above zero is enlarged to the image (bilinearly) and divided by its maximum. Where the last unit ends in a pooling
+    layer (VGG16), the map is the one before it: what VGG16's classifier reads of 32x32 images is a single cell.
 
     The mean is exact for a head that averages its map. One that reads cells with weights of their own (internal
     classifiers, pyramids) says different things of one channel in different places, which the mean blurs: see
@@ -41,12 +42,12 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
         target: the class to explain; by default the one that this exit names.
 
     Returns:
-        (N, H, W) on the network's device, from 0 to 1, the maximum of each image's map; all zero where nothing speaks
+        (N, H, W) on the network's device, from 0 to 1, which is the maximum of each map; all zero where nothing speaks
         for the class.
 
     Raises:
         ValueError: if there is no such exit or class, images are not floating or of a shape that the network cannot
-            read, or there are not as many classes as images.
+            read, there are not as many classes as images, or the map has a single cell, which shows no places.
     """
     return _map_of(net, images, exit_index, target, _mean_gradients)
 
@@ -133,6 +134,9 @@ def central_share(maps: Tensor) -> Tensor:
 
     Returns:
         (N,), NaN for a map that is zero everywhere.
+
+    Raises:
+        ValueError: if H or W is no multiple of 4.
     """
     height, width = maps.shape[1:]
     if height % 4 or width % 4:
@@ -141,7 +145,7 @@ def central_share(maps: Tensor) -> Tensor:
     return middle.sum((1, 2)) / maps.sum((1, 2))
 
 
-def spread(maps: Tensor) -> Tensor:
+def map_spread(maps: Tensor) -> Tensor:
     """Share of its pixels that each map is spread over: exp(entropy) / pixels, 1 for a flat map.
 
     Args:
@@ -160,14 +164,17 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     Returns:
         (N,), NaN where one of the two is flat.
+
+    Raises:
+        ValueError: if their shapes differ.
     """
     if maps.shape != others.shape:
         raise ValueError(f"maps of shapes {tuple(maps.shape)} and {tuple(others.shape)} cannot be compared")
-    ours, theirs = (_centred(each.flatten(1)) for each in (maps, others))
+    ours, theirs = (_centered(each.flatten(1)) for each in (maps, others))
     return (ours * theirs).sum(1) / (ours.norm(dim=1) * theirs.norm(dim=1))
 
 
-def _centred(values: Tensor) -> Tensor:
+def _centered(values: Tensor) -> Tensor:
     """(N, P) less the mean of each row; exactly zero for a flat row, whose mean need not be exact."""
     flat = values.amax(1, keepdim=True) == values.amin(1, keepdim=True)
     return (values - values.mean(1, keepdim=True)).masked_fill(flat, 0.0)
@@ -181,14 +188,29 @@ def _map_of(
     method: Callable[[nn.Module, Tensor, Tensor], Tensor],
 ) -> Tensor:
     (units, head), images = _private_copy(net, images, exit_index)
+    units, head = _pooling_moved(units, head)
     with torch.no_grad():
         features = units(images)
+        if features.shape[2:].numel() == 1:
+            raise ValueError(
+                f"the map under exit {exit_index} has a single cell, so it cannot show where the evidence is; "
+                "take larger images or an earlier exit"
+            )
         classes = _classes_to_explain(head(features), target)
     if not len(images):  # captum refuses
         return images[:, 0]
     small = method(head, features.clone().requires_grad_(), classes).detach().relu()
     maps = LayerAttribution.interpolate(small, tuple(images.shape[2:]), "bilinear")[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def _pooling_moved(units: nn.Sequential, head: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The same network, where pooling layers that end the last unit are the head's: they only blur where things are."""
+    *before, last = units
+    layers = list(last) if type(last) is nn.Sequential else [last]
+    while len(layers) > 1 and isinstance(layers[-1], (nn.MaxPool2d, nn.AvgPool2d)):
+        head = nn.Sequential(layers.pop(), head)
+    return nn.Sequential(*before, *layers), head
 
 
 def _mean_gradients(head: nn.Module, features: Tensor, classes: Tensor) -> Tensor:

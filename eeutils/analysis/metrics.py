@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eeutils.analysis.bootstrap import draw_kinds, interval
+from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
 
@@ -20,7 +20,7 @@ def accuracy_per_exit(predictions: Predictions) -> Tensor:
 
 
 def exit_table(predictions: Predictions) -> pd.DataFrame:
-    """One row an exit: accuracy, cost in multiply-adds and as a share, mean confidence, calibration error."""
+    """One row per exit: accuracy, cost in multiply-adds and as a share, mean confidence, calibration error."""
     return pd.DataFrame(
         {
             "accuracy": accuracy_per_exit(predictions).numpy(),
@@ -34,7 +34,7 @@ def exit_table(predictions: Predictions) -> pd.DataFrame:
 
 
 def cost_table(costs: NetworkCosts) -> pd.DataFrame:
-    """One row an exit: multiply-adds and parameters up to there, and shares of the network's multiply-adds.
+    """One row per exit: multiply-adds and parameters up to there, and shares of the network's multiply-adds.
 
     Columns: "multiply-adds (M)", in millions; "share" of the whole network's; "of the head alone", the same for this
     exit's head by itself; "parameters".
@@ -57,7 +57,7 @@ def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequenc
     Args:
         predictions: the table.
         how: "mean" of the probabilities; "weighted" mean of them; "geometric" mean, normalised again.
-        weights: for "weighted", one an exit, not negative; `ensemble_weights` finds some on validation data.
+        weights: for "weighted", one per exit, not negative; `ensemble_weights` finds some on validation data.
 
     Raises:
         ValueError: if `how` is unknown, or `weights` are missing, unasked for, of the wrong number, negative, infinite
@@ -81,7 +81,7 @@ def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequenc
 
 
 def ensemble_weights(validation: Predictions) -> tuple[float, ...]:
-    """One weight an exit, summing to 1: those under which the weighted mean makes the labels most likely.
+    """One weight per exit, summing to 1: those under which the weighted mean makes the labels most likely.
 
     Choose them on validation data. The problem is concave, so there is one answer.
     """
@@ -105,7 +105,7 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
     The mean gap between confidence and accuracy over `bins` equal slices of confidence, weighted by their size.
 
     Raises:
-        ValueError: if there is no slice.
+        ValueError: if `bins` is below 1.
     """
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, got {bins}")
@@ -157,6 +157,6 @@ def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, s
     ends = []
     for counts in kinds:
         gained, lost, _ = draw_kinds(counts, draws, seed).T
-        ends.append(interval((gained - lost) / correct.shape[1]))
+        ends.append(bootstrap_interval((gained - lost) / correct.shape[1]))
     low, high = torch.tensor(ends, dtype=torch.float64).T
     return low, high

@@ -5,7 +5,7 @@ exit was right, and the last one is wrong. Both need the labels, so they say wha
 (Shallow-Deep Networks, arXiv 1810.07052).
 
 A backdoor brings the destructive effect about: a trigger in the image moves the last exit to another class, and early
-exits may hold on to the right one. `attack_success` says how far the trigger's word goes at each exit.
+exits may hold on to the right one. `attack_success` says how often each exit follows the trigger.
 """
 
 import math
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eeutils.analysis.bootstrap import draw_kinds, interval
+from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
 from eeutils.analysis.metrics import surest_first
 from eeutils.analysis.predictions import Predictions
 
@@ -44,8 +44,8 @@ class Wasteful:
 
     Attributes:
         correct: (E,) int64, images that each exit gets right.
-        newly_correct: (E + 1, C) int64, of the images of each class those that each exit is the first to get right; in
-            the last row those that none does.
+        newly_correct: (E + 1, C) int64, images of each class that each exit is the first to get right; in the last row
+            those that no exit gets right.
         costs: (E,) float64, multiply-adds of one image up to each exit.
     """
 
@@ -74,7 +74,7 @@ class Wasteful:
 
     @property
     def mean_cost(self) -> float:
-        """Multiply-adds an image if each left at the first exit that gets it right, or paid in full where none does."""
+        """Mean multiply-adds if images left at the first exit that gets them right, or paid in full where none does."""
         return float(self._cost_of(self.newly_correct.sum(1)))
 
     @property
@@ -83,7 +83,7 @@ class Wasteful:
         return self.mean_cost / float(self.costs[-1])
 
     def table(self) -> pd.DataFrame:
-        """One row an exit: cost as a share, images it gets right, it or an earlier one does, it and no earlier one."""
+        """One row per exit: cost as a share, images it gets right, it or an earlier one does, it and no earlier one."""
         return pd.DataFrame(
             {
                 "relative cost": (self.costs / self.costs[-1]).numpy(),
@@ -95,7 +95,7 @@ class Wasteful:
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a class, by name if given: images, those no exit gets right, cost as a share (NaN if no image)."""
+        """One row per class, by name if given: images, those no exit gets right, cost as a share (NaN if no image)."""
         return pd.DataFrame(
             {
                 "images": self.newly_correct.sum(0).numpy(),
@@ -165,18 +165,19 @@ class Destructive:
             seed: of the draws.
         """
         destroyed, lost = self._drawn(draws, seed).sum(2).T
-        return interval(destroyed / (destroyed + lost))
+        return bootstrap_interval(destroyed / (destroyed + lost))
 
     def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
-        """(C, 2) float64, what `share_interval` is for all, for the mistakes on each class; NaN where there are none.
+        """(C, 2) float64, the `share_interval` of the mistakes on each class by itself; NaN where there are none.
 
         Where all of a class's mistakes are destroyed, or none, the interval is one point however few they are.
         """
         destroyed, lost = self._drawn(draws, seed).unbind(1)
-        return torch.tensor([interval(shares) for shares in (destroyed / (destroyed + lost)).T], dtype=torch.float64)
+        shares = destroyed / (destroyed + lost)
+        return torch.tensor([bootstrap_interval(of_class) for of_class in shares.T], dtype=torch.float64)
 
     def table(self) -> pd.DataFrame:
-        """One row an early exit: images it gets right and the last exit wrong, of them new ones, its confidence."""
+        """One row per early exit: images it gets right and the last exit wrong, of them new ones, its confidence."""
         early = len(self.correct)
         unique = self.exit_index.bincount(minlength=early)
         return pd.DataFrame(
@@ -190,7 +191,7 @@ class Destructive:
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a class, by name if given: the last exit's mistakes, destroyed ones, their share and its interval.
+        """One row per class, by name if given: the last exit's mistakes, destroyed ones, their share and its interval.
 
         Share and interval are NaN where the last exit makes no mistake.
         """
@@ -239,7 +240,7 @@ def destructive(predictions: Predictions) -> Destructive:
 
 
 def overthinking_table(networks: Mapping[str, Predictions]) -> pd.DataFrame:
-    """One row a network with early exits, by name: both effects as shares, the destructive one with its 95 % interval.
+    """One row per network with early exits, by name: both effects as shares, with the destructive one's 95 % interval.
 
     `cost of the first right exit` is `Wasteful.relative_cost`; `right at some exit` is the accuracy of whoever knew
     which exit to believe.
@@ -253,8 +254,8 @@ def overthinking_table(networks: Mapping[str, Predictions]) -> pd.DataFrame:
             "right at some exit": spared.best_accuracy,
             "cost of the first right exit": spared.relative_cost,
             "destructive share": destroyed.share,
-            "low": low,
-            "high": high,
+            "destructive share, from": low,
+            "to": high,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")
 

@@ -9,15 +9,16 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from eeutils.analysis.costs import exit_costs
+from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
-from eeutils.files import atomic_path, storage_error
+from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
-from eeutils.models.multiexit import check_exits
+from eeutils.models.multiexit import check_answers, check_exits
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Predictions:
             raise ValueError(
                 f"logits must have shape (E, N, C), E and N 1 or more, C 2 or more, got {tuple(self.logits.shape)}"
             )
+        if self.logits.dtype not in (torch.float32, torch.float64):  # of 16 bits all confidences near 1 would be alike
+            raise ValueError(f"logits must be float32, got {self.logits.dtype}; convert them with .float()")
         num_exits, num_images, num_classes = self.logits.shape
         if self.labels.shape != (num_images,) or self.labels.dtype != torch.int64:
             raise ValueError(
@@ -102,12 +105,7 @@ class Predictions:
         if largest > torch.finfo(torch.float16).max:
             raise ValueError(f"a logit of size {largest:.4g} does not fit into float16; is the network trained?")
         tensors = {"logits": self.logits.half(), "labels": self.labels.to(torch.int32), "costs": self.costs}
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        try:
-            with atomic_path(Path(path)) as temporary:
-                save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise storage_error(Path(path), error) from error
+        save_tensors(Path(path), tensors)
 
     @staticmethod
     def load(path: Path) -> "Predictions":
@@ -115,7 +113,7 @@ class Predictions:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            IntegrityError: if it is not a file of predictions, or is damaged so that it shows; a sha256 shows the rest.
+            IntegrityError: if it is not a file of predictions, or is visibly damaged; a sha256 shows the rest.
         """
         try:
             tensors = load_file(path)
@@ -150,24 +148,30 @@ def predict(
     Raises:
         TypeError: if `net` has no exits, or `split` is no split.
         ValueError: if the network cannot read images of this size and number of channels, or answers NaN or infinity,
-            or for fewer classes than the labels name.
+            or for other than the split's classes, two or more; if an early exit's head works in place on what it
+            reads, see `eeutils.analysis.costs.measure_costs`; or there is no such device.
     """
     check_exits(net)
     check_split(split)
     costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
+    check_outputs(split, logits.shape[-1])
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
 
 
-@torch.no_grad()  # not inference_mode: its tensors could not be differentiated later, to fit a temperature say
+# Not in inference mode: its tensors could not be differentiated later, to fit a temperature say, and a caller's own
+# would get into the network's weights where these are put back.
+@torch.inference_mode(False)
+@torch.no_grad()
 def collect_logits(
     net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
 ) -> Tensor:
     """Logits (E, N, C) float32 of every exit for every image of `split`, in evaluation mode, on the device."""
     weight = next(net.parameters())
-    device = torch.device(device or weight.device)
+    device = weight.device if device is None else choose_device(device)
     with _evaluating(net, device):
-        answers = [_stacked(net(images.to(weight.dtype))) for images, _ in split.batches(batch_size, device)]
+        batches = (images.to(weight.dtype) for images, _ in split.batches(batch_size, device))
+        answers = [_stacked(net(images), len(images)) for images in batches]
     return torch.cat(answers, dim=1)
 
 
@@ -184,10 +188,19 @@ def check_split(split: Batched) -> None:
         )
 
 
-def _stacked(answers: list[Tensor]) -> Tensor:
-    shapes = [tuple(answer.shape) for answer in answers]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"exits must answer alike, (N, classes), but their logits have the shapes {shapes}")
+def check_outputs(split: Batched, outputs: int) -> None:
+    """See that a network answers for the classes of `split`, if it names them.
+
+    Raises:
+        ValueError: if not.
+    """
+    classes = getattr(split, "classes", None)
+    if classes is not None and len(classes) != outputs:
+        raise ValueError(f"the network has {outputs} outputs, the data {len(classes)} classes")
+
+
+def _stacked(answers: list[Tensor], num_images: int) -> Tensor:
+    check_answers(answers, num_images)
     return torch.stack(answers).float()
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.scores import score_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Curve:
     Attributes:
         thresholds: (T,) float64.
         accuracy: (T,) float64, 0 to 1.
-        cost: (T,) float64, mean multiply-adds an image.
+        cost: (T,) float64, mean multiply-adds per image.
         full_cost: multiply-adds of the whole network.
         score: what the thresholds are on.
     """
@@ -44,7 +46,7 @@ def accuracy_cost_curve(
         predictions: the table, N images.
         thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody, in any order, which the curve keeps; by
             default `threshold_grid(predictions)`, which rises.
-        score: see `eeutils.analysis.policies.score_of`.
+        score: see `eeutils.analysis.scores.score_of`.
 
     Raises:
         ValueError: if a threshold is none of these, or there is none.
@@ -67,7 +69,7 @@ def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float]
 
 
 def threshold_grid(predictions: Predictions, count: int = 1000, score: str = "confidence") -> Tensor:
-    """(T,) float64, at most `count` thresholds at evenly spaced ranks of the early exits' scores, and 0 and 1 in it.
+    """(T,) float64, at most `count` thresholds at evenly spaced ranks of the early exits' scores, 0 and 1 among them.
 
     Scores crowd near 1; a grid by rank has its points where a step changes who leaves.
 
@@ -114,8 +116,8 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: s
 def choose_one_threshold(validation: Predictions, max_drop: float = 0.0, score: str = "confidence") -> Choice:
     """The cheapest threshold, one for all early exits, that loses at most `max_drop` against the last exit.
 
-    New images lose nearly that on average (`benchmarks/threshold_choice.py`); 5,000 validation images tell a loss to
-    some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
+    New images lose nearly that on average (`benchmarks/threshold_choice.py`); 5,000 validation images pin a loss down
+    to some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
 
     Raises:
         ValueError: if `max_drop` is not in [0, 1].
@@ -131,10 +133,10 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
 
     The best threshold shared by all exits comes first; then one exit's threshold after the other is moved to where it
     serves the goal best, until none can be. That is never worse than a shared threshold. With one early exit it is the
-    very best there is on up to 998 images, whose scores are all tried; of more, 998 at evenly spaced ranks.
+    very best there is on up to 998 images, whose scores are all tried; of more, those at 998 evenly spaced ranks.
 
     Raises:
-        ValueError: if `budget` is not in (0, 1], or not even leaving always at the first exit meets it; it says what
+        ValueError: if `budget` is not in (0, 1], or too small even for always leaving at the first exit; it says what
             that costs.
     """
     if not 0 < budget <= 1:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eeutils.data.sources import progress_bar
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir
+from eeutils.files import cache_dir, web_page
 
 
 def local_folders() -> list[Path]:
@@ -44,6 +44,5 @@ def check_md5(path: Path, md5: str) -> None:
     import pooch
 
     if (actual := pooch.file_hash(str(path), alg="md5")) != md5:
-        with path.open("rb") as file:
-            page = " (it is a web page)" if file.read(100).lstrip()[:1] == b"<" else ""
+        page = " (it is a web page)" if web_page(path) else ""
         raise IntegrityError(f"the archive has md5 {actual}, expected {md5}{page}")

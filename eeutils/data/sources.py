@@ -1,7 +1,9 @@
-"""Getting a data set's bytes: from the cache, else from the first source that has them, and never unverified.
+"""Getting a data set's bytes: from the cache, else from the first source that has them.
 
-A source turns up the whole data set as raw tensors or raises. Its content is verified before anyone uses it, so
-sources need not be trusted.
+A source returns the whole data set as raw tensors or raises. Before anyone uses them they are checked. Where the sha256
+of each tensor is known, no source need be trusted. Where it is not, only the shapes are checked here: the sources check
+the published hashes of what they read, save an unpacked Tiny ImageNet, whose files have none. The cache file notes what
+was delivered, and is checked against that.
 """
 
 import hashlib
@@ -10,15 +12,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eeutils.errors import DataUnavailableError, IntegrityError
-from eeutils.files import atomic_path, cache_dir, exclusive, storage_error
+from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
+from eeutils.files import cache_dir, exclusive, save_tensors
+
+T = TypeVar("T")
 
 RawData = dict[str, Tensor]
 """`train_images` and `test_images` (N, 3, H, W) uint8, `train_labels` and `test_labels` (N,) uint8.
@@ -33,8 +37,7 @@ class Content:
 
     Attributes:
         shape: of the uint8 tensor; None for a length that only the source knows.
-        sha256: of its bytes, in hexadecimal; None where only the archive's hash is published: its sources check that,
-            and the cache file notes the sha256 of what they delivered.
+        sha256: of its bytes, in hexadecimal; None where it is not known: the cache file then notes what it got.
     """
 
     shape: tuple[int | None, ...]
@@ -42,24 +45,24 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A place to get a data set from.
+class Source(Generic[T]):
+    """A place to get a data set from, or a file.
 
     Attributes:
         name: how messages call it.
-        fetch: returns the raw data, or raises with the reason why it cannot.
+        fetch: returns it, or raises with the reason why it cannot.
         remedy: what a person can do so that it works.
         slow: how long it may take, where that is worth a warning that says why no quicker source delivered.
     """
 
     name: str
-    fetch: Callable[[], RawData]
+    fetch: Callable[[], T]
     remedy: str
     slow: str | None = None
 
 
-def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Source]) -> RawData:
-    """The verified bytes of a data set: from its cache file, else from the sources, which fill the cache.
+def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Source[RawData]]) -> RawData:
+    """The checked bytes of a data set: from its cache file, else from the sources, which fill the cache.
 
     Several processes may ask at once: one fetches, the others wait for its file. A damaged cache file is fetched anew.
 
@@ -71,33 +74,39 @@ def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Sou
     if (data := _read_cache(path, content)) is None:
         with exclusive(path):
             if (data := _read_cache(path, content)) is None:  # another process may just have written it
-                data = first_that_delivers(name, content, sources)
+                checked = [_checked(source, content) for source in sources]
+                otherwise = "Without any of them, load_data('digits') needs no network."
+                data = first_that_delivers(name, checked, otherwise)
                 _write_cache(path, data, content)
     return data
 
 
-def first_that_delivers(name: str, content: Mapping[str, Content], sources: Sequence[Source]) -> RawData:
-    """Ask the sources in order; the first whose data is what `content` says wins.
+def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str = "") -> T:
+    """Ask the sources in order; the first that does not raise wins.
+
+    Args:
+        what: how messages call it.
+        sources: where to get it.
+        otherwise: what to do without any of them, for the message.
 
     Raises:
-        DataUnavailableError: if none does; it says for each why, and what to do by hand.
+        DataUnavailableError: if none delivers; it says for each why, and what to do by hand.
+        StorageError: if one has nowhere to write what it gets: the next would not have, either.
     """
     failures = []
     for source in sources:
         if source.slow and failures:
             quicker = "\n".join(failures)
-            warnings.warn(f"{name} comes from the {source.name}: {source.slow}. Quicker:\n{quicker}", stacklevel=2)
+            warnings.warn(f"{what} comes from the {source.name}: {source.slow}. Quicker:\n{quicker}", stacklevel=2)
         try:
-            data = source.fetch()
-            verify_content(data, content)
-            return data
+            return source.fetch()
+        except StorageError:
+            raise
         except Exception as error:  # whatever goes wrong in one source, the next gets its turn
             reason = str(error).strip() or type(error).__name__
             failures.append(f"  - {source.name}: {reason}\n    -> {source.remedy}")
-    raise DataUnavailableError(
-        f"no source could deliver {name}. Tried, in this order:\n" + "\n".join(failures) + "\n"
-        "Without any of them, load_data('digits') needs no network."
-    )
+    lines = [f"no source could deliver {what}. Tried, in this order:", *failures, otherwise]
+    raise DataUnavailableError("\n".join(lines).strip())
 
 
 def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
@@ -154,13 +163,19 @@ def _read_cache(path: Path, content: Mapping[str, Content]) -> RawData | None:
 
 
 def _write_cache(path: Path, data: RawData, content: Mapping[str, Content]) -> None:
-    tensors = {part: data[part].contiguous() for part in content}
-    unknown = {part: sha256(tensors[part]) for part, expected in content.items() if expected.sha256 is None}
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=unknown or None)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise storage_error(path, error) from error
+    unknown = {part: sha256(data[part]) for part, expected in content.items() if expected.sha256 is None}
+    save_tensors(path, {part: data[part] for part in content}, unknown or None)
+
+
+def _checked(source: Source[RawData], content: Mapping[str, Content]) -> Source[RawData]:
+    """A source that raises where `source` delivers anything but what `content` says."""
+
+    def fetch() -> RawData:
+        data = source.fetch()
+        verify_content(data, content)
+        return data
+
+    return replace(source, fetch=fetch)
 
 
 def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

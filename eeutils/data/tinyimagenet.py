@@ -23,13 +23,12 @@ from eeutils.data.augmentation import Normalization
 from eeutils.data.sources import Content, RawData, Source, as_bytes, as_names, cached_data, progress_bar
 from eeutils.data.splits import ImageData, Split, stratified_holdout
 from eeutils.data.trees import FileTree, folder_tree, zip_tree
-from eeutils.errors import IntegrityError
+from eeutils.errors import IntegrityError, a_few
 
 FOLDER = "tiny-imagenet-200"
 # The values in general use: the channels' mean and standard deviation over the training images.
 NORMALIZATION = Normalization(mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821))
 _IMAGES_A_TASK = 64
-_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,8 @@ def tinyimagenet_sources(archive: TinyImageNetArchive) -> list[Source]:
 def read_folder(folder: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawData:
     """The data from the unpacked archive, the folder `tiny-imagenet-200`.
 
+    There are no hashes of its files to go by: names, numbers and sizes are checked, not what the images show.
+
     Raises:
         FileNotFoundError: if there is no such folder.
         IntegrityError: if a class, an image or a list is missing or not what it should be; the message names it.
@@ -184,7 +185,7 @@ def _class_names(tree: FileTree, ids: Sequence[str]) -> list[str]:
     words = dict(line.split("\t", 1) for line in tree.text("words.txt").splitlines() if "\t" in line)
     unnamed = [each for each in ids if not words.get(each, "").strip()]
     if unnamed:
-        raise IntegrityError(f"words.txt in {tree.where} has no name for {_some(unnamed)}")
+        raise IntegrityError(f"words.txt in {tree.where} has no name for {a_few(unnamed)}")
     short = {each: words[each].split(",")[0].strip() for each in ids}
     shared = Counter(short.values())
     return [short[each] if shared[short[each]] == 1 else words[each].strip() for each in ids]
@@ -197,7 +198,7 @@ def _annotations(tree: FileTree, ids: Sequence[str], archive: TinyImageNetArchiv
     classes = {each: number for number, each in enumerate(ids)}
     unknown = [row for row in rows if len(row) < 2 or row[1].strip() not in classes]
     if unknown:
-        raise IntegrityError(f"{file} in {tree.where} names no known class for {_some([row[0] for row in unknown])}")
+        raise IntegrityError(f"{file} in {tree.where} names no known class for {a_few([row[0] for row in unknown])}")
     found = {f"val/images/{row[0]}": classes[row[1].strip()] for row in rows}
     if len(found) != archive.num_test:
         raise IntegrityError(f"{file} in {tree.where} lists {len(found)} images, expected {archive.num_test}")
@@ -210,7 +211,7 @@ def _check_complete(tree: FileTree, ids: Sequence[str], images: Sequence[str]) -
     folders = [f"train/{each}" for each in ids if each not in present]
     missing = [name for name in images if name not in tree.names and name.rsplit("/", 2)[0] not in folders]
     lacks = [
-        f"{len(each)} {what} ({_some(each)})"
+        f"{len(each)} {what} ({a_few(each)})"
         for each, what in ((folders, "class folders"), (missing, "images"))
         if each
     ]
@@ -245,8 +246,3 @@ def _pixels(tree: FileTree, name: str, size: int) -> np.ndarray[Any, np.dtype[np
     if image.size != (size, size):
         raise IntegrityError(f"{name} in {tree.where} is {image.size[0]} x {image.size[1]}, expected {size} x {size}")
     return np.asarray(image)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -18,7 +18,7 @@ def average_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
 class SpatialPyramidExit(nn.Module):
     """Spatial pyramid max pooling on grids of 1, 2 and 4 cells a side, and one linear layer.
 
-    The cells of a level are divided by its grid size. Without that the 21 values a channel make the linear layer's
+    The cells of a level are divided by its grid size. Without that the 21 values per channel make the linear layer's
     input, and with it the effective learning rate, several times that of an average-pool exit, and deep exits fail to
     learn at the rates the backbone wants.
     """
@@ -98,7 +98,7 @@ def check_pool(pool: str) -> None:
 
 
 def pool_of_each_exit(pool: str, num_exits: int) -> list[str]:
-    """What `pool` asks for: one of `list_pools()` for all exits, or one an exit joined by "+", shallowest first.
+    """What `pool` asks for: one of `list_pools()` for all exits, or one per exit joined by "+", shallowest first.
 
     Raises:
         ValueError: if one of them is unknown, or they are not as many as the exits.

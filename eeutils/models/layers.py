@@ -1,10 +1,13 @@
 """The layers that backbones and exits are made of."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _ADAPTIVE_POOLS = {"max": F.adaptive_max_pool2d, "avg": F.adaptive_avg_pool2d}
 
@@ -13,7 +16,7 @@ class SpatialPyramidPool(nn.Module):
     """Pool a feature map on grids of several sizes and concatenate the cells.
 
     Spatial pyramid pooling (He et al., ECCV 2014, arXiv 1406.4729, section 2.2): whatever the size of the map,
-    the result has `sum(level ** 2 for level in levels)` values a channel, and unlike global average pooling it
+    the result has `sum(level ** 2 for level in levels)` values per channel, and unlike global average pooling it
     still says *where* something was seen.
 
     Args:
@@ -34,7 +37,7 @@ class SpatialPyramidPool(nn.Module):
 
     @property
     def cells(self) -> int:
-        """Values a channel: the number of cells of all levels together."""
+        """Values per channel: the number of cells of all levels together."""
         return sum(level * level for level in self.levels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,3 +178,11 @@ class PreActivationBlock(nn.Module):
         active = self.activation(x)
         shortcut = x if self.projection is None else self.projection(active)
         return self.residual(active) + shortcut
+
+
+def initialise(module: ModuleT) -> ModuleT:
+    """Give the convolutions in `module` weights that keep the size of gradients (He et al., 2015); returns `module`."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return module

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eeutils.models.multiexit import MultiExitNet
+from eeutils.models.multiexit import Features, MultiExitNet, map_tensors
 
 
 def on_meta(net: MultiExitNet) -> MultiExitNet:
@@ -15,8 +16,8 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
     return deepcopy(net).to("meta", torch.float32).eval()
 
 
-@torch.no_grad()  # not inference_mode, which FlopCounterMode and parametrisations do not bear together
-def count_macs(module: nn.Module, x: Tensor) -> tuple[float, Tensor]:
+@torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules
+def count_macs(module: nn.Module, x: Features) -> tuple[float, Any]:
     """Multiply-adds of `module(x)` in convolutions and linear layers, and its answer; both on the meta device.
 
     Raises:
@@ -27,14 +28,15 @@ def count_macs(module: nn.Module, x: Tensor) -> tuple[float, Tensor]:
         with counter:
             y = module(x)
     except (RuntimeError, AssertionError) as error:
+        shape = map_tensors(lambda tensor: tuple(tensor.shape[1:]), x)
         raise ValueError(
-            f"a feature map of shape {tuple(x.shape[1:])} does not fit the network, or its {type(module).__name__} "
+            f"a feature map of shape {shape} does not fit the network, or its {type(module).__name__} "
             f"cannot be counted on shapes alone (device meta): {error}"
         ) from error
     return counter.get_total_flops() / 2, y
 
 
-def walk_units(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Iterator[tuple[float, Tensor]]:
+def walk_units(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Iterator[tuple[float, Features]]:
     """Multiply-adds of each unit for one image, and the feature map after it, (1, C, H, W) on the meta device.
 
     Args:

@@ -8,14 +8,24 @@ import torch
 from torch import nn
 
 
+def to_channels_last(net: nn.Module) -> None:
+    """Lay the tensors of `net` out in channels-last memory, in place, those that have four dimensions.
+
+    `net.to(memory_format=torch.channels_last)` would try it with five as well, and raise.
+    """
+    for tensor in chain(net.parameters(), net.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 @contextmanager
 def channels_last(net: nn.Module) -> Iterator[None]:
     """`net` in channels-last memory, in which convolutions are fastest; afterwards as it was.
 
-    As it was, because some code that its owner runs cannot do otherwise: `safetensors.torch.save_file`, for one.
+    It is put back because its owner may depend on it: `safetensors.torch.save_file` takes contiguous tensors only.
     """
     contiguous = [tensor.is_contiguous() for tensor in chain(net.parameters(), net.buffers())]
-    net.to(memory_format=torch.channels_last)
+    to_channels_last(net)
     try:
         yield
     finally:

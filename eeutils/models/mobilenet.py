@@ -7,12 +7,12 @@ ImageNet network, its stem included, does so five times.
 from collections.abc import Sequence
 from typing import Any
 
-from eeutils.models.building import check_positive
+from eeutils.models.building import assemble, check_positive
 from eeutils.models.exits import average_pool_exit
 from eeutils.models.layers import conv_norm_act, depthwise_separable
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
-from eeutils.models.sdn import assemble, shallow_deep
+from eeutils.models.sdn import shallow_deep
 
 # Channels, in widths, and stride of each block.
 _BLOCKS = ((2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *((16, 1),) * 5, (32, 2), (32, 1))

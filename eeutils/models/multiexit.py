@@ -1,10 +1,16 @@
 """A network is units and exits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+Features = Tensor | Sequence[Any] | Mapping[Any, Any]
+"""What a unit hands on: a tensor with the images first, or a tuple, list or dict of such, nested or not."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +28,19 @@ class Stage:
     head: nn.Module
     head_reads_a_copy: bool
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Features) -> Features:
         """The feature map after the stage before (N, ...) -> that after this one."""
         for unit in self.units:
             x = unit(x)
         return x
 
-    def answer(self, features: Tensor) -> Tensor:
+    def read(self, features: Features) -> Features:
+        """What `features` gave -> what the head is to read, that or a copy."""
+        return map_tensors(torch.clone, features) if self.head_reads_a_copy else features
+
+    def answer(self, features: Features) -> Tensor:
         """What `features` gave -> logits (N, classes). To be asked before the next stage runs."""
-        return self.head(features.clone() if self.head_reads_a_copy else features)
+        return self.head(self.read(features))
 
 
 class MultiExitNet(nn.Module):
@@ -42,7 +52,8 @@ class MultiExitNet(nn.Module):
     exits are.
 
     Args:
-        units: the backbone, shallow to deep; each maps a feature map to the next.
+        units: the backbone, shallow to deep; each maps a feature map to the next. Where more has to be carried on, as
+            by a connection that skips an exit, a map may be a tuple, list or dict of tensors, images first in each.
         exits: unit index -> head that maps the feature map after that unit to logits; the last unit needs one.
 
     Raises:
@@ -75,12 +86,12 @@ class MultiExitNet(nn.Module):
             yield Stage(units[start : unit + 1], head, reads_a_copy)
             start = unit + 1
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor) -> list[Features]:
         """Images (N, C, H, W) -> the feature map that each exit reads, shallowest first."""
         features = []
         for stage in self.stages():
             x = stage.features(x)
-            features.append(x.clone() if stage.head_reads_a_copy else x)
+            features.append(stage.read(x))
         return features
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -90,6 +101,65 @@ class MultiExitNet(nn.Module):
             x = stage.features(x)
             answers.append(stage.answer(x))
         return answers
+
+
+def map_tensors(change: Callable[[Tensor], Any], features: Features) -> Any:
+    """`features` with `change` done to each tensor; what is neither tensor, tuple, list nor dict stays as it is."""
+    if isinstance(features, Tensor):
+        return change(features)
+    if isinstance(features, Mapping):
+        return type(features)({name: map_tensors(change, each) for name, each in features.items()})
+    if isinstance(features, tuple | list):
+        changed = [map_tensors(change, each) for each in features]
+        return type(features)(*changed) if hasattr(features, "_fields") else type(features)(changed)  # a namedtuple
+    return features
+
+
+def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
+    """What `net(x)` answers, after seeing that heads and units go together.
+
+    Raises:
+        ValueError: if an early exit writes into what the next unit reads (`left_alone`), or one answers other than
+            logits (`check_answers`).
+    """
+    num_images, answers = len(x), []  # for `x` soon is what a unit hands on
+    for unit, stage in zip(net.exit_after, net.stages(), strict=True):
+        x = stage.features(x)
+        with left_alone(x, unit, len(net.units)):
+            answers.append(stage.answer(x))
+        check_answers(answers[-1:], num_images)
+    return answers
+
+
+@contextmanager
+def left_alone(features: Features, unit: int, num_units: int) -> Iterator[None]:
+    """See that the exit after `unit`, asked within, leaves `features` alone: the next unit reads them as well.
+
+    Raises:
+        ValueError: if it writes into them and is not the last.
+    """
+    before = map_tensors(_writes, features)
+    yield
+    if unit < num_units - 1 and map_tensors(_writes, features) != before:
+        raise ValueError(
+            f"the exit after unit {unit} works in place on the feature map that unit {unit + 1} reads as well, so that "
+            "deeper exits would answer otherwise; clone what it reads, or begin with a layer that is not in place"
+        )
+
+
+def check_answers(answers: Sequence[object], num_images: int) -> None:
+    """See that what exits answered are logits (images, classes), of the same classes, two or more; no values are read.
+
+    Raises:
+        ValueError: that says what they answered.
+    """
+    shapes = [tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__ for answer in answers]
+    classes = {shape[1] if len(shape) == 2 and shape[0] == num_images else 0 for shape in shapes}
+    if len(classes) > 1 or min(classes) < 2:
+        raise ValueError(
+            f"exits must answer logits (N, classes), all of the same 2 classes or more, but for {num_images} images "
+            f"they answer {', '.join(map(str, shapes))}"
+        )
 
 
 def check_exits(net: nn.Module) -> None:
@@ -102,6 +172,24 @@ def check_exits(net: nn.Module) -> None:
         raise TypeError(
             f"{type(net).__name__} has no exits; cut it into units with a head after some of them: "
             "eeutils.models.MultiExitNet(units, {unit: head, ...})"
+        )
+
+
+def check_early_exits(after: Sequence[int], num_units: int) -> None:
+    """See that early exits can follow the units `after`, each a unit of its own and none the last.
+
+    Raises:
+        ValueError: that names those which cannot be, and the choices.
+    """
+    if isinstance(after, int):
+        raise ValueError(f"the units that early exits follow are a sequence, such as ({after},), got {after}")
+    if len(set(after)) != len(after):
+        raise ValueError(f"two exits after one unit in {tuple(after)}")
+    outside = [unit for unit in after if not 0 <= unit < num_units - 1]
+    if outside:
+        raise ValueError(
+            f"no early exits after units {outside}: they follow units 0 to {num_units - 2}, and unit {num_units - 1}, "
+            "the last, has the network's own classifier"
         )
 
 
@@ -173,6 +261,11 @@ def _begins_in_place(module: nn.Module) -> bool:
     while (first := next(module.children(), None)) is not None:
         module = first
     return getattr(module, "inplace", False)
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often something was written into `tensor` so far; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _check_places(num_units: int, exits: Mapping[int, nn.Module]) -> None:

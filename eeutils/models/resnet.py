@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from eeutils.models.building import check_positive, initialise
+from eeutils.models.building import check_positive
 from eeutils.models.exits import create_exit, pool_of_each_exit
-from eeutils.models.layers import BasicBlock, conv_norm_act
-from eeutils.models.multiexit import MultiExitNet
+from eeutils.models.layers import BasicBlock, conv_norm_act, initialise
+from eeutils.models.multiexit import MultiExitNet, check_early_exits
 from eeutils.models.registry import register_model
-from eeutils.models.sdn import exits_at_cost, with_internal_classifiers
+from eeutils.models.sdn import exits_at_cost, plain_network, with_internal_classifiers
 
 _LAST_UNIT = 8
 # Shallow-Deep Networks' shares, but for the last: no unit before the network's own classifier reaches 90 %.
@@ -42,7 +42,7 @@ def resnet18(
         num_classes: logits per image.
         in_channels: channels of an image.
         width: channels of layer1; 64 is the published network, cost grows with its square.
-        pool: the kind of head at every exit, the last included, one of `list_pools()`; or one an exit, shallowest
+        pool: the kind of head at every exit, the last included, one of `list_pools()`; or one per exit, shallowest
             first: "conv+spp+avg".
         stem: "cifar" (3x3, stride 1: small images) or "imagenet" (7x7 and max-pooling, stride 4 together).
         exit_after: units (0 to 7) that get an early exit.
@@ -51,22 +51,17 @@ def resnet18(
         ValueError: if a value is not one of the above.
     """
     check_positive(num_classes=num_classes, in_channels=in_channels, width=width)
-    if len(set(exit_after)) != len(tuple(exit_after)):
-        raise ValueError(f"two exits after one unit in exit_after={tuple(exit_after)}")
+    check_early_exits(exit_after, _LAST_UNIT + 1)
     channels, units = [width], [_stem(stem, in_channels, width)]
     for layer in range(4):
         for block in range(2):
             out_channels, stride = width * 2**layer, 2 if layer > 0 and block == 0 else 1
             units.append(BasicBlock(channels[-1], out_channels, stride))
             channels.append(out_channels)
-    outside = [unit for unit in exit_after if not 0 <= unit < _LAST_UNIT]
-    if outside:
-        raise ValueError(f"exit_after={outside}: early exits of ResNet18 follow units 0 to {_LAST_UNIT - 1}")
     places = (*sorted(exit_after), _LAST_UNIT)
     pools = pool_of_each_exit(pool, len(places))
     exits = {unit: create_exit(own, channels[unit], num_classes) for unit, own in zip(places, pools, strict=True)}
-    net = MultiExitNet(units, exits)
-    return initialise(net)
+    return initialise(MultiExitNet(units, exits))
 
 
 @register_model
@@ -90,8 +85,11 @@ def resnet18_sdn(*, in_channels: int = 3, image_size: int = 32, pool: str = "mix
         image_size: pixels a side; where the exits stand and how large they are follows from it.
         pool: how each early exit pools its feature map; the network's own classifier averages.
         kwargs: the other arguments of `resnet18`, without `exit_after`.
+
+    Raises:
+        ValueError: as `resnet18`, and if `exit_after` is given.
     """
-    net = resnet18(in_channels=in_channels, exit_after=(), **kwargs)
+    net = plain_network(resnet18, in_channels=in_channels, **kwargs)
     image_shape = (in_channels, image_size, image_size)
     after = exits_at_cost(net, _SDN_SHARES, image_shape)
     return with_internal_classifiers(net, image_shape, after=after, pool=pool)

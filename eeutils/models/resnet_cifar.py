@@ -7,12 +7,12 @@ in the paper: where the shape changes, the map is subsampled and filled up with 
 from collections.abc import Sequence
 from typing import Any
 
-from eeutils.models.building import check_positive
+from eeutils.models.building import assemble, check_positive
 from eeutils.models.exits import average_pool_exit
 from eeutils.models.layers import BasicBlock, PaddedShortcut, conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
-from eeutils.models.sdn import assemble, shallow_deep
+from eeutils.models.sdn import shallow_deep
 
 _STAGES, _BLOCKS = 3, 9
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from eeutils.models.building import initialise
 from eeutils.models.exits import create_exit, pool_of_each_exit
+from eeutils.models.layers import initialise
 from eeutils.models.macs import count_macs, on_meta, walk_units
-from eeutils.models.multiexit import MultiExitNet, add_exits
+from eeutils.models.multiexit import Features, MultiExitNet, add_exits, check_early_exits, map_tensors
 
 SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
 
@@ -71,7 +71,7 @@ def with_internal_classifiers(
     """
     if after is None:
         after = exits_at_cost(net, SDN_SHARES, image_shape)
-    _check_places(net, after)
+    check_early_exits(after, len(net.units))
     pools = pool_of_each_exit(pool, len(after))
     shapes = on_meta(net)
     features = [feature for _, feature in walk_units(shapes, image_shape)]
@@ -79,38 +79,20 @@ def with_internal_classifiers(
     weight = next(net.parameters())
     heads = {}
     for unit, each in zip(sorted(after), pools, strict=True):
-        channels, height, width = _map_shape(unit, features[unit].shape)
+        channels, height, width = _map_shape(unit, features[unit])
         head = initialise(create_exit(each, channels, answer.shape[1], min(height, width)))
         heads[unit] = head.to(weight).train(net.training)
     return add_exits(net, heads)
 
 
-def _map_shape(unit: int, shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) != 4:
+def _map_shape(unit: int, features: Features) -> tuple[int, int, int]:
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        given = map_tensors(lambda tensor: tuple(tensor.shape[1:]), features)
         raise ValueError(
-            f"unit {unit} gives tensors of shape {tuple(shape[1:])} and these heads read feature maps (C, H, W); make "
+            f"unit {unit} gives tensors of shape {given} and these heads read feature maps (C, H, W); make "
             "heads of your own and use add_exits(net, {unit: head, ...})"
         )
-    return tuple(shape[1:])
-
-
-def assemble(
-    units: Sequence[nn.Module],
-    head: nn.Module,
-    *,
-    image_shape: tuple[int, int, int],
-    exit_after: Sequence[int],
-    pool: str,
-) -> MultiExitNet:
-    """A network with fresh weights: a backbone, its own classifier `head`, and early exits after some of its units.
-
-    The backbone draws its weights first: with one seed they are the same whatever the exits.
-    """
-    pool_of_each_exit(pool, len(exit_after))  # a wrong one is found out before anything is built
-    net = initialise(MultiExitNet(units, {len(units) - 1: head}))
-    if not exit_after:
-        return net
-    return with_internal_classifiers(net, image_shape, after=exit_after, pool=pool)
+    return tuple(features.shape[1:])
 
 
 def shallow_deep(
@@ -129,14 +111,23 @@ def shallow_deep(
         image_size: pixels a side.
         pool: how each early exit pools its feature map.
         kwargs: the builder's other arguments, without `exit_after`.
+
+    Raises:
+        ValueError: as the builder, and if `exit_after` is given.
     """
-    net = builder(in_channels=in_channels, image_size=image_size, exit_after=(), **kwargs)
+    net = plain_network(builder, in_channels=in_channels, image_size=image_size, **kwargs)
     return with_internal_classifiers(net, (in_channels, image_size, image_size), pool=pool)
 
 
-def _check_places(net: MultiExitNet, after: Sequence[int]) -> None:
-    if len(set(after)) != len(tuple(after)):
-        raise ValueError(f"two exits after one unit in {tuple(after)}")
-    outside = sorted(unit for unit in after if not 0 <= unit < len(net.units))
-    if outside:
-        raise ValueError(f"exits after units {outside}, but units are numbered 0..{len(net.units) - 1}")
+def plain_network(builder: Callable[..., MultiExitNet], **kwargs: Any) -> MultiExitNet:
+    """What `builder` builds, without early exits.
+
+    Raises:
+        ValueError: as the builder, and if `exit_after` is given: internal classifiers have other places.
+    """
+    if "exit_after" in kwargs:
+        raise ValueError(
+            f"exit_after={kwargs['exit_after']}: internal classifiers stand where the network's cost reaches given "
+            f"shares, not after units that one chooses; for that there is {builder.__name__}(exit_after=...)"
+        )
+    return builder(exit_after=(), **kwargs)

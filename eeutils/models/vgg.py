@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from eeutils.models.building import check_positive
+from eeutils.models.building import assemble, check_positive
 from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
-from eeutils.models.sdn import assemble, shallow_deep
+from eeutils.models.sdn import shallow_deep
 
 # Channels, in widths, and convolutions of each stage.
 _STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))

@@ -22,7 +22,7 @@ from eeutils.plots.overthinking import (
     plot_images_by_exit,
     plot_shares_by_exit,
 )
-from eeutils.plots.policies import plot_exit_shares, plot_policies, plot_threshold_effect
+from eeutils.plots.policies import plot_exit_rates_by_threshold, plot_policies, plot_threshold_effect
 from eeutils.plots.style import ABOVE, BELOW, RIGHT, WRONG, exit_name, use_style
 from eeutils.plots.training import plot_exit_losses, plot_losses, plot_validation
 
@@ -43,7 +43,7 @@ __all__ = [
     "plot_exit_losses",
     "plot_exit_places",
     "plot_exit_rates",
-    "plot_exit_shares",
+    "plot_exit_rates_by_threshold",
     "plot_first_correct",
     "plot_gains",
     "plot_images",

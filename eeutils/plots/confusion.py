@@ -23,7 +23,7 @@ def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
     )
     draw_right_and_wrong(ax, indicator.edges, right, wrong)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.set(ylabel="share of the answers of a kind", title=f"AUROC {indicator.auroc:.3f}")
+    ax.set(ylabel="share of the right /\nof the wrong answers", title=f"AUROC {indicator.auroc:.3f}")
     ax.legend(frameon=False)
     return ax
 

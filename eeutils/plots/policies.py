@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from eeutils.analysis.policies import Decisions
+from eeutils.analysis.decisions import Decisions
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import accuracy_cost_curve, exit_rates_at
 from eeutils.plots.style import exit_colors, exit_name, new_axes
@@ -16,7 +16,7 @@ from eeutils.plots.style import exit_colors, exit_name, new_axes
 _THRESHOLDS = np.linspace(0, 1, 501)
 
 
-def plot_exit_shares(predictions: Predictions, ax: Axes | None = None, score: str = "confidence") -> Axes:
+def plot_exit_rates_by_threshold(predictions: Predictions, ax: Axes | None = None, score: str = "confidence") -> Axes:
     """Where images leave as one threshold for all early exits moves: the share that each exit takes, stacked."""
     ax = ax or new_axes()
     names = [exit_name(index, predictions.num_exits) for index in range(predictions.num_exits)]

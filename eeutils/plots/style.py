@@ -1,6 +1,7 @@
 """What all figures share: their look, and what they call an exit."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.typing import ColorType
@@ -27,8 +28,8 @@ def exit_name(index: int, num_exits: int) -> str:
 
 
 def exit_colors(num_exits: int) -> list[ColorType]:
-    """A colour for each exit, from pale for the shallowest to dark for the last."""
-    return list(sns.color_palette("crest", num_exits))
+    """A colour for each exit, from pale for the shallowest to dark for the last: the whole ramp, to keep few apart."""
+    return list(sns.color_palette("crest", as_cmap=True)(np.linspace(0, 1, num_exits)))
 
 
 def color_over(background: ColorType) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from eeutils.plots.style import exit_colors, exit_name, new_axes
 from eeutils.training.history import History
@@ -16,6 +16,7 @@ def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, las
     for name, history in histories.items():
         frame = history.frame()
         ax.plot(frame.index, frame[_exit_columns(frame, "train_loss")[-1] if last_exit else "train_loss"], label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = "Loss of the last exit" if last_exit else "Weighted sum of the exits' losses"
     ax.set(xlabel="epoch", ylabel="training loss", title=title)
     ax.legend(fontsize=8, frameon=False)
@@ -44,6 +45,7 @@ def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
     for index, (name, color) in enumerate(zip(columns, exit_colors(len(columns)), strict=True)):
         label = exit_name(index, len(columns))
         ax.plot(frame.index, frame[name], marker="o", markersize=3, color=color, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
     return ax
 

@@ -1,7 +1,7 @@
 """Training networks with several exits."""
 
+from eeutils.device import choose_device, default_device
 from eeutils.training.config import LossConfig, TrainConfig, list_recipes, recipe
-from eeutils.training.device import choose_device, default_device
 from eeutils.training.history import History
 from eeutils.training.loop import fit
 

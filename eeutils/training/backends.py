@@ -13,8 +13,8 @@ import torch
 def tuned_convolutions() -> AbstractContextManager[None]:
     """CuDNN tries its algorithms on the first batch of each shape and keeps the fastest.
 
-    That pays where shapes stay the same, as in training. Who has asked for deterministic algorithms gets none that
-    were chosen by the clock.
+    That pays where shapes stay the same, as in training. Whoever has asked for deterministic algorithms gets
+    none that were chosen by the clock.
     """
     cudnn = torch.backends.cudnn
     by_the_clock = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
@@ -27,7 +27,10 @@ def unrounded_convolutions() -> AbstractContextManager[None]:
 
 
 def matrices_rounded_as_convolutions() -> AbstractContextManager[None]:
-    """On a GPU torch computes float32 convolutions in TF32 and products of matrices not, unless told otherwise."""
+    """Float32 matrix products rounded as convolutions are.
+
+    Unless told otherwise, torch on a GPU computes convolutions in TF32 and matrix products in full precision.
+    """
     return _switched(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cudnn.allow_tf32)
 
 

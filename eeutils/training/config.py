@@ -1,6 +1,7 @@
 """What a training run is made of. A config says everything that its result depends on, besides data and network."""
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Literal
 
 from eeutils.data import Augmentation
@@ -11,7 +12,7 @@ class LossConfig:
     """How the exits' losses become one.
 
     Attributes:
-        weights: one an exit, shallowest first; or a scheme of `eeutils.training.losses` by name.
+        weights: one per exit, shallowest first; or a scheme of `eeutils.training.losses` by name.
         distillation: share of each early exit's loss that comes from the last exit's softened answer instead of the
             label (self-distillation: Phuong & Lampert, ICCV 2019; Zhang et al., ICCV 2019).
         temperature: softens both answers for distillation.
@@ -37,7 +38,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: images a step; the learning rate is tuned to it.
+        batch_size: images per step; the learning rate is tuned to it.
         trained: "all" of the network, or its "early_exits" alone: the backbone and the last exit then stay as they are,
             BatchNorm's statistics included, and an epoch takes little more than a forward pass.
         optimizer: "sgd", or "adam" for exits on a backbone that does not move.
@@ -51,9 +52,9 @@ class TrainConfig:
         momentum: of SGD; Adam's first beta.
         nesterov: look ahead; a little better with the linear schedule. Adam does without.
         weight_decay: on weights of convolutions and linear layers; norms and biases gain nothing from it.
-        bias_learning_rate: of BatchNorm's biases, in learning rates. They are few and may run ahead of the weights
-            (airbench takes 64 of them).
-        average_decay: above 0, the network ends as the moving average of its weights with this decay a step, and is
+        bias_learning_rate: learning rate of BatchNorm's biases, as a multiple of `learning_rate`. They are few and may
+            run ahead of the weights (in airbench at 64 times their rate).
+        average_decay: above 0, the network ends as the moving average of its weights with this decay per step, and is
             validated as that; after t steps the decay is (1 + t) / (10 + t) at most, so that little is left of the
             first weights. 0 leaves the last weights as they are.
         augmentation: what is drawn anew for every image.
@@ -89,6 +90,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "learning_rate", "halve_every", "bias_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "halve_every"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}")
         for name in ("momentum", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -187,9 +191,9 @@ def recipe(name: str, **changes) -> TrainConfig:
     """A config by name, with some fields changed: `recipe("modern", epochs=26)`.
 
     Those of Shallow-Deep Networks are `cnn_<network>` and `sdn_<network>` (vgg16, resnet56, wideresnet32_4, mobilenet)
-    and `ic_only` for the exits of a trained network: as they are for CIFAR-10 and CIFAR-100, with `_tinyimagenet` after
-    the name for that. With `epochs=5` and a slim network each takes minutes on a CPU; the learning rate's drops and the
-    exits' ramp shrink with the run.
+    and `ic_only` for the exits of a trained network; these are for CIFAR-10 and CIFAR-100, and with `_tinyimagenet`
+    after the name for Tiny ImageNet. With `epochs=5` and a slim network each takes minutes on a CPU; the learning
+    rate's drops and the exits' ramp shrink with the run.
 
     Raises:
         ValueError: if the name is not one of `list_recipes()`, or a value makes no sense.

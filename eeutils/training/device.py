@@ -1,4 +1,4 @@
-"""Where to compute, and how: decisions as plain functions, which need no GPU to be tested."""
+"""How to compute on a device: decisions as plain functions, which need no GPU to be tested."""
 
 import warnings
 
@@ -7,34 +7,6 @@ import torch
 # torch.compile takes a minute or so; a run has to have this many steps to win it back.
 _STEPS_THAT_PAY_FOR_COMPILING = 2_000
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def default_device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """`device` if it is there; None stands for `default_device()`.
-
-    Raises:
-        ValueError: if torch knows no such device, or has no GPU to offer.
-    """
-    if device is None:
-        return default_device()
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; choose from ['cpu', 'cuda']") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {str(chosen)!r}; choose from ['cpu', 'cuda']")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(chosen)!r} asked for, but torch finds no GPU; choose 'cpu'")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {str(chosen)!r} asked for, but the last one is 'cuda:{torch.cuda.device_count() - 1}'"
-        )
-    return chosen
 
 
 def compute_capability(device: torch.device) -> tuple[int, int] | None:
@@ -55,7 +27,7 @@ def autocast_dtype(precision: str, capability: tuple[int, int] | None) -> torch.
 
 
 def should_compile(choice: str, device: torch.device, steps: int) -> bool:
-    """Whether a run of so many steps is compiled.
+    """Whether a run of this many steps is compiled.
 
     "auto": on a GPU, if the run is long enough to win the time back, and the compiler works there.
     """
@@ -65,7 +37,10 @@ def should_compile(choice: str, device: torch.device, steps: int) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile gets through with a trifle; warns if not. It needs a C compiler, and on a GPU Triton."""
+    """Whether torch.compile can compile a trivial function; warns if not.
+
+    It needs a C compiler, and on a GPU Triton.
+    """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
     except Exception as error:

@@ -11,7 +11,7 @@ from eeutils.files import atomic_path
 
 @dataclass(frozen=True)
 class History:
-    """One row an epoch.
+    """One row per epoch.
 
     Columns: `epoch` (1 is the first), `learning_rate` at its end, `train_loss` (weighted), `train_loss_exit1`, ...,
     `val_accuracy_exit1`, ... (0 to 1), `images_per_second` and `seconds` (training and validation).
@@ -24,7 +24,7 @@ class History:
         return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")
 
     def save_csv(self, path: Path) -> None:
-        """Write the rows as CSV, six digits a number.
+        """Write the rows as CSV, six digits per number.
 
         Raises:
             StorageError: if the file cannot be written.

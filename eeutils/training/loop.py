@@ -11,42 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.augmentation import augmented_batch
-from eeutils.data.sources import sha256
 from eeutils.data.splits import missing_classes
+from eeutils.device import choose_device
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
-from eeutils.models.multiexit import check_exits
+from eeutils.models.multiexit import check_exits, checked_answers
 from eeutils.training.averaging import WeightAverage
 from eeutils.training.backends import tuned_convolutions
-from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
+from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
 from eeutils.training.config import TrainConfig
-from eeutils.training.device import autocast_dtype, choose_device, compute_capability, should_compile
+from eeutils.training.device import autocast_dtype, compute_capability, should_compile
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
+from eeutils.training.optimizer import create_optimizer, restore_optimizer
 from eeutils.training.regimes import frozen_tensors, start_training, trained_part, training_forward
 from eeutils.training.schedule import learning_rate
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 # Where epochs take a second, on a large GPU, writing a hundred megabytes after each would be a good part of the time.
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
-# Fields of the config that a run may be taken up with changed: how a machine computes it, not what.
-_MACHINE_FIELDS = ("precision", "compile")
-# What of the data a checkpoint remembers, and how a message says that it was another.
-_DATA_DIFFERENCES = {
-    "name": "another name",
-    "images": "another number or shape of images",
-    "classes": "other classes",
-    "train_images": "other training images",
-    "train_labels": "other training labels",
-    "normalization": "another normalization",
-}
 # Validation keeps no activations for a way back, so that it has room for more images at a time than training.
 _VALIDATION_BATCHES, _MOST_VALIDATION_IMAGES = 4, 500
 # Apart from the batches' own draws, which begin with the same seed.
@@ -65,8 +55,8 @@ def fit(
     """Train `net` in place on `data.train`; after each epoch measure it on `data.val`.
 
     With `checkpoint`, the run is saved there after every epoch, or every ten seconds where epochs are shorter, and at
-    the end. If the file exists, the run is taken up from it: killed and resumed, a run on the CPU ends with the very
-    weights that it would have had undisturbed. It may go on on another device and in another precision.
+    the end. If the file exists, the run is resumed from it: killed and resumed, a run on the CPU ends with the very
+    weights that it would have had undisturbed. It may be resumed on another device and in another precision.
 
     Args:
         net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode.
@@ -77,10 +67,11 @@ def fit(
         progress: show a bar with loss, validation accuracy of every exit, images/s and the time left.
 
     Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if network, data and augmentation do not fit, or the checkpoint has epochs of another config,
-            network or data set (other training images, labels or normalization, whatever its name); or, where early
-            exits alone are trained, of another backbone or last exit.
+        TypeError: if `net` has no exits, or `config` is no config.
+        ValueError: if there is no such device, if network, data and augmentation do not fit together, or if the
+            checkpoint has epochs of another config, network or data set (other training images, labels or
+            normalization, whatever its name); or, where early exits alone are trained, of another backbone or last
+            exit.
         IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
@@ -93,7 +84,7 @@ def fit(
     try:
         with channels_last(net.to(device)), tuned_convolutions():
             run = _Run(net, data, config, device)
-            run.take_up(path)
+            run.resume(path)
             with run.bar(progress) as bar:
                 while run.epoch < config.epochs:
                     run.train_epoch(bar)
@@ -117,7 +108,7 @@ class _Run:
         self.net = net.to(device)
         self.batches = TrainBatches(data.train, config.batch_size, config.augmentation, device, config.seed)
         self.val = data.val.to(device)
-        self.optimizer = _optimizer(trained_part(net, config.trained), config, device)
+        self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
         capability = compute_capability(device)
         dtype = autocast_dtype(config.precision, capability)
         self.average = WeightAverage(self.net, config.average_decay) if config.average_decay else None
@@ -133,17 +124,8 @@ class _Run:
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
-        """By what a checkpoint is told from one on other data."""
-        train = self.data.train
-        return {
-            "name": self.data.name,
-            "images": tuple(train.images.shape),
-            "classes": tuple(train.classes),
-            "train_images": sha256(train.images),
-            "train_labels": sha256(train.labels),
-            # Rounded: the very last digits of a sum may depend on the machine.
-            "normalization": [round(level, 6) for level in (*train.normalization.mean, *train.normalization.std)],
-        }
+        """By what a checkpoint is told from one on other data; once a run, because the images are hashed."""
+        return data_identity(self.data)
 
     @property
     def images_per_epoch(self) -> int:
@@ -182,7 +164,7 @@ class _Run:
         if self.average is not None:
             self.net.load_state_dict(self.average.net.state_dict())
 
-    def take_up(self, path: Path | None) -> None:
+    def resume(self, path: Path | None) -> None:
         """Go on from `path` if it is there; if there is something to train, see that it can be written."""
         if path is None:
             return
@@ -200,6 +182,10 @@ class _Run:
         """Write all that changes in a run to `path`, if there is one."""
         if path is None:
             return
+        save_checkpoint(path, self._state())
+        self.saved_at = time.perf_counter()
+
+    def _state(self) -> dict[str, Any]:
         state = {
             "epoch": self.epoch,
             "rows": self.rows,
@@ -211,41 +197,23 @@ class _Run:
         }
         if self.average is not None:
             state["average"] = self.average.net.state_dict()
-        save_checkpoint(path, state)
-        self.saved_at = time.perf_counter()
+        return state
 
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
         # Looked at beforehand: load_state_dict would have changed some weights by the time it objects.
-        if difference := self._difference(state):
+        frozen = frozen_tensors(self.net, self.config.trained)
+        if difference := difference_between(state, self._state(), frozen):
             if state["epoch"] == 0:
                 return  # nothing was learnt there that would be lost
             raise ValueError(f"{path} is of {difference}; use another file, or remove it")
         self.net.load_state_dict(state["net"])
         if self.average is not None:
             self.average.net.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(_with_kernels_of(self.optimizer, state["optimizer"]))
+        restore_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"].keys() == self.scaler.state_dict().keys():  # none is kept where losses are not scaled
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.rows = state["epoch"], list(state["rows"])
-
-    def _difference(self, state: dict[str, Any]) -> str:
-        """What else than this run the checkpoint `state` is of, in words; empty if it is of this one."""
-        here = asdict(self.config)
-        there = _filled(state["config"], asdict(TrainConfig()))
-        if changed := [name for name in here if name not in _MACHINE_FIELDS and there[name] != here[name]]:
-            return f"a run with another {', '.join(changed)}"
-        kept = self.data_identity | state["data"]  # one from before a field was there says nothing about it
-        if changed := [words for name, words in _DATA_DIFFERENCES.items() if kept[name] != self.data_identity[name]]:
-            return f"a run on other data ({kept['name']}): {', '.join(changed)}"
-        if _shapes(state["net"]) != _shapes(self.net.state_dict()):
-            return "another network"
-        if _group_sizes(state["optimizer"]) != _group_sizes(self.optimizer.state_dict()):
-            return "a run with another optimizer"
-        frozen = frozen_tensors(self.net, self.config.trained)
-        if changed := [name for name, tensor in frozen.items() if not torch.equal(state["net"][name], tensor.cpu())]:
-            return f"a run on another backbone or last exit ({changed[0]} differs)"
-        return ""
 
     def _pass_over_training_split(self, bar: tqdm) -> Tensor:
         """Mean loss of each exit over the epoch, (E,) on the CPU."""
@@ -269,7 +237,7 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One update of the weights. Nothing here waits for the device. Returns the exits' losses, (E,)."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step + 1) * group["learning_rates"]
+            group["lr"] = self._learning_rate(step + 1) * group["lr_factor"]
         with self.autocast:
             losses = exit_losses(self.compiled(images), labels, self.config.loss)
         self.scaler.scale(losses @ self.weights).backward()
@@ -322,67 +290,6 @@ class _Run:
         return learning_rate(self.config, step, len(self.batches))
 
 
-def _optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    groups = _parameter_groups(part, config)
-    # The fused kernel takes the loss scaler's verdict on the device; the others would ask the host at every step.
-    fused = device.type == "cuda"
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
-    optimizer = torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
-    )
-    if config.momentum:
-        _begin_at_rest(optimizer)
-    return optimizer
-
-
-def _begin_at_rest(optimizer: torch.optim.SGD) -> None:
-    """Let momentum begin at zero, which is what a first step makes of it anyway.
-
-    The fused kernel skips a step whose scaled gradients overflow, as the first ones in fp16 do, but torch keeps the
-    buffers that this step was to fill: memory of whatever was there before.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Weights, which decay; norms and biases, which do not; and if it has a rate of its own BatchNorm's bias."""
-    rest = dict(part.named_parameters())
-    faster = []
-    if config.bias_learning_rate != 1:
-        norms = [name for name, module in part.named_modules() if isinstance(module, nn.BatchNorm2d)]
-        faster = [rest.pop(f"{name}.bias") for name in norms if f"{name}.bias" in rest]
-    groups = [
-        {"params": [each for each in rest.values() if each.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [each for each in rest.values() if each.ndim <= 1], "weight_decay": 0.0},
-        {"params": faster, "weight_decay": 0.0, "learning_rates": config.bias_learning_rate},
-    ]
-    return [{"learning_rates": 1.0, **group} for group in groups[: 3 if faster else 2]]
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint; one from before a field was there has its default, also within a part."""
-    parts = {name: _filled(config.get(name, {}), part) for name, part in defaults.items() if isinstance(part, dict)}
-    return {**defaults, **config, **parts}
-
-
-def _group_sizes(state: dict[str, Any]) -> list[int]:
-    return [len(group["params"]) for group in state["param_groups"]]
-
-
-def _with_kernels_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's saved state for another device: which kernel steps is the device's affair, not the run's."""
-    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
-    kept = ("fused", "learning_rates")
-    return {**state, "param_groups": [{**saved, **{name: own[name] for name in kept}} for saved, own in pairs]}
-
-
 def _cuda_indices(device: torch.device) -> list[int]:
     return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
 
@@ -390,8 +297,16 @@ def _cuda_indices(device: torch.device) -> list[int]:
 def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
     """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are."""
     check_exits(net)
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, such as recipe('slim'), got {config!r}")
     if config.trained == "early_exits" and net.num_exits == 1:
         raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
+    for name, weight in net.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ValueError(
+                f"{name!r} of the network is {weight.dtype}; train in float32 (`net.float()`): precision='bf16' "
+                "computes in 16 bits"
+            )
     shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
     few = data.train.images[: min(config.batch_size, 2)].cpu()
@@ -400,7 +315,7 @@ def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
         try:
             trial = deepcopy(net)
             start_training(trial, config.trained)
-            answers = trial(images)
+            answers = checked_answers(trial, images)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"

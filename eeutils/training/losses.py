@@ -61,7 +61,7 @@ def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float
         progress: share of the run's epochs, the present one included; only "sdn" changes with it.
 
     Raises:
-        ValueError: if the name is unknown, or the numbers are negative, all zero or not one an exit.
+        ValueError: if the name is unknown, or the numbers are negative, all zero or not one per exit.
     """
     if isinstance(weights, str):
         if weights in _CHANGING:

@@ -10,7 +10,7 @@ _SIZE = {"cuda": 8192, "cpu": 2048}
 
 
 def training_operations(macs: int) -> int:
-    """Floating-point operations of one image's step: a multiply-add is two, and the way back costs twice the way there.
+    """Floating-point operations of one image's step: a multiply-add is two, and a backward pass costs two forward ones.
 
     Args:
         macs: multiply-adds of one image's forward pass.
@@ -19,7 +19,7 @@ def training_operations(macs: int) -> int:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second that the device reaches here and now on a large product of matrices."""
+    """Floating-point operations a second that the device reaches here and now on a large matrix product."""
     from torch.utils.benchmark import Timer  # slow to import, and noisy where it looks for a compiler in vain
 
     size = _SIZE.get(device.type, _SIZE["cpu"])
@@ -30,17 +30,17 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def training_peak(precision: str, device: torch.device) -> float:
-    """`matrix_peak` of the device in what training with this `TrainConfig.precision` computes in there."""
+    """`matrix_peak` of the device in the dtype that training with this `TrainConfig.precision` takes there."""
     return matrix_peak(device, autocast_dtype(precision, compute_capability(device)))
 
 
 def share_of_peak(macs: int, images_per_second: float, peak: float) -> float:
-    """What training a whole network on so many images a second takes, as a share of `peak` operations a second.
+    """How much of `peak` the training of a whole network uses, 0 to 1.
 
     Args:
         macs: multiply-adds of one image's forward pass.
         images_per_second: of the passes over the training split.
-        peak: floating-point operations a second.
+        peak: floating-point operations a second, see `training_peak`.
     """
     return images_per_second * training_operations(macs) / peak
 

@@ -4,10 +4,12 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
-from eeutils.files import cache_dir, exclusive, storage_error
+from eeutils.data.sources import Source, first_that_delivers
+from eeutils.errors import IntegrityError
+from eeutils.files import cache_dir, exclusive, storage_error, web_page
 from eeutils.weights.registry import StoredFile
 
 TIMEOUT_S = (10.0, 30.0)
@@ -60,13 +62,9 @@ def sha256_of(path: Path) -> str:
 
 
 def check_no_web_page(path: Path) -> None:
-    """Raise IntegrityError if the file begins like HTML, which is how sign-in and quota pages arrive."""
-    with path.open("rb") as opened:
-        beginning = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if beginning.startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml")):
-        raise IntegrityError(
-            f"the server answered a web page, not weights: {beginning[:60].decode('utf-8', 'replace')!r}"
-        )
+    """Raise IntegrityError if the file is a web page."""
+    if beginning := web_page(path):
+        raise IntegrityError(f"the server answered a web page, not weights: {beginning!r}")
 
 
 def _intact_in_repository(path: Path, file: StoredFile) -> Path:
@@ -86,17 +84,15 @@ def _is_intact(path: Path, file: StoredFile) -> bool:
 
 
 def _fetch(file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
-    failures = []
-    for source in file.sources:
-        try:
-            _fetcher(source)(source, file, cached, timeout_s)
-            return
-        except StorageError:
-            raise
-        except Exception as error:  # whatever goes wrong in one source, the next gets its turn
-            reason = str(error).strip() or type(error).__name__
-            failures.append(f"  - {source}: {reason}\n    -> {_remedy(source, file, cached)}")
-    raise DataUnavailableError(f"no source could deliver {file.path}. Tried, in this order:\n" + "\n".join(failures))
+    sources = [
+        Source(
+            name=source,
+            fetch=partial(_fetcher(source), source, file, cached, timeout_s),
+            remedy=_remedy(source, file, cached),
+        )
+        for source in file.sources
+    ]
+    first_that_delivers(file.path, sources)
 
 
 def _fetcher(source: str) -> Callable[[str, StoredFile, Path, tuple[float, float]], None]:

@@ -6,12 +6,13 @@ import pandas as pd
 import torch
 
 from eeutils.analysis.predictions import Predictions
+from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.training import History
 from eeutils.weights.compare import compare_with, mapped_tensors
 from eeutils.weights.fetch import local_file
 from eeutils.weights.pickles import read_pickled_tensors
-from eeutils.weights.registry import Registry, WeightEntry, default_registry
+from eeutils.weights.registry import Registry, WeightEntry, default_registry, without_width_and_seed
 from eeutils.weights.tensors import put_tensors, stored_network, untrained_network
 
 
@@ -48,11 +49,11 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
 
     Raises:
         ValueError: if the name is unknown, its weights are not trained yet or do not ship (the message gives the
-            command), or the file holds the weights of another network.
+            command), the file holds the weights of another network, or there is no such device.
         IntegrityError: if the repository's file is damaged.
         DataUnavailableError: if no source can deliver the file.
     """
-    registry = registry or default_registry()
+    device, registry = choose_device(device), registry or default_registry()
     entry = _at_hand(name, registry)
     if entry.weights is None:
         raise ValueError(
@@ -121,20 +122,14 @@ def _from_pickle(entry: WeightEntry, path: Path) -> MultiExitNet:
 
 
 def _how_to_train(entry: WeightEntry, registry: Registry) -> str:
-    trained = [other for other in registry.entries if other.status == "trained"]
-    siblings = [other.name for other in trained if _same_but_width(other, entry)]
-    if siblings:
-        instead = f"A slim network of this kind ships: load_weights({siblings[0]!r})."
+    kind = without_width_and_seed(entry.name)
+    trained = (other.name for other in registry.entries if other.status == "trained")
+    sibling = next((name for name in trained if without_width_and_seed(name) == kind), None)
+    if sibling is not None:
+        instead = f"A trained network of this kind ships: load_weights({sibling!r})."
     else:
-        instead = f"Trained are: {[other.name for other in trained] or 'none yet'}."
+        instead = "list_weights() has the networks that can be loaded."
     return f"To train it:\n  {entry.command}\n{instead}"
-
-
-def _same_but_width(one: WeightEntry, other: WeightEntry) -> bool:
-    def identity(entry: WeightEntry) -> tuple:
-        return entry.model, entry.data, {key: value for key, value in entry.model_args.items() if key != "width"}
-
-    return identity(one) == identity(other)
 
 
 def _row(entry: WeightEntry) -> dict[str, object]:

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from safetensors.torch import save_file
 from torch import Tensor
 
 import eeutils
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
-from eeutils.files import exclusive
+from eeutils.files import exclusive, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.training import History, default_device
 from eeutils.training.backends import unrounded_convolutions
@@ -115,7 +114,7 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
     """The entry in full, its files lying in `staging/<name>/`."""
     folder = staging / entry.name
     folder.mkdir()
-    save_file(halved(_finite(read_tensors(run_folder / "weights.safetensors"))), folder / "weights.safetensors")
+    save_tensors(folder / "weights.safetensors", halved(_finite(read_tensors(run_folder / "weights.safetensors"))))
     History.load_csv(run_folder / "history.csv")  # raises if it is none
     shutil.copyfile(run_folder / "history.csv", folder / "history.csv")
     net = untrained_network(entry.model, entry.model_args).eval()

@@ -37,7 +37,7 @@ _INTRODUCTION = """\
 # Weights
 
     from eeutils.weights import list_weights, load_history, load_predictions, load_run, load_weights
-    list_weights()                                     # names that can be loaded: all below that have a size
+    list_weights()                                     # names that load: all with a size below, or published elsewhere
     net = load_weights("<name>")                       # float32, evaluation mode
     predictions = load_predictions("<name>", "test")   # logits of every exit for every image; or "val"
     history = load_history("<name>")

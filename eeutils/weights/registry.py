@@ -171,14 +171,17 @@ class Registry:
         """The entry of that name.
 
         Raises:
-            ValueError: if there is none; the message begins with the names most like it.
+            ValueError: if there is none; the message has five names at most that begin like it, or else are like it,
+                those first whose results are at hand.
         """
-        for entry in self.entries:
-            if entry.name == name:
-                return entry
-        close = get_close_matches(name, self.names, n=len(self.names), cutoff=0.4)
-        others = [other for other in self.names if other not in close]
-        raise ValueError(f"unknown weights {name!r}; choose from {close + others}")
+        entries = {entry.name: entry for entry in self.entries}
+        if name not in entries:
+            begin_so = [each for each in entries if each.startswith(name)]
+            alike = begin_so or get_close_matches(name, entries, n=5, cutoff=0.4)
+            alike = sorted(alike, key=lambda each: not entries[each].has_results)[:5]
+            choices = f"choose from {alike}; " if alike else ""
+            raise ValueError(f"unknown weights {name!r}; {choices}list_weights() has all that can be loaded")
+        return entries[name]
 
     def with_entry(self, entry: WeightEntry) -> "Registry":
         """A registry that has `entry`, in place of the one of that name if there is one."""
@@ -228,6 +231,11 @@ def run_name(run: Mapping[str, Any]) -> str:
 def without_seed(name: str) -> str:
     """What weights and their siblings from other seeds have in common of their names."""
     return re.sub(r"-s\d+$", "", name)
+
+
+def without_width_and_seed(name: str) -> str:
+    """What weights have in common of their names with all of their kind, trained alike on the same data."""
+    return re.sub(r"-w\d+$", "", without_seed(name))
 
 
 def default_registry() -> Registry:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from eeutils.data import load_data
+from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
 from eeutils.models import MultiExitNet
 from eeutils.models.fitting import fitting_arguments
@@ -28,9 +29,9 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExi
     Raises:
         FileNotFoundError: if the run did not finish.
         IntegrityError: if a file of the run is damaged.
-        ValueError: if report and weights are of different networks.
+        ValueError: if report and weights are of different networks, or there is no such device.
     """
-    entry = entry_of(read_report(folder))
+    device, entry = choose_device(device), entry_of(read_report(folder))
     net = stored_network(entry.model, entry.model_args, Path(folder, "weights.safetensors"))
     return net.eval().to(device, memory_format=torch.channels_last)
 

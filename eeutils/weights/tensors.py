@@ -9,8 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eeutils.errors import IntegrityError
+from eeutils.errors import IntegrityError, a_few
 from eeutils.models import MultiExitNet, create_model
+from eeutils.models.weights import named_weights
+
+_COMPILED = "_orig_mod."  # torch.compile puts it before the names of all that is in a module
 
 
 def untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet:
@@ -44,13 +47,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
 
+def stored_tensors(net: MultiExitNet) -> dict[str, Tensor]:
+    """What a file keeps of `net`: copies, as safetensors takes no tied weights, named as if nothing were compiled."""
+    return {
+        _plain(name): tensor.clone(memory_format=torch.contiguous_format) for name, tensor in net.state_dict().items()
+    }
+
+
 def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Give `net` the weights `tensors`; they must be exactly its own, finite, and of its shapes.
+    """Give `net` the weights `tensors`; they must be exactly its own, finite (`named_weights`), and of its shapes.
+
+    Either may be of a compiled network.
 
     Raises:
         ValueError: if not; it names the tensors (a few of each kind), and nothing was changed.
     """
-    own = net.state_dict()
+    own = {_plain(name): tensor for name, tensor in net.state_dict().items()}
+    tensors = {_plain(name): tensor for name, tensor in tensors.items()}
+    weights = {_plain(name) for name, _ in named_weights(net)}
     both = sorted(own.keys() & tensors.keys())
     complaints = {
         "missing": [name for name in own if name not in tensors],
@@ -60,14 +74,13 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
             for name in both
             if tensors[name].shape != own[name].shape
         ],
-        "NaN or infinite": [name for name, tensor in tensors.items() if not tensor.isfinite().all()],
+        "NaN or infinite": [name for name in both if name in weights and not tensors[name].isfinite().all()],
     }
     if any(complaints.values()):
-        listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in complaints.items() if names)
+        listed = "; ".join(f"{kind}: {a_few(names)}" for kind, names in complaints.items() if names)
         raise ValueError(f"the weights in {origin} do not fit the network: {listed}")
-    net.load_state_dict(dict(tensors))
+    net.load_state_dict({name: tensors[_plain(name)] for name in net.state_dict()})
 
 
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + rest
+def _plain(name: str) -> str:
+    return name.replace(_COMPILED, "")

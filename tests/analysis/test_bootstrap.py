@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eeutils.analysis.bootstrap import draw_images, draw_kinds, interval
+from eeutils.analysis.bootstrap import bootstrap_interval, draw_images, draw_kinds
 
 
 @given(num_images=st.integers(1, 20), draws=st.integers(1, 5), seed=st.integers(0, 99))
@@ -42,5 +42,5 @@ def test_kinds_are_drawn_as_the_images_themselves_would_be():
 
 def test_an_interval_holds_the_middle_and_leaves_out_what_says_nothing():
     values = torch.cat([torch.linspace(0, 1, 1001), torch.tensor([math.nan] * 50)]).double()
-    assert interval(values[torch.randperm(len(values))]) == pytest.approx((0.025, 0.975))
-    assert all(map(math.isnan, interval(torch.tensor([math.nan]))))
+    assert bootstrap_interval(values[torch.randperm(len(values))]) == pytest.approx((0.025, 0.975))
+    assert all(map(math.isnan, bootstrap_interval(torch.tensor([math.nan]))))

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from eeutils.analysis.confusion import (
-    Standardisation,
+    Standardization,
     auroc_draws,
     confusion_scores,
     doubt,
@@ -73,17 +73,17 @@ def test_doubt_tells_answers_apart_that_are_all_sure_in_single_precision():
 
 def test_standard_deviations_are_those_of_the_training_scores():
     train, test = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([4.0, 4 + 2 * math.sqrt(5)])
-    standardise = Standardisation.of(train)
-    assert (standardise.mean, standardise.std) == (4, pytest.approx(math.sqrt(5)))
-    assert standardise(test).tolist() == pytest.approx([0, 2])
-    assert standardise(train).mean().item() == pytest.approx(0)
-    assert standardise(train).std(correction=0).item() == pytest.approx(1)
+    standardize = Standardization.of(train)
+    assert (standardize.mean, standardize.std) == (4, pytest.approx(math.sqrt(5)))
+    assert standardize(test).tolist() == pytest.approx([0, 2])
+    assert standardize(train).mean().item() == pytest.approx(0)
+    assert standardize(train).std(correction=0).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("scores", [[2.0, 2.0], [2.0], [1.0, math.nan], [1.0, math.inf]])
 def test_scores_that_do_not_differ_have_no_standard_deviation(scores):
     with pytest.raises(ValueError, match="scores that do not differ"):
-        Standardisation.of(torch.tensor(scores))
+        Standardization.of(torch.tensor(scores))
 
 
 SUSPICION = torch.tensor([0.0, 0.1, 0.2, 0.2, 0.8, 1.0], dtype=torch.float64)
@@ -96,6 +96,7 @@ def test_an_indicator_by_hand():
     assert indicator.right.tolist() == [3, 1]
     assert indicator.wrong.tolist() == [1, 1]
     assert indicator.overlap == 2
+    assert indicator.overlap_of_shares == pytest.approx(1 / 2 + 1 / 4)  # 3/4 and 1/4 of the right, 1/2 and 1/2 wrong
     assert indicator.hidden_wrong == 2
     assert indicator.split_errors == 1  # suspect the last one only
     assert indicator.auroc == pytest.approx((2.5 + 4) / 8)
@@ -120,6 +121,7 @@ def test_indicators_side_by_side():
     assert rows.index.tolist() == ["confusion", "oracle"]
     assert rows["AUROC"].tolist() == pytest.approx([6.5 / 8, 1])
     assert rows["overlap"].tolist() == [2, 0]
+    assert rows["overlap of shares"].tolist() == pytest.approx([3 / 4, 0])
     assert rows["hidden wrong"].tolist() == [2, 0]
     assert rows["best split's errors"].tolist() == [1, 0]
     assert rows["AURC"].tolist() == pytest.approx([(0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6, (1 / 5 + 2 / 6) / 6])
@@ -147,6 +149,7 @@ def test_an_indicator_is_what_comparing_all_pairs_and_all_thresholds_gives(pairs
     assert int(indicator.right.sum()) == int((~wrong).sum())
     assert int(indicator.wrong.sum()) == int(wrong.sum())
     assert 0 <= indicator.overlap <= min(int(wrong.sum()), int((~wrong).sum()))
+    assert 0 <= indicator.overlap_of_shares <= 1 + 1e-6
 
 
 @settings(max_examples=50)
@@ -160,11 +163,19 @@ def test_neither_the_order_of_the_images_nor_the_scale_matters(pairs, seed):
     assert (one.split_errors, one.overlap, one.hidden_wrong) == (other.split_errors, other.overlap, other.hidden_wrong)
 
 
+def test_the_overlap_of_shares_does_not_grow_with_the_number_of_mistakes():
+    few = error_indicator(SUSPICION, WRONG, bins=2)
+    more = error_indicator(torch.cat([SUSPICION, SUSPICION[WRONG]]), torch.cat([WRONG, WRONG[WRONG]]), bins=2)
+    assert more.overlap > few.overlap
+    assert more.overlap_of_shares == pytest.approx(few.overlap_of_shares)
+
+
 def test_a_suspicion_that_is_the_same_for_all_tells_nothing():
     indicator = error_indicator(torch.ones(4), torch.tensor([True, False, False, False]))
     assert indicator.auroc == 0.5
     assert indicator.risk.tolist() == [0.25] * 4
     assert indicator.overlap == indicator.hidden_wrong == indicator.split_errors == 1
+    assert indicator.overlap_of_shares == 1
 
 
 @pytest.mark.parametrize(

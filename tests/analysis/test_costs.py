@@ -2,11 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from eeutils.analysis.costs import exit_costs, measure_costs
-from eeutils.models import MultiExitNet, resnet18, resnet18_3exits, truncate
+from eeutils.models import MultiExitNet, create_model, list_models, resnet18, resnet18_3exits, truncate
 
 
 def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
@@ -119,3 +120,82 @@ class OnlySquare(nn.Module):
 def test_units_that_cannot_be_counted_are_named(unit, message):
     with pytest.raises(ValueError, match=message):
         exit_costs(MultiExitNet([unit], {0: nn.Flatten()}), (3, 8, 4))
+
+
+class Centred(nn.Module):
+    """Writes into what it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= x.mean((2, 3), keepdim=True)
+        return x
+
+
+class Clamped(nn.Module):
+    """Writes into what it reads, by way of a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).clamp_(max=1.0)
+
+
+class Rectified(nn.Module):
+    """Writes into what it reads, out of sight of a look at its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=True)
+
+
+def with_head(*first: nn.Module) -> MultiExitNet:
+    early, late = (nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    return MultiExitNet([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], {0: nn.Sequential(*first, *early), 1: late})
+
+
+IN_PLACE = {
+    "minus": [Centred()],
+    "clamp": [Clamped()],
+    "function": [Rectified()],
+    "behind dropout": [nn.Dropout(0.1), nn.ReLU6(inplace=True)],
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_early_exit_that_works_in_place_on_what_the_next_unit_reads_is_named(kind, inference):
+    net = with_head(*IN_PLACE[kind])
+    message = "the exit after unit 0 works in place on .* unit 1 reads as well, .* clone what it reads"
+    with torch.inference_mode(inference), pytest.raises(ValueError, match=message):
+        measure_costs(net, (3, 8, 8))
+    # Where nothing else reads the map a head may.
+    assert measure_costs(truncate(net, 0), (3, 8, 8)).exit_macs.tolist() == [288]
+
+
+def test_heads_that_are_given_a_copy_may_work_in_place():
+    expected = measure_costs(with_head(), (3, 8, 8))
+    costs = measure_costs(with_head(nn.ReLU(inplace=True), Centred()), (3, 8, 8))
+    assert torch.equal(costs.cumulative_macs, expected.cumulative_macs)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_heads_of_ours_leave_alone_what_the_next_unit_reads(name):
+    with torch.device("meta"):  # no weights to draw
+        net = create_model(name)
+    assert len(measure_costs(net, (3, 32, 32)).exit_macs) == net.num_exits
+
+
+class Pair(nn.Module):
+    """Hands on two maps."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x[:, :1]
+
+
+class OnlyOne(nn.Module):
+    """A head that reads a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("two came")
+
+
+def test_what_does_not_fit_is_said_of_two_maps_as_well():
+    message = r"shape \(\(3, 8, 8\), \(1, 8, 8\)\) does not fit the network, .*OnlyOne .*two came"
+    with pytest.raises(ValueError, match=message):
+        exit_costs(MultiExitNet([Pair()], {0: OnlyOne()}), (3, 8, 8))

@@ -11,7 +11,7 @@ from eeutils.analysis.gradcam import (
     guided_grad_cam,
     hires_cam,
     map_correlation,
-    spread,
+    map_spread,
 )
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.exits import average_pool_exit
@@ -97,6 +97,22 @@ def test_a_small_map_is_enlarged_to_the_image():
     assert 0 < enlarged[6, 4] < enlarged[6, 3] < 1
 
 
+def test_pooling_that_ends_a_unit_does_not_hide_where_the_evidence_is():
+    net = net_of(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), head=averaging([[1.0]]))
+    image = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]]]])
+
+    assert grad_cam(net, image, 0, 0).tolist() == [[[0.0, 1.0], [0.5, 0.0]]]
+    assert hires_cam(net, image, 0, 0).tolist() == [[[0.0, 1.0], [0.0, 0.0]]]  # only the maximum has a say
+
+
+def test_a_map_of_one_cell_is_refused():
+    net = net_of(nn.Conv2d(1, 1, 2), head=averaging([[1.0]]))
+
+    for method in (grad_cam, hires_cam, guided_grad_cam):
+        with pytest.raises(ValueError, match="the map under exit 0 has a single cell"):
+            method(net, torch.ones(1, 1, 2, 2), 0, 0)
+
+
 def test_guided_backprop_drops_what_was_negative_on_either_way():
     conv = nn.Conv2d(1, 3, 1, bias=False)
     conv.weight.data = torch.tensor([1.0, 1.0, -1.0]).view(3, 1, 1, 1)
@@ -124,11 +140,18 @@ def logit_sum(logits: Tensor) -> Tensor:
     return logits.amax(1).sum()
 
 
+def ends_in_pooling(unit: nn.Module) -> bool:
+    return isinstance(unit, nn.Sequential) and isinstance(unit[-1], nn.MaxPool2d)
+
+
 @each_network
 def test_grad_cam_is_its_definition_at_every_exit(name):
     net, images = network(name), pictures(2)
-    for index, (feature, head) in enumerate(zip(net.forward_features(images), net.exits.values(), strict=True)):
-        feature = feature.detach().requires_grad_()
+    for index, (unit, head) in enumerate(zip(net.exit_after, net.exits.values(), strict=True)):
+        layers = [layer for each in net.units[: unit + 1] for layer in (each if ends_in_pooling(each) else [each])]
+        if isinstance(layers[-1], nn.MaxPool2d):
+            head = nn.Sequential(layers.pop(), head)
+        feature = nn.Sequential(*layers)(images).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(logit_sum(head(feature.clone())), feature)
         expected = (gradient.mean((2, 3), keepdim=True) * feature).sum(1, keepdim=True).relu()
         expected = F.interpolate(expected, (32, 32), mode="bilinear")[:, 0]
@@ -355,7 +378,7 @@ def test_the_central_share_by_hand():
 def test_the_spread_by_hand():
     maps = torch.cat([torch.ones(1, 8, 8), in_the_middle(3.0), torch.zeros(1, 8, 8)])
 
-    assert spread(maps).tolist() == pytest.approx([1.0, 0.25, torch.nan], nan_ok=True)
+    assert map_spread(maps).tolist() == pytest.approx([1.0, 0.25, torch.nan], nan_ok=True)
 
 
 def test_the_correlation_of_maps_by_hand():

@@ -237,7 +237,7 @@ def test_networks_side_by_side(table):
     assert rows["right at some exit"].tolist() == pytest.approx([5 / 6, 2 / 6])
     assert rows["cost of the first right exit"].tolist() == pytest.approx([14 / 24, 1])
     assert rows["destructive share"].tolist() == pytest.approx([2 / 3, 0])
-    assert rows.loc["three", ["low", "high"]].tolist() == list(destructive(table).share_interval())
+    assert rows.loc["three", ["destructive share, from", "to"]].tolist() == list(destructive(table).share_interval())
 
 
 def test_an_attack_succeeds_where_other_classes_are_taken_for_its_target(table):

@@ -1,27 +1,14 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eeutils.analysis.policies import (
-    SDN_THRESHOLDS,
-    AgreementPolicy,
-    PatiencePolicy,
-    ThresholdPolicy,
-    decide,
-    fallback_logits,
-    score_of,
-    with_fallback,
-)
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import AgreementPolicy, PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.cascade import Cascade
 from eeutils.models import MultiExitNet
-
-SHARED = ["ensemble", "geometric"]
 
 
 def random_table(shape: tuple[int, int, int], seed: int) -> Predictions:
@@ -102,92 +89,6 @@ def test_patience_and_votes_are_numbers_of_exits(value):
 def test_no_votes_at_all_are_not_enough():
     with pytest.raises(ValueError, match="1 or more, got 0"):
         AgreementPolicy(0)
-
-
-def test_scores_that_count_in_earlier_exits_by_hand():
-    logits = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.2, 0.8]]]).log()
-    mean = [0.9, (0.1 + 0.6) / 2, (0.1 + 0.6 + 0.8) / 3]  # of the class that the exit names
-    assert score_of(logits, "ensemble")[:, 0].tolist() == pytest.approx(mean)
-    first, second = math.sqrt(0.9 * 0.4), math.sqrt(0.1 * 0.6)
-    assert score_of(logits, "geometric")[:2, 0].tolist() == pytest.approx([0.9, second / (first + second)])
-
-
-@settings(max_examples=30)
-@given(shape=shapes, seed=st.integers(0, 999), name=st.sampled_from(SHARED))
-def test_such_scores_do_not_depend_on_later_exits_nor_on_other_images(shape, seed, name):
-    logits = random_table(shape, seed).logits
-    together = score_of(logits, name)
-    assert ((together >= 0) & (together <= 1 + 1e-6)).all()
-    for index in range(shape[0]):
-        torch.testing.assert_close(score_of(logits[: index + 1], name)[-1], together[index], rtol=0, atol=0)
-    one_by_one = torch.cat([score_of(logits[:, [image]], name) for image in range(shape[1])], dim=1)
-    torch.testing.assert_close(one_by_one, together, rtol=1e-6, atol=1e-7)
-
-
-@settings(max_examples=30)
-@given(shape=shapes, seed=st.integers(0, 999), name=st.sampled_from(SHARED), threshold=st.floats(0, 1))
-def test_sweeps_work_on_such_scores_and_on_both_fallbacks(shape, seed, name, threshold):
-    predictions = random_table(shape, seed)
-    for fallback in ("last", "most_confident"):
-        curve = accuracy_cost_curve(with_fallback(predictions, fallback), [threshold], name)
-        decisions = decide(predictions, ThresholdPolicy(threshold, name), fallback)
-        assert curve.accuracy.item() == pytest.approx(decisions.accuracy)
-        assert curve.cost.item() == pytest.approx(decisions.mean_cost)
-
-
-@pytest.fixture
-def table() -> Predictions:
-    """Three exits, four images. Confidence at the exits: (.9, .6, .8), (.6, .9, .8), (.7, .6, .8), (.6, .6, .8)."""
-    probs = [
-        [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.6, 0.4]],
-        [[0.6, 0.4], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]],
-        [[0.2, 0.8], [0.2, 0.8], [0.2, 0.8], [0.2, 0.8]],
-    ]
-    logits = torch.tensor(probs, dtype=torch.float64).log().float()
-    return Predictions(logits, torch.tensor([0, 0, 1, 1]), torch.tensor([1.0, 2.0, 4.0]).double())
-
-
-@pytest.mark.parametrize(
-    ("fallback", "policy", "predicted", "relative_cost"),
-    [
-        ("last", ThresholdPolicy(math.inf), [1, 1, 1, 1], 1),
-        ("most_confident", ThresholdPolicy(math.inf), [0, 0, 1, 1], 1),
-        ("last", ThresholdPolicy((math.inf, 0.85)), [1, 0, 1, 1], 14 / 16),
-        ("most_confident", ThresholdPolicy((math.inf, 0.85)), [0, 0, 1, 1], 14 / 16),
-        ("most_confident", ThresholdPolicy(0.0), [0, 1, 0, 0], 1 / 4),
-    ],
-)
-def test_fallbacks_by_hand(table, fallback, policy, predicted, relative_cost):
-    decisions = decide(table, policy, fallback)
-    assert decisions.predicted.tolist() == predicted
-    assert decisions.relative_cost == relative_cost
-
-
-def test_of_equally_sure_exits_the_first_answers():
-    logits = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
-    assert fallback_logits(logits, "most_confident").tolist() == [[1, 0]]
-
-
-def test_the_most_confident_exit_is_so_by_probability_not_by_logit_or_margin():
-    surest, doubtful = torch.tensor([[[0.5, 0.45, 0.05]], [[0.45, 0.3, 0.25]]]).log()
-    logits = torch.stack([doubtful + 3, surest])
-    assert torch.equal(fallback_logits(logits, "most_confident"), surest)
-
-
-def test_unknown_fallbacks_are_refused_with_the_choices(table):
-    for use in (
-        lambda: decide(table, PatiencePolicy(1), "first"),
-        lambda: with_fallback(table, "first"),
-        lambda: fallback_logits(table.logits, "first"),
-        lambda: Cascade(make_net(images()), PatiencePolicy(1), fallback="first"),
-    ):
-        with pytest.raises(ValueError, match=r"unknown fallback 'first'; choose from \['last', 'most_confident'\]"):
-            use()
-
-
-def test_the_papers_thresholds_sweep(table):
-    assert list(SDN_THRESHOLDS) == sorted(set(SDN_THRESHOLDS))
-    assert len(accuracy_cost_curve(table, SDN_THRESHOLDS).accuracy) == len(SDN_THRESHOLDS)
 
 
 def images() -> Tensor:

@@ -286,7 +286,7 @@ def test_what_is_no_network_with_exits_or_no_split_is_named(net, split, message)
 def test_exits_that_answer_for_other_numbers_of_classes_are_named():
     nine, ten = (nn.Sequential(nn.Flatten(), nn.Linear(192, classes)) for classes in (9, 10))
     net = MultiExitNet([nn.Identity(), nn.Identity()], {0: nine, 1: ten})
-    with pytest.raises(ValueError, match=r"shapes \[\(4, 9\), \(4, 10\)\]"):
+    with pytest.raises(ValueError, match=r"they answer \(4, 9\), \(4, 10\)"):
         predict(net, images(4))
 
 
@@ -302,6 +302,21 @@ def test_predicted_logits_can_be_differentiated_through():
     assert temperature.grad is not None
 
 
+def test_predict_in_inference_mode_leaves_a_network_that_can_be_trained():
+    net = small_net()
+    with torch.inference_mode():
+        predictions = predict(net, images(4))
+    assert not any(tensor.is_inference() for tensor in (*net.state_dict().values(), predictions.logits))
+    sum(answer.sum() for answer in net(torch.randn(2, 3, 8, 8))).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_predict_takes_a_network_made_in_inference_mode():
+    with torch.inference_mode():
+        net = small_net()
+        assert predict(net, images(4)).num_exits == 3
+
+
 def test_a_network_with_nan_weights_is_refused():
     net = small_net()
     with torch.no_grad():
@@ -311,7 +326,7 @@ def test_a_network_with_nan_weights_is_refused():
 
 
 def test_a_network_with_too_few_outputs_is_refused():
-    with pytest.raises(ValueError, match=r"labels run from 0 to 9, but the logits are for classes 0\.\.3"):
+    with pytest.raises(ValueError, match="the network has 4 outputs, the data 10 classes"):
         predict(small_net(num_classes=4), images(10))
 
 

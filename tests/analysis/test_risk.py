@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import GUARANTEE_THRESHOLDS, RiskTest, choose_with_guarantee, measure_risk
+from eeutils.analysis.scores import score_of
 
 
 @pytest.fixture

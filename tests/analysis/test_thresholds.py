@@ -7,8 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from eeutils.analysis import thresholds as module
-from eeutils.analysis.policies import ThresholdPolicy, decide, score_of
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import SDN_THRESHOLDS, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import (
     accuracy_cost_curve,
     choose_for_accuracy,
@@ -111,6 +113,11 @@ def test_curves_over_impossible_thresholds_are_refused(table, thresholds):
         accuracy_cost_curve(table, thresholds)
     with pytest.raises(ValueError, match=r"thresholds must be one or more numbers in \[0, 1\]"):
         exit_rates_at(table, thresholds)
+
+
+def test_the_papers_thresholds_sweep(table):
+    assert list(SDN_THRESHOLDS) == sorted(set(SDN_THRESHOLDS))
+    assert len(accuracy_cost_curve(table, SDN_THRESHOLDS).accuracy) == len(SDN_THRESHOLDS)
 
 
 def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatch):

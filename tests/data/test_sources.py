@@ -91,7 +91,7 @@ def test_verify_refuses_anything_else(data, message):
         verify_content(data, CONTENT)
 
 
-def test_the_first_source_that_delivers_wins_and_later_ones_are_not_asked():
+def test_the_first_source_that_delivers_wins_and_later_ones_are_not_asked(cache):
     asked: list[str] = []
     sources = [
         source("broken", OSError("unplugged"), asked),
@@ -99,14 +99,14 @@ def test_the_first_source_that_delivers_wins_and_later_ones_are_not_asked():
         source("right", small_data(), asked),
         source("late", small_data(), asked),
     ]
-    assert same(first_that_delivers("small", CONTENT, sources), small_data())
+    assert same(cached_data("small", CONTENT, sources), small_data())
     assert asked == ["broken", "wrong", "right"]
 
 
-def test_a_failure_names_every_source_in_order_with_reason_and_remedy():
+def test_a_failure_names_every_source_in_order_with_reason_and_remedy(cache):
     sources = [source("first", OSError("unplugged")), source("second", altered()), source("third", ValueError())]
     with pytest.raises(DataUnavailableError, match="no source could deliver small") as caught:
-        first_that_delivers("small", CONTENT, sources)
+        cached_data("small", CONTENT, sources)
     first, second, third, last = (
         str(caught.value).index(part)
         for part in ("first: unplugged\n    -> mend first", "second: images has sha256", "third: ValueError", "digits")
@@ -119,11 +119,11 @@ def test_a_failure_names_every_source_in_order_with_reason_and_remedy():
 def test_a_slow_source_says_why_no_quicker_one_delivered():
     slow = replace(source("site", small_data()), slow="hours")
     with pytest.warns(UserWarning, match=r"(?s)from the site: hours\. Quicker:.*- copy: is not there.*-> mend copy"):
-        first_that_delivers("small", CONTENT, [source("copy", FileNotFoundError("is not there")), slow])
+        first_that_delivers("small", [source("copy", FileNotFoundError("is not there")), slow])
 
 
 def test_a_slow_source_that_is_the_only_one_needs_no_excuse(recwarn):
-    first_that_delivers("small", CONTENT, [replace(source("site", small_data()), slow="hours")])
+    first_that_delivers("small", [replace(source("site", small_data()), slow="hours")])
     assert not recwarn.list
 
 
@@ -131,8 +131,16 @@ def test_an_interrupt_is_not_a_failure_of_a_source():
     asked: list[str] = []
     sources = [source("slow", KeyboardInterrupt(), asked), source("next", small_data(), asked)]
     with pytest.raises(KeyboardInterrupt):
-        first_that_delivers("small", CONTENT, sources)
+        first_that_delivers("small", sources)
     assert asked == ["slow"]
+
+
+def test_where_nothing_can_be_written_no_other_source_is_asked():
+    asked: list[str] = []
+    sources = [source("large", StorageError("disk full"), asked), source("next", small_data(), asked)]
+    with pytest.raises(StorageError, match="disk full"):
+        first_that_delivers("small", sources)
+    assert asked == ["large"]
 
 
 def test_the_cache_is_filled_once_and_then_used(cache):

@@ -32,6 +32,13 @@ def test_every_tensor_lies_afterwards_as_it_lay(net):
     assert net[0].weight is weight  # an optimiser may know it
 
 
+def test_tensors_of_other_than_four_dimensions_stay_as_they_lie():
+    net = nn.Conv3d(3, 4, 3)
+    net.register_parameter("position", nn.Parameter(torch.zeros(1, 3, 1, 1, 1, 2)))
+    with channels_last(net):
+        assert all(tensor.is_contiguous() for tensor in net.parameters())
+
+
 def test_also_after_an_error(net):
     before = in_channels_last(net)
     with pytest.raises(KeyError), channels_last(net):

@@ -47,8 +47,8 @@ def test_a_block_is_a_depthwise_and_a_pointwise_convolution():
     ("arguments", "message"),
     [
         ({"width": -2}, "width must be positive, got -2"),
-        ({"exit_after": (14,)}, r"\[14\], but units are numbered 0\.\.13"),
-        ({"exit_after": (13,)}, r"\[13\] already have an exit"),
+        ({"exit_after": (14,)}, r"\[14\]: they follow units 0 to 12"),
+        ({"exit_after": (13,)}, r"\[13\]: they follow .* unit 13, the last, has the network's own classifier"),
         ({"exit_after": (4, 4)}, r"two exits after one unit in \(4, 4\)"),
         ({"pool": "min"}, "unknown pool 'min'"),
     ],

@@ -1,3 +1,4 @@
+from collections import OrderedDict, namedtuple
 from copy import deepcopy
 
 import pytest
@@ -14,6 +15,7 @@ from eeutils.models import (
     resnet18_3exits,
     truncate,
 )
+from eeutils.models.multiexit import map_tensors
 
 
 @pytest.fixture
@@ -81,6 +83,64 @@ def test_layers_that_work_in_place_change_no_exits_answer_and_no_gradient(images
         sum(answer.square().sum() for answer in each(images)).backward()
     for ours, expected in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad)
+
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        lambda one, other: (one, other),
+        lambda one, other: [one, (other, None, "name")],
+        lambda one, other: {"map": one, "skipped": [other, 3]},
+        lambda one, other: OrderedDict(map=one, skipped=other),
+        Pair,
+    ],
+)
+def test_whatever_units_hand_on_is_changed_tensor_by_tensor(made_of):
+    one, other = torch.zeros(2), torch.ones(3)
+    changed = map_tensors(lambda tensor: len(tensor), made_of(one, other))
+    assert changed == made_of(2, 3)
+    assert type(changed) is type(made_of(2, 3))
+
+
+class Carrying(nn.Module):
+    """Gives its map and the images that it was made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.convolution(x), x
+
+
+class Sum(nn.Module):
+    """A unit that begins in place, with a layer of its own, and adds what was carried past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return self.activation(x[0]) + x[1]
+
+
+class OfFirst(nn.Module):
+    """A head that reads the map alone."""
+
+    def forward(self, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return x[0].mean((2, 3))
+
+
+def test_units_may_carry_more_than_a_map_past_an_exit(images):
+    net = MultiExitNet([Carrying(), Sum()], {0: OfFirst(), 1: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())})
+    assert [stage.head_reads_a_copy for stage in net.stages()] == [True, False]
+    features = net.units[0].convolution(images)
+    expected = [features.mean((2, 3)), (features.relu() + images).mean((2, 3))]
+    torch.testing.assert_close(net(images), expected)
+    torch.testing.assert_close(net.forward_features(images)[0], (features, images))
 
 
 def test_exits_are_ordered_by_depth_whatever_order_they_are_given_in():

@@ -92,7 +92,10 @@ def test_the_forward_compiles_as_one_graph(compiled):
     ("arguments", "message"),
     [
         ({"width": 0}, "width must be positive, got 0"),
+        ({"width": 16.5}, "width must be a whole number, got 16.5"),
+        ({"width": "16"}, "width must be a whole number, got '16'"),
         ({"num_classes": 0}, "num_classes must be positive, got 0"),
+        ({"exit_after": 4}, r"a sequence, such as \(4,\), got 4"),
         ({"in_channels": -3}, "in_channels must be positive, got -3"),
         ({"pool": "mean"}, r"'mean'.*\['avg', 'conv', 'mixed', 'spp'\]"),
         ({"stem": "large"}, r"'large'.*\['cifar', 'imagenet'\]"),

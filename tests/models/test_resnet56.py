@@ -52,8 +52,8 @@ def test_a_padded_shortcut_takes_every_other_pixel_and_adds_zeros(size):
     [
         ({"width": 0}, "width must be positive, got 0"),
         ({"image_size": 0}, "image_size must be positive, got 0"),
-        ({"exit_after": (28,)}, r"\[28\], but units are numbered 0\.\.27"),
-        ({"exit_after": (27,)}, r"\[27\] already have an exit"),
+        ({"exit_after": (28,)}, r"\[28\]: they follow units 0 to 26"),
+        ({"exit_after": (27,)}, r"\[27\]: they follow .* unit 27, the last, has the network's own classifier"),
         ({"exit_after": (1, 2, 1)}, r"two exits after one unit in \(1, 2, 1\)"),
     ],
 )

@@ -94,9 +94,15 @@ def test_images_that_the_network_cannot_read_are_named():
         exits_at_cost(resnet18(width=2), SDN_SHARES, (1, 32, 32))
 
 
-def test_the_number_of_exits_is_what_the_name_says():
-    with pytest.raises(TypeError, match="exit_after"):
-        create_model("mobilenet_sdn", width=1, exit_after=(1,))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_places_of_internal_classifiers_are_shares_of_the_cost_and_not_units(name):
+    with pytest.raises(ValueError, match=rf"exit_after=\(1,\): .* shares, .* {name}\(exit_after=\.\.\.\)"):
+        published(f"{name}_sdn", exit_after=(1,))
+
+
+def test_a_unit_with_an_exit_gets_no_other():
+    with pytest.raises(ValueError, match=r"\[2\] already have an exit; drop_exits\(\) first"):
+        with_internal_classifiers(seeded("mobilenet", exit_after=(2,)), SHAPE, after=(2,))
 
 
 # What the networks answer.
@@ -176,10 +182,11 @@ def test_exits_have_the_place_the_outputs_and_the_kind_of_numbers_of_the_network
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"after": (14,)}, r"\[14\], but units are numbered 0\.\.13"),
-        ({"after": (-1, 3)}, r"\[-1\], but units"),
+        ({"after": (14,)}, r"\[14\]: they follow units 0 to 12"),
+        ({"after": 3}, r"a sequence, such as \(3,\), got 3"),
+        ({"after": (-1, 3)}, r"\[-1\]: they follow"),
         ({"after": (3, 3)}, r"two exits after one unit in \(3, 3\)"),
-        ({"after": (13,)}, r"\[13\] already have an exit"),
+        ({"after": (13,)}, r"unit 13, the last, has the network's own classifier"),
         ({"after": (2,), "pool": "max"}, "unknown pool 'max'"),
         ({"after": (2,), "image_shape": (1, 32, 32)}, "does not fit the network"),
     ],
@@ -212,9 +219,30 @@ def test_convolutions_of_added_heads_begin_like_those_of_a_built_network():
     assert added == pytest.approx(expected, rel=0.05)
 
 
-def test_heads_that_read_feature_maps_are_refused_other_tensors():
-    net = MultiExitNet([nn.Flatten(), nn.Linear(3072, 8)], {1: nn.Linear(8, 2)})
-    with pytest.raises(ValueError, match=r"unit 0 gives tensors of shape \(3072,\) .*add_exits"):
+class Twice(nn.Module):
+    """Hands on two maps."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x[:, :1]
+
+
+class OfFirst(nn.Linear):
+    """Reads the first of two maps."""
+
+    def forward(self, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return super().forward(x[0].flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("unit", "after_it", "shape"),
+    [
+        (nn.Flatten(), nn.Linear(3072, 8), r"\(3072,\)"),
+        (Twice(), OfFirst(3072, 8), r"\(\(3, 32, 32\), \(1, 32, 32\)\)"),
+    ],
+)
+def test_heads_that_read_feature_maps_are_refused_other_tensors(unit, after_it, shape):
+    net = MultiExitNet([unit, after_it], {1: nn.Linear(8, 2)})
+    with pytest.raises(ValueError, match=rf"unit 0 gives tensors of shape {shape} .*add_exits"):
         with_internal_classifiers(net, SHAPE, after=(0,))
 
 

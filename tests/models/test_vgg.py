@@ -56,9 +56,9 @@ def test_an_exit_is_no_larger_than_its_map():
         ({"in_channels": 0}, "in_channels must be positive, got 0"),
         ({"pool": "max"}, r"unknown pool 'max'; choose from \['avg', 'conv', 'mixed', 'spp'\]"),
         ({"exit_after": (3, 3)}, r"two exits after one unit in \(3, 3\)"),
-        ({"exit_after": (13,)}, r"exits after units \[13\], but units are numbered 0\.\.12"),
-        ({"exit_after": (-1,)}, r"exits after units \[-1\]"),
-        ({"exit_after": (12,)}, r"\[12\] already have an exit"),
+        ({"exit_after": (13,)}, r"no early exits after units \[13\]: they follow units 0 to 11"),
+        ({"exit_after": (-1,)}, r"no early exits after units \[-1\]"),
+        ({"exit_after": (12,)}, r"\[12\]: they follow .* unit 12, the last, has the network's own classifier"),
     ],
 )
 def test_values_that_make_no_network_are_named(arguments, message):

@@ -4,11 +4,12 @@ import matplotlib.pyplot as plt
 import pytest
 
 from eeutils import plots
-from eeutils.analysis.policies import ThresholdPolicy, decide
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import ThresholdPolicy
 
 
-def test_shares_of_the_exits_are_stacked_up_to_all_images(two_exits):
-    ax = plots.plot_exit_shares(two_exits)
+def test_exit_rates_are_stacked_up_to_all_images(two_exits):
+    ax = plots.plot_exit_rates_by_threshold(two_exits)
 
     first, last = (area.get_paths()[0].vertices for area in ax.collections)
     assert first[:, 1].max() == 1  # with a threshold of 0 all leave at the first exit
@@ -30,7 +31,7 @@ def test_accuracy_and_cost_change_at_the_threshold_where_images_stay(two_exits):
 
 
 def test_another_score_is_named(two_exits):
-    assert plots.plot_exit_shares(two_exits, score="margin").get_xlabel() == "threshold on margin"
+    assert plots.plot_exit_rates_by_threshold(two_exits, score="margin").get_xlabel() == "threshold on margin"
 
 
 def test_a_family_of_rules_is_a_line_from_cheap_to_dear(two_exits):
@@ -47,6 +48,6 @@ def test_rules_are_drawn_on_the_axes_given(two_exits):
     ax = plt.subplots()[1]
     everybody_out = decide(two_exits, ThresholdPolicy(0.0))
 
-    assert plots.plot_exit_shares(two_exits, ax) is ax
+    assert plots.plot_exit_rates_by_threshold(two_exits, ax) is ax
     assert plots.plot_threshold_effect(two_exits, ax) is ax
     assert plots.plot_policies({"all leave": [everybody_out]}, ax) is ax

@@ -1,9 +1,14 @@
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from eeutils.data import ImageData, Normalization
 from eeutils.errors import IntegrityError, StorageError
+from eeutils.training import LossConfig, fit
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {
@@ -94,3 +99,123 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint(path, monkeypatch):
         save_checkpoint(path, {**STATE, "epoch": 4})
     assert load_checkpoint(path)["epoch"] == 3
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# Which run a checkpoint is of.
+
+
+def weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+def assert_same_weights(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(ours) == list(expected)
+    assert [name for name in ours if not torch.equal(ours[name], expected[name])] == []
+
+
+def with_training(data: ImageData, **changes: Callable[[Tensor], Tensor]) -> ImageData:
+    """The same data, but for what each function makes of a field of the training split."""
+    fields = {name: change(getattr(data.train, name).clone()) for name, change in changes.items()}
+    return replace(data, train=replace(data.train, **fields))
+
+
+def another_pixel(images: Tensor) -> Tensor:
+    images[-1, -1, -1, -1] ^= 1
+    return images
+
+
+OTHER_DATA = {
+    "name": (lambda data: replace(data, name="other"), "another name"),
+    "pixel": (lambda data: with_training(data, images=another_pixel), "other training images"),
+    "order": (
+        lambda data: with_training(data, images=lambda x: x.flip(0), labels=lambda x: x.flip(0)),
+        "other training images, other training labels",
+    ),
+    "labels": (lambda data: with_training(data, labels=lambda x: x.roll(1)), "other training labels"),
+    "number": (
+        lambda data: replace(data, train=data.train.take(slice(0, 100))),
+        "another number or shape of images, other training images, other training labels",
+    ),
+    "normalization": (
+        lambda data: replace(data, train=replace(data.train, normalization=Normalization((0.4,) * 3, (0.2,) * 3))),
+        "another normalization",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_DATA)
+def test_a_checkpoint_of_other_data_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, other):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    before, content = weights(net), path.read_bytes()
+    make, message = OTHER_DATA[other]
+    with pytest.raises(ValueError, match=rf"on other data \(tiny\): {message}; use another file, or remove it"):
+        fit(net, make(tiny_data), tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert_same_weights(weights(net), before)
+    assert path.read_bytes() == content
+
+
+def test_the_same_data_are_the_same_in_another_memory_format(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    same = with_training(tiny_data, images=lambda x: x.contiguous(memory_format=torch.channels_last))
+    assert fit(tiny_net(), same, tiny_config(epochs=1), checkpoint=path, progress=False) == history
+
+
+def test_a_checkpoint_from_before_data_were_compared_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    state["data"] = {name: state["data"][name] for name in ("name", "images", "classes")}
+    save_checkpoint(path, state)
+    assert fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False) == history
+    with pytest.raises(ValueError, match="another name"):
+        fit(tiny_net(), replace(tiny_data, name="other"), tiny_config(epochs=1), checkpoint=path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"epochs": 5, "learning_rate": 0.2}}, "another epochs, learning_rate;"),
+        ({"config": {"loss": LossConfig(weights="equal")}}, "another loss;"),
+        ({"net": {"width": 3}}, "of another network"),
+        ({"net": {"exit_after": (1, 4)}}, "of another network"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, changes, message):
+    path = tmp_path / "checkpoint.pt"
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    net, content = tiny_net(**changes.get("net", {})), path.read_bytes()
+    before = weights(net)
+    config = tiny_config(**{"epochs": 1, **changes.get("config", {})})
+    with pytest.raises(ValueError, match=message):
+        fit(net, tiny_data, config, checkpoint=path, progress=False)
+    assert_same_weights(weights(net), before)
+    assert path.read_bytes() == content
+
+
+def test_an_optimizer_of_another_build_is_refused_before_anything_is_overwritten(
+    tiny_net, tiny_data, tiny_config, tmp_path
+):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][:1]
+    save_checkpoint(path, state)
+    before = weights(net)
+    with pytest.raises(ValueError, match="another optimizer"):
+        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert_same_weights(weights(net), before)
+
+
+def test_a_checkpoint_from_before_a_kind_of_augmentation_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
+    path, net = tmp_path / "checkpoint.pt", tiny_net()
+    history = fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    for field in ("brightness", "contrast", "saturation"):
+        del state["config"]["augmentation"][field]
+    torch.save(state, path)
+    assert fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False) == history
+    jittered = tiny_config(augmentation=replace(tiny_config().augmentation, contrast=0.1))
+    with pytest.raises(ValueError, match="another augmentation"):
+        fit(tiny_net(), tiny_data, jittered, checkpoint=path, progress=False)

@@ -71,6 +71,8 @@ def test_an_unknown_recipe_lists_the_choices():
     [
         ("epochs", 0, "epochs must be positive, got 0"),
         ("batch_size", -1, "batch_size must be positive, got -1"),
+        ("epochs", 1.5, "epochs must be a whole number, got 1.5"),
+        ("batch_size", 2.5, "batch_size must be a whole number, got 2.5"),
         ("learning_rate", 0.0, "learning_rate must be positive"),
         ("learning_rate", float("nan"), "learning_rate must be positive, got nan"),
         ("halve_every", 0, "halve_every must be positive"),

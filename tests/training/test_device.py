@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from eeutils.training import choose_device, default_device
 from eeutils.training.device import autocast_dtype, can_compile, compute_capability, should_compile
 
 
@@ -64,35 +63,3 @@ def test_a_compiler_that_works_is_found(monkeypatch):
 
 def test_a_cpu_has_no_capability():
     assert compute_capability(torch.device("cpu")) is None
-
-
-@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_the_default_is_a_gpu_if_there_is_one(monkeypatch, there, expected):
-    monkeypatch.setattr("eeutils.training.device.default_device", default_device)  # the real one
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert default_device().type == expected
-    assert choose_device().type == expected
-
-
-def test_a_device_is_taken_by_name_or_as_it_is():
-    assert choose_device("cpu") == choose_device(torch.device("cpu")) == torch.device("cpu")
-
-
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="'cuda:1' asked for, but torch finds no GPU"):
-        choose_device("cuda:1")
-
-
-def test_a_gpu_beyond_the_last_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda:1").index == 1
-    with pytest.raises(ValueError, match="'cuda:2' asked for, but the last one is 'cuda:1'"):
-        choose_device("cuda:2")
-
-
-@pytest.mark.parametrize("name", ["gpu", "mps"])
-def test_an_unknown_device_lists_the_choices(name):
-    with pytest.raises(ValueError, match=rf"'{name}'.*\['cpu', 'cuda'\]"):
-        choose_device(name)

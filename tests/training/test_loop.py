@@ -1,20 +1,19 @@
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eeutils.analysis.predictions import collect_logits, predict
-from eeutils.data import Augmentation, ImageData, Normalization, TrainBatches
+from eeutils.data import Augmentation, TrainBatches
 from eeutils.errors import IntegrityError, StorageError, TrainingDivergedError
-from eeutils.models import MultiExitNet, create_exit, resnet18
+from eeutils.models import MultiExitNet, resnet18
 from eeutils.training import History, LossConfig, fit, loop
-from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
-from eeutils.training.loop import _optimizer, _Run
+from eeutils.training.checkpoint import load_checkpoint
+from eeutils.training.loop import _Run
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 TIMES = ["images_per_second", "seconds"]
@@ -217,87 +216,6 @@ def test_a_finished_run_is_only_read(tiny_net, tiny_data, tiny_config, tmp_path,
     assert path.read_bytes() == content
 
 
-def with_training(data: ImageData, **changes: Callable[[Tensor], Tensor]) -> ImageData:
-    """The same data, but for what each function makes of a field of the training split."""
-    fields = {name: change(getattr(data.train, name).clone()) for name, change in changes.items()}
-    return replace(data, train=replace(data.train, **fields))
-
-
-def another_pixel(images: Tensor) -> Tensor:
-    images[-1, -1, -1, -1] ^= 1
-    return images
-
-
-OTHER_DATA = {
-    "name": (lambda data: replace(data, name="other"), "another name"),
-    "pixel": (lambda data: with_training(data, images=another_pixel), "other training images"),
-    "order": (
-        lambda data: with_training(data, images=lambda x: x.flip(0), labels=lambda x: x.flip(0)),
-        "other training images, other training labels",
-    ),
-    "labels": (lambda data: with_training(data, labels=lambda x: x.roll(1)), "other training labels"),
-    "number": (
-        lambda data: replace(data, train=data.train.take(slice(0, 100))),
-        "another number or shape of images, other training images, other training labels",
-    ),
-    "normalization": (
-        lambda data: replace(data, train=replace(data.train, normalization=Normalization((0.4,) * 3, (0.2,) * 3))),
-        "another normalization",
-    ),
-}
-
-
-@pytest.mark.parametrize("other", OTHER_DATA)
-def test_a_checkpoint_of_other_data_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, other):
-    path, net = tmp_path / "checkpoint.pt", tiny_net()
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    before, content = weights(net), path.read_bytes()
-    make, message = OTHER_DATA[other]
-    with pytest.raises(ValueError, match=rf"on other data \(tiny\): {message}; use another file, or remove it"):
-        fit(net, make(tiny_data), tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert_same_weights(weights(net), before)
-    assert path.read_bytes() == content
-
-
-def test_the_same_data_are_the_same_in_another_memory_format(tiny_net, tiny_data, tiny_config, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    same = with_training(tiny_data, images=lambda x: x.contiguous(memory_format=torch.channels_last))
-    assert fit(tiny_net(), same, tiny_config(epochs=1), checkpoint=path, progress=False) == history
-
-
-def test_a_checkpoint_from_before_data_were_compared_is_taken_up(tiny_net, tiny_data, tiny_config, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    state["data"] = {name: state["data"][name] for name in ("name", "images", "classes")}
-    save_checkpoint(path, state)
-    assert fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False) == history
-    with pytest.raises(ValueError, match="another name"):
-        fit(tiny_net(), replace(tiny_data, name="other"), tiny_config(epochs=1), checkpoint=path, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"config": {"epochs": 5, "learning_rate": 0.2}}, "another epochs, learning_rate;"),
-        ({"config": {"loss": LossConfig(weights="equal")}}, "another loss;"),
-        ({"net": {"width": 3}}, "of another network"),
-        ({"net": {"exit_after": (1, 4)}}, "of another network"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, changes, message):
-    path = tmp_path / "checkpoint.pt"
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    net, content = tiny_net(**changes.get("net", {})), path.read_bytes()
-    before = weights(net)
-    config = tiny_config(**{"epochs": 1, **changes.get("config", {})})
-    with pytest.raises(ValueError, match=message):
-        fit(net, tiny_data, config, checkpoint=path, progress=False)
-    assert_same_weights(weights(net), before)
-    assert path.read_bytes() == content
-
-
 @pytest.fixture
 def stopped_at_once(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
     """The checkpoint of a run that was interrupted in its first epoch."""
@@ -329,20 +247,6 @@ def test_a_checkpoint_without_an_epoch_gives_way_to_another_run(
     assert load_checkpoint(stopped_at_once)["epoch"] == 1
 
 
-def test_an_optimizer_of_another_build_is_refused_before_anything_is_overwritten(
-    tiny_net, tiny_data, tiny_config, tmp_path
-):
-    path, net = tmp_path / "checkpoint.pt", tiny_net()
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][:1]
-    save_checkpoint(path, state)
-    before = weights(net)
-    with pytest.raises(ValueError, match="another optimizer"):
-        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert_same_weights(weights(net), before)
-
-
 @pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"compile": "no"}])
 def test_a_run_goes_on_with_another_precision_asked_for_and_without_the_compiler(
     tiny_net, tiny_data, tiny_config, tmp_path, interrupted, changed
@@ -354,30 +258,6 @@ def test_a_run_goes_on_with_another_precision_asked_for_and_without_the_compiler
     history = fit(tiny_net(), tiny_data, tiny_config(epochs=3, **changed), checkpoint=path, progress=False)
     assert list(history.rows[: len(kept)]) == kept
     assert len(history.rows) == 3
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_first_step_that_overflows_leaves_no_trace(tiny_net, tiny_config, momentum):
-    """As a GradScaler has the fused kernel skip it; then a step as usual, against the kernel that is not fused."""
-    nets = {"cuda": tiny_net(), "cpu": tiny_net()}  # the devices that the kernels are for; the weights are on the CPU
-    config = tiny_config(momentum=momentum, nesterov=False, learning_rate=0.1)
-    optimizers = {name: _optimizer(net, config, torch.device(name)) for name, net in nets.items()}
-    before = weights(nets["cuda"])
-    for name, net in nets.items():
-        torch.manual_seed(0)
-        for parameter in net.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        if name == "cuda":
-            junk = [torch.full_like(parameter, 1e30) for parameter in net.parameters()]
-            del junk  # what the next allocation finds
-            optimizers[name].grad_scale, optimizers[name].found_inf = torch.tensor(1.0), torch.tensor(1.0)
-            optimizers[name].step()
-            assert_same_weights(weights(net), before)
-            optimizers[name].found_inf = torch.tensor(0.0)
-        for _ in range(2):
-            optimizers[name].step()
-    for (name, fused), plain in zip(weights(nets["cuda"]).items(), weights(nets["cpu"]).values(), strict=True):
-        torch.testing.assert_close(fused, plain, msg=name)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -479,6 +359,32 @@ def test_what_does_not_fit_is_said_before_training(tiny_net, tiny_data, tiny_con
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_named(tiny_net, tiny_data, tiny_config, dtype):
+    message = rf"'units\.0\.0\.weight' of the network is {dtype}; train in float32 \(`net\.float\(\)`\)"
+    with pytest.raises(ValueError, match=message):
+        fit(tiny_net().to(dtype), tiny_data, tiny_config(), progress=False)
+
+
+class Dropped(nn.Module):
+    """Writes into what it reads, only while it is trained."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.1, self.training, inplace=True)
+
+
+def test_a_head_that_spoils_deeper_exits_is_named(tiny_net, tiny_data, tiny_config):
+    net = tiny_net()
+    net.exits["3"] = nn.Sequential(Dropped(), net.exits["3"])
+    with pytest.raises(ValueError, match="the exit after unit 3 works in place on"):
+        fit(net, tiny_data, tiny_config(), progress=False)
+
+
+def test_what_is_no_config_is_named(tiny_net, tiny_data):
+    with pytest.raises(TypeError, match=r"must be a TrainConfig, such as recipe\('slim'\), got 'slim'"):
+        fit(tiny_net(), tiny_data, "slim", progress=False)
+
+
 def test_every_exit_needs_an_output_for_every_class(tiny_data, tiny_config):
     whole = resnet18(width=2, num_classes=4)
     net = MultiExitNet(whole.units, {2: resnet18(width=2, num_classes=2).exits["8"], 8: whole.exits["8"]})
@@ -498,43 +404,6 @@ def test_a_split_without_a_class_is_an_error_that_names_it(tiny_net, tiny_data, 
     few = replace(tiny_data, **{part: split.take((split.labels != 1) & (split.labels != 3))})
     with pytest.raises(ValueError, match=rf"the {word} split has 2 of 4 classes: no image is of \['b', 'd'\]"):
         fit(tiny_net(), few, tiny_config(), progress=False)
-
-
-def test_a_checkpoint_from_before_a_kind_of_augmentation_is_taken_up(tiny_net, tiny_data, tiny_config, tmp_path):
-    path, net = tmp_path / "checkpoint.pt", tiny_net()
-    history = fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    for field in ("brightness", "contrast", "saturation"):
-        del state["config"]["augmentation"][field]
-    torch.save(state, path)
-    assert fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False) == history
-    jittered = tiny_config(augmentation=replace(tiny_config().augmentation, contrast=0.1))
-    with pytest.raises(ValueError, match="another augmentation"):
-        fit(tiny_net(), tiny_data, jittered, checkpoint=path, progress=False)
-
-
-def test_biases_of_norms_can_run_ahead(tiny_net, tiny_data, tiny_config):
-    """After one step they have moved by so many times more, and nothing else has moved otherwise."""
-    before = tiny_net().state_dict()
-    one, ahead = tiny_net(), tiny_net()
-    whole = {"epochs": 1, "batch_size": len(tiny_data.train), "momentum": 0.0, "nesterov": False}
-    for net, rate in ((one, 1.0), (ahead, 8.0)):
-        fit(net, tiny_data, tiny_config(**whole, bias_learning_rate=rate), progress=False)
-
-    for name, parameter in one.named_parameters():
-        moved, moved_ahead = (net.get_parameter(name) - before[name] for net in (one, ahead))
-        bias_of_norm = name.endswith("bias") and name.startswith("units.")
-        torch.testing.assert_close(moved_ahead, moved * (8 if bias_of_norm else 1), msg=name)
-        assert parameter.grad is None
-
-
-def test_norms_without_a_bias_have_none_to_run_ahead(tiny_data, tiny_config):
-    units = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.ReLU()) for affine in (False, True)]
-    units[1][0] = nn.Conv2d(4, 4, 3)
-    net = MultiExitNet(units, {0: create_exit("avg", 4, 4), 1: create_exit("avg", 4, 4)})
-    groups = _optimizer(net, tiny_config(bias_learning_rate=8.0), torch.device("cpu")).param_groups
-    assert [parameter is units[1][1].bias for parameter in groups[2]["params"]] == [True]
-    fit(net, tiny_data, tiny_config(epochs=1, bias_learning_rate=8.0), progress=False)
 
 
 @pytest.mark.parametrize(("batch_size", "at_a_time"), [(4, 16), (112, 448), (128, 500), (10**6, 500)])

@@ -192,7 +192,7 @@ def test_a_checkpoint_of_exits_on_another_network_is_refused(tiny_data, tiny_con
     assert path.read_bytes() == content
 
 
-def test_a_checkpoint_of_exits_is_taken_up_whatever_these_exits_were(tiny_data, tiny_config, tmp_path):
+def test_a_checkpoint_of_exits_is_resumed_whatever_these_exits_were(tiny_data, tiny_config, tmp_path):
     path, net, other = tmp_path / "checkpoint.pt", build_dropout_net(), build_dropout_net()
     history = fit(net, tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False)
     for parameter in trained_part(other, "early_exits").parameters():

@@ -1,10 +1,7 @@
-"""A site on localhost that can misbehave, a registry with one small untrained network, and a finished run."""
+"""A registry with one small untrained network, and a finished run."""
 
 import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,60 +17,6 @@ from eeutils.weights.fetch import sha256_of
 from eeutils.weights.publish import halved
 
 TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp", "exit_after": [2, 4]}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the site says; it falls silent or hangs up after `sent` bytes of the body if that is given."""
-
-    body: bytes
-    status: int = 200
-    sent: int | None = None
-    hangs: bool = False
-    delay_s: float = 0.0
-
-
-@dataclass
-class Site:
-    """Answers by path, and the paths that were asked for."""
-
-    url: str = ""
-    answers: dict[str, Answer] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    def serve(self, path: str, body: bytes, **how) -> str:
-        self.answers[path] = Answer(body, **how)
-        return self.url + path
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site, over = Site(), threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.asked.append(self.path)
-            answer = site.answers.get(self.path, Answer(b"no such page", status=404))
-            over.wait(answer.delay_s)
-            self.send_response(answer.status)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body[: answer.sent])
-            self.wfile.flush()
-            if answer.hangs:
-                over.wait(30)
-
-        def log_message(self, *args) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    site.url = f"http://127.0.0.1:{server.server_port}"
-    yield site
-    over.set()
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(autouse=True)

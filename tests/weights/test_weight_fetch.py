@@ -48,7 +48,7 @@ def test_a_damaged_repository_file_names_the_remedy(repository, damage):
 
 
 def test_fetched_once_then_offline(site, cache):
-    site.serve("/w", CONTENT)
+    site.say("/w", CONTENT)
     file = stored("repository", f"{site.url}/w")
     path = local_file(file, None)
     assert path == cache / "net/w.bin"
@@ -60,7 +60,7 @@ def test_fetched_once_then_offline(site, cache):
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1], CONTENT[:-1] + b"x", HTML, b""])
 def test_a_damaged_cache_copy_is_fetched_again(site, cache, damage):
-    site.serve("/w", CONTENT)
+    site.say("/w", CONTENT)
     cached = cache / "net/w.bin"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(damage)
@@ -68,7 +68,7 @@ def test_a_damaged_cache_copy_is_fetched_again(site, cache, damage):
 
 
 def test_the_next_source_has_its_turn(site, cache):
-    site.serve("/good", CONTENT)
+    site.say("/good", CONTENT)
     file = stored("repository", f"{site.url}/missing", f"{site.url}/good")
     assert local_file(file, None).read_bytes() == CONTENT
     assert site.asked == ["/missing", "/good"]
@@ -82,13 +82,13 @@ def test_the_next_source_has_its_turn(site, cache):
         ({"body": b"x", "status": 500}, "500"),
         ({"body": CONTENT[:-1] + b"x"}, "not the file that was published"),
         ({"body": CONTENT[:-9]}, "not the file that was published"),
-        ({"body": CONTENT, "sent": 100}, "IncompleteRead|incomplete|broken"),
-        ({"body": CONTENT, "sent": 100, "hangs": True}, "[Tt]imed out"),
+        ({"body": CONTENT, "ends_after": 100}, "IncompleteRead|incomplete|broken"),
+        ({"body": CONTENT, "silent_after": 100}, "[Tt]imed out"),
     ],
     ids=["web page", "404", "500", "bit rot", "short", "hangs up", "hangs"],
 )
 def test_what_a_bad_source_did_is_said_and_nothing_is_left(site, cache, answer, reason):
-    site.serve("/w", **answer)
+    site.say("/w", **answer)
     with pytest.raises(DataUnavailableError, match=reason) as caught:
         local_file(stored(f"{site.url}/w"), None, timeout_s=QUICK)
     assert f"{site.url}/w" in str(caught.value)
@@ -102,7 +102,7 @@ def test_a_host_that_is_not_there(cache):
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault_of_the_source(site, monkeypatch, tmp_path):
-    site.serve("/w", CONTENT)
+    site.say("/w", CONTENT)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="EEUTILS_CACHE"):
@@ -124,7 +124,7 @@ def in_children(count: int, work: Callable[[], object]) -> list[object]:
 
 def test_a_full_disk_is_no_fault_of_the_source(site, cache):
     content = bytes(200_000)
-    file = stored(site.serve("/w", content), content=content)
+    file = stored(site.say("/w", content), content=content)
 
     def fetch_onto_a_full_disk() -> str:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -139,7 +139,7 @@ def test_a_full_disk_is_no_fault_of_the_source(site, cache):
 
 
 def test_two_processes_fetch_once(site, cache):
-    file = stored(site.serve("/w", CONTENT, delay_s=0.5))
+    file = stored(site.say("/w", CONTENT, delay_s=0.5))
     assert in_children(2, lambda: local_file(file, None).read_bytes()) == [CONTENT] * 2
     assert site.asked == ["/w"]
 
@@ -208,7 +208,7 @@ def test_a_file_fetched_by_hand_is_used(monkeypatch, cache):
 
 def test_gdowns_interface_is_the_one_that_is_called(site, tmp_path):
     # The real function, with a URL in place of the id: the other arguments have to be its own.
-    site.serve("/w", CONTENT)
+    site.say("/w", CONTENT)
     output = tmp_path / "w"
     gdown.download(url=f"{site.url}/w", output=str(output), timeout=QUICK, use_cookies=False, retries=1)
     assert output.read_bytes() == CONTENT

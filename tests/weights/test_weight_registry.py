@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from eeutils.models import create_model, list_models
 from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
 from eeutils.weights import registry as registry_module
 from eeutils.weights.publish import LARGEST_FILE, LARGEST_FOLDER
-from eeutils.weights.registry import REGISTRY_FILE, run_name
+from eeutils.weights.registry import REGISTRY_FILE, run_name, without_width_and_seed
 
 NORMALIZATION = Normalization((0.5,), (0.25,))
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
@@ -61,10 +62,25 @@ def test_an_entry_of_the_same_name_is_replaced():
     assert registry.entry("a").note == "new"
 
 
-def test_unknown_name_lists_choices_closest_first():
-    registry = Registry((untrained("aaa-digits"), untrained("resnet18-avg"), untrained("resnet18-spp")))
-    with pytest.raises(ValueError, match=r"resnet18-sp'.*\['resnet18-spp', 'resnet18-avg', 'aaa-digits'\]"):
-        registry.entry("resnet18-sp")
+def trained(name: str) -> WeightEntry:
+    return replace(untrained(name), status="trained", weights=StoredFile(name, "00" * 32, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "choices"),
+    [
+        ("resnet18-", "choose from ['resnet18-avg-w4', 'resnet18-avg']; "),  # what is there first
+        ("resnet19-avg", "choose from ['resnet18-avg-w4', 'resnet18-avg']; "),
+        ("vgg", "choose from ['vgg-avg-1', 'vgg-avg-2', 'vgg-avg-3', 'vgg-avg-4', 'vgg-avg-5']; "),
+        ("???", ""),
+    ],
+)
+def test_unknown_name_is_answered_with_a_few_like_it(wrong, choices):
+    others = [untrained(f"vgg-avg-{number}") for number in range(1, 7)]
+    registry = Registry((untrained("resnet18-avg"), trained("resnet18-avg-w4"), *others))
+    with pytest.raises(ValueError, match="unknown weights") as caught:
+        registry.entry(wrong)
+    assert str(caught.value) == f"unknown weights {wrong!r}; {choices}list_weights() has all that can be loaded"
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', '{"a": {"model": "x"}}', '{"a": {"colour": "red"}}'])
@@ -115,6 +131,11 @@ def test_a_run_on_poisoned_data_is_marked_in_its_name(changes, name):
     assert run_name({"model": "net", "pool": "spp", "data": "toy", "train": {}, **changes}) == name
 
 
+@pytest.mark.parametrize("more", ["", "-w16", "-s1", "-w16-s12"])
+def test_width_and_seed_come_off_a_name_and_nothing_else_does(more):
+    assert without_width_and_seed(f"net-spp-toy-ic_only-e2+4{more}") == "net-spp-toy-ic_only-e2+4"
+
+
 # The registry of the repository.
 
 
@@ -148,6 +169,16 @@ def test_the_full_width_networks_and_the_published_ones_have_entries():
     pools = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
     assert {f"{model}-{pool}-cifar10" for model, pool in pools} <= names
     assert {f"upf-resnet18_{n}exits-spp-cifar10" for n in (2, 3)} <= names
+
+
+def test_a_name_without_its_data_set_is_answered_with_what_can_be_loaded_first():
+    with pytest.raises(ValueError, match="unknown weights") as caught:
+        default_registry().entry("resnet18_3exits-spp")
+    listed = re.findall(r"'(resnet18_3exits-spp-[^']*)'", str(caught.value))
+    assert 1 <= len(listed) <= 5
+    at_hand = [default_registry().entry(name).has_results for name in listed]
+    assert at_hand[0]
+    assert at_hand == sorted(at_hand, reverse=True)
 
 
 def test_an_installed_package_reads_its_own_copy(tmp_path, monkeypatch):

@@ -1,0 +1,81 @@
+"""Decisions: where a policy lets every image of a table leave, and what comes of it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from eeutils.analysis.fallbacks import with_fallback
+from eeutils.analysis.policies import Policy, check_policy, leaving
+from eeutils.analysis.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Where every image of a split left, and what came of it.
+
+    Attributes:
+        exit_index: (N,) int64.
+        predicted: (N,) int64, the class that exit named, or the fallback for images that no early exit let go.
+        labels: (N,) int64.
+        costs: (E,) float64, multiply-adds up to each exit.
+    """
+
+    exit_index: Tensor
+    predicted: Tensor
+    labels: Tensor
+    costs: Tensor
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Share of the images whose class was named."""
+        return float((self.predicted == self.labels).double().mean())
+
+    @cached_property
+    def mean_cost(self) -> float:
+        """Mean multiply-adds per image."""
+        return float(self.costs[self.exit_index].mean())
+
+    @property
+    def relative_cost(self) -> float:
+        """`mean_cost` as a share of the whole network's."""
+        return self.mean_cost / float(self.costs[-1])
+
+    @property
+    def exit_rates(self) -> Tensor:
+        """(E,) float64, share of the images that left at each exit."""
+        return torch.bincount(self.exit_index, minlength=len(self.costs)).double() / len(self.exit_index)
+
+
+def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> Decisions:
+    """Let `policy` decide for every image of the table.
+
+    Args:
+        predictions: the table.
+        policy: who leaves where.
+        fallback: whose answer counts for an image that no early exit let go: see
+            `eeutils.analysis.fallbacks.fallback_logits`.
+
+    Raises:
+        TypeError: if `policy` is no policy.
+        ValueError: if the policy is for another number of exits, or does not answer one bool per image, or the fallback
+            is unknown.
+    """
+    index = exit_indices(predictions.logits, policy)
+    predicted = with_fallback(predictions, fallback).predicted.gather(0, index[None])[0]
+    return Decisions(index, predicted, predictions.labels, predictions.costs)
+
+
+def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
+    """Logits (E, N, C) -> the exit at which each image leaves, (N,) int64; the last takes whoever is left.
+
+    Raises:
+        TypeError, ValueError: see `decide`.
+    """
+    num_exits = len(logits)
+    check_policy(policy, num_exits)
+    left_at = torch.full(logits.shape[1:2], num_exits - 1, device=logits.device)
+    for index in reversed(range(num_exits - 1)):  # from deep to shallow: the first exit to let an image go wins
+        left_at[leaving(policy, logits[: index + 1])] = index
+    return left_at

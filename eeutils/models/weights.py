@@ -1,0 +1,16 @@
+"""What of a network is its weights."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+def named_weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and running statistics under all their names in `state_dict()`: what has to be finite.
+
+    Any other buffer may hold infinities, as an attention mask does.
+    """
+    yield from net.named_parameters(remove_duplicate=False)
+    yield from (named for named in net.named_buffers(remove_duplicate=False) if named[0].endswith(_STATISTICS))

@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eeutils.analysis.scores import certainty, confidence, latest_score, margin, score_of
+
+OWN, SHARED = ["confidence", "entropy", "margin"], ["ensemble", "geometric"]
+
+shapes = st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(2, 4))
+
+
+def test_scores_by_hand():
+    logits = torch.tensor([0.7, 0.2, 0.1]).log()
+    entropy = -(0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1))
+    assert confidence(logits).item() == pytest.approx(0.7)
+    assert margin(logits).item() == pytest.approx(0.5)
+    assert certainty(logits).item() == pytest.approx(1 - entropy / math.log(3), abs=1e-6)
+
+
+@given(
+    name=st.sampled_from(OWN),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(2, 12)),
+    scale=st.floats(0, 1e4),
+    seed=st.integers(0, 999),
+)
+def test_scores_lie_between_zero_and_one_and_do_not_depend_on_the_rest_of_the_batch(name, shape, scale, seed):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    together = score_of(logits, name)
+    assert ((together >= 0) & (together <= 1 + 1e-6)).all()
+    one_by_one = torch.stack([torch.cat([score_of(image[None], name) for image in answers]) for answers in logits])
+    assert torch.equal(together, one_by_one)
+
+
+def test_scores_that_count_in_earlier_exits_by_hand():
+    logits = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.2, 0.8]]]).log()
+    mean = [0.9, (0.1 + 0.6) / 2, (0.1 + 0.6 + 0.8) / 3]  # of the class that the exit names
+    assert score_of(logits, "ensemble")[:, 0].tolist() == pytest.approx(mean)
+    first, second = math.sqrt(0.9 * 0.4), math.sqrt(0.1 * 0.6)
+    assert score_of(logits, "geometric")[:2, 0].tolist() == pytest.approx([0.9, second / (first + second)])
+
+
+@settings(max_examples=30)
+@given(shape=shapes, seed=st.integers(0, 999), name=st.sampled_from(SHARED))
+def test_such_scores_do_not_depend_on_later_exits_nor_on_other_images(shape, seed, name):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2
+    together = score_of(logits, name)
+    assert ((together >= 0) & (together <= 1 + 1e-6)).all()
+    for index in range(shape[0]):
+        torch.testing.assert_close(score_of(logits[: index + 1], name)[-1], together[index], rtol=0, atol=0)
+    one_by_one = torch.cat([score_of(logits[:, [image]], name) for image in range(shape[1])], dim=1)
+    torch.testing.assert_close(one_by_one, together, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OWN + SHARED)
+def test_the_latest_score_is_that_of_the_deepest_exit(name):
+    logits = torch.randn(3, 5, 4) * 2
+    for count in (1, 2, 3):
+        assert torch.equal(latest_score(logits[:count], name), score_of(logits, name)[count - 1])
+
+
+def test_an_unknown_score_is_refused_with_the_choices():
+    with pytest.raises(
+        ValueError, match=r"unknown score 'patience'; choose from \['confidence', 'ensemble', 'entropy'"
+    ):
+        score_of(torch.zeros(1, 2), "patience")

@@ -1,0 +1,57 @@
+"""Tensors of files into networks. What `put_tensors` says of tensors that do not fit is in test_weight_load.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from eeutils.models import MultiExitNet
+from eeutils.weights.tensors import put_tensors, stored_tensors
+
+
+def make_net() -> MultiExitNet:
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    net = MultiExitNet([nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))], {0: head})
+    net.register_buffer("mask", torch.zeros(2))
+    return net
+
+
+def test_a_mask_may_be_infinite():
+    net = make_net()
+    put_tensors(net, stored_tensors(net) | {"mask": torch.full((2,), -torch.inf)}, "a file")
+    assert net.mask.tolist() == [-torch.inf] * 2
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net, backend="eager")])
+@pytest.mark.parametrize("name", ["exits.0.2.bias", "units.0.1.running_mean", "units.0.1.running_var"])
+def test_a_weight_or_statistic_may_not(name, wrap):
+    net = make_net()
+    broken = stored_tensors(net) | {name: torch.full_like(net.state_dict()[name], torch.inf)}
+    with pytest.raises(ValueError, match=f"NaN or infinite: {name}$"):
+        put_tensors(wrap(net), broken, "a file")
+    assert net.state_dict()[name].isfinite().all()
+
+
+def test_the_name_of_a_tied_weight_that_is_broken_is_found():
+    """`parameters()` knows it by one name only, and the file by two."""
+    unit = nn.Conv2d(3, 3, 1)
+    net = MultiExitNet([unit, unit], {1: nn.Flatten()})
+    with pytest.raises(ValueError, match=r"NaN or infinite: units\.1\.bias$"):
+        put_tensors(net, stored_tensors(net) | {"units.1.bias": torch.full((3,), torch.nan)}, "a file")
+
+
+def test_a_file_of_a_compiled_network_fits_the_network_and_the_other_way_round():
+    plain, compiled = make_net(), torch.compile(make_net(), backend="eager")
+    put_tensors(plain, compiled.state_dict(), "a file")
+    assert torch.equal(plain.units[0][0].weight, compiled.units[0][0].weight)
+    with torch.no_grad():
+        plain.units[0][0].weight.zero_()
+    put_tensors(compiled, plain.state_dict(), "a file")
+    assert not compiled.units[0][0].weight.any()
+
+
+def test_what_is_stored_shares_no_memory():
+    head = nn.Linear(2, 2)
+    net = MultiExitNet([nn.Identity(), nn.Identity()], {0: head, 1: head}).to(memory_format=torch.channels_last)
+    tensors = stored_tensors(net)
+    assert tensors.keys() == net.state_dict().keys()
+    assert len({tensor.data_ptr() for tensor in (*tensors.values(), head.weight, head.bias)}) == 6
