@@ -109,12 +109,8 @@ def _slim() -> Iterator[PlannedRun]:
             yield PlannedRun(slim.format(model, pool, 16))
     alone = "ic_only --model resnet18_sdn --pool mixed --width 16 --start-from resnet18-avg-cifar10-w16"
     yield PlannedRun(f"{alone} --train.precision bf16")
-    for model in ("resnet18_sdn", "vgg16_sdn"):
-        yield PlannedRun(
-            f"slim --model {model} --pool mixed --width 16 --train.loss.weights sdn --train.precision bf16"
-        )
-    narrow = "slim --model wideresnet32_4_sdn --pool mixed --width 4 --train.epochs 36"
-    yield PlannedRun(f"{narrow} --train.loss.weights sdn --train.precision bf16")
+    for model, width in (("resnet18_sdn", "16"), ("vgg16_sdn", "16"), ("wideresnet32_4_sdn", "4 --train.epochs 36")):
+        yield PlannedRun(slim.format(model, "mixed", f"{width} --train.loss.weights sdn"))
     yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, 16))
     for width in (24, 32):
         yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, f"{width} {_LONG}"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eeutils.analysis.predictions import collect_logits
+from eeutils.analysis.predictions import check_outputs, collect_logits
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.augmentation import augmented_batch
 from eeutils.data.splits import missing_classes
@@ -320,8 +320,8 @@ def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
             raise ValueError(
                 f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"
             ) from error
-    for outputs in {answer.shape[1] for answer in answers} - {len(data.classes)}:
-        raise ValueError(f"the network has {outputs} outputs, the data {len(data.classes)} classes")
+    for answer in answers:
+        check_outputs(data.train, answer.shape[1])
     for part, split in (("training", data.train), ("validation", data.val)):
         if missing := missing_classes(split):
             present = len(data.classes) - len(missing)
