@@ -59,6 +59,24 @@ def compiled() -> Callable[[Forward], tuple[Forward, list[torch.fx.GraphModule]]
     return compile_and_list
 
 
+@dataclass(frozen=True)
+class TwoInARow:
+    """A rule of one's own: leave when an exit names the class that the one before named."""
+
+    def leaves(self, logits: Tensor) -> Tensor:
+        named = logits.argmax(-1)
+        return named[-1] == named[-2] if len(named) > 1 else torch.zeros_like(named[-1], dtype=torch.bool)
+
+    def check(self, num_exits: int) -> None:
+        if num_exits < 2:
+            raise ValueError("two exits are needed to agree")
+
+
+@pytest.fixture
+def two_in_a_row() -> type[TwoInARow]:
+    return TwoInARow
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, empty."""

@@ -1,6 +1,5 @@
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -138,33 +137,21 @@ def test_when_nobody_leaves_the_answers_are_the_last_exits(count):
     torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
 
 
-@dataclass(frozen=True)
-class TwoInARow:
-    """Leave when an exit names the class that the one before named."""
-
-    def leaves(self, logits: Tensor) -> Tensor:
-        named = logits.argmax(-1)
-        return named[-1] == named[-2] if len(named) > 1 else torch.zeros_like(named[-1], dtype=torch.bool)
-
-    def check(self, num_exits: int) -> None:
-        pass
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
-def test_a_rule_that_looks_back_agrees_as_well(batch_size):
+def test_a_rule_that_looks_back_agrees_as_well(batch_size, two_in_a_row):
     net, split = make_net(6, num_classes=2), make_split(40, num_classes=2)
     with torch.no_grad():  # an untrained head names one class for all images; moved so that it names both
         for head, logits in zip(net.exits.values(), predict(net, split).logits, strict=True):
             head[2].bias -= logits.mean(0)
-    decisions = decide(predict(net, split), TwoInARow())
+    decisions = decide(predict(net, split), two_in_a_row())
     assert len(decisions.exit_index.unique()) > 2  # else this shows little
-    result = Cascade(net, TwoInARow()).run(split, batch_size=batch_size)
+    result = Cascade(net, two_in_a_row()).run(split, batch_size=batch_size)
     assert torch.equal(result.exit_index, decisions.exit_index)
     assert torch.equal(result.predicted, decisions.predicted)
 
 
-def test_a_rule_that_does_not_answer_a_bool_an_image_is_named():
-    class Careless(TwoInARow):
+def test_a_rule_that_does_not_answer_a_bool_an_image_is_named(two_in_a_row):
+    class Careless(two_in_a_row):
         def leaves(self, logits: Tensor) -> Tensor:
             return logits[-1].argmax(-1)
 
@@ -172,8 +159,8 @@ def test_a_rule_that_does_not_answer_a_bool_an_image_is_named():
         Cascade(make_net(3), Careless()).run(make_split(4))
 
 
-def test_an_error_that_is_not_the_images_is_not_put_down_to_them():
-    class Failing(TwoInARow):
+def test_an_error_that_is_not_the_images_is_not_put_down_to_them(two_in_a_row):
+    class Failing(two_in_a_row):
         def leaves(self, logits: Tensor) -> Tensor:
             raise RuntimeError("out of memory")
 

@@ -1,5 +1,4 @@
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -96,30 +95,17 @@ def test_what_is_no_policy_is_named(table, policy, message):
         decide(table, policy)
 
 
-@dataclass(frozen=True)
-class TwoInARow:
-    """Leave when an exit names the class that the one before named."""
-
-    def leaves(self, logits: Tensor) -> Tensor:
-        named = logits.argmax(-1)
-        return named[-1] == named[-2] if len(named) > 1 else torch.zeros_like(named[-1], dtype=torch.bool)
-
-    def check(self, num_exits: int) -> None:
-        if num_exits < 2:
-            raise ValueError("two exits are needed to agree")
-
-
-def test_a_rule_of_ones_own(table):
+def test_a_rule_of_ones_own(table, two_in_a_row):
     # Named by the exits: (0, 0, 0), (1, 0, 1), (0, 1, 1), (0, 1, 1).
-    decisions = decide(table, TwoInARow())
+    decisions = decide(table, two_in_a_row())
     assert decisions.exit_index.tolist() == [1, 2, 2, 2]
     with pytest.raises(ValueError, match="two exits are needed"):
-        decide(from_probs([[[0.9, 0.1]]], [0], [1]), TwoInARow())
+        decide(from_probs([[[0.9, 0.1]]], [0], [1]), two_in_a_row())
 
 
 @pytest.mark.parametrize("answer", [torch.tensor([1, 0, 1, 0]), torch.tensor([True]), torch.ones(1, 4).bool()])
-def test_a_rule_that_does_not_answer_a_bool_an_image_is_named(table, answer):
-    class Careless(TwoInARow):
+def test_a_rule_that_does_not_answer_a_bool_an_image_is_named(table, answer, two_in_a_row):
+    class Careless(two_in_a_row):
         def leaves(self, logits: Tensor) -> Tensor:
             return answer
 
