@@ -16,10 +16,8 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,10 +28,11 @@ from torch import Tensor
 from benchmarks.report import publish, report_path
 from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.seconds import measure_seconds, now, stage_seconds
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
-from eeutils.cascade import Cascade, prepared_for_inference
+from eeutils.cascade import Cascade
 from eeutils.data import Split, load_data
-from eeutils.models import MultiExitNet, drop_exits
+from eeutils.models import MultiExitNet, drop_exits, prepared_for_inference
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
@@ -112,24 +111,26 @@ def run(options: Benchmark) -> str:
     net = load_weights(options.weights, device)
     plain = load_weights(options.plain, device) if options.plain else drop_exits(net, net.exit_after[:-1])
     validation, test = load_predictions(options.weights, "val"), load_predictions(options.weights, "test")
-    split = load_data(weight_entry(options.weights).data).test
+    data = load_data(weight_entry(options.weights).data)
     sizes = options.batch_sizes or ((1, 4096) if device.type == "cuda" else (1, 256))
     against = f"`{options.plain}`" if options.plain else "itself without early exits"
     parts = [f"`{options.weights}` against {against}, on {machine(device)}\n"]
     for size in sizes:
-        images = split.take(slice(0, max(options.images // 10 if size == 1 else options.images, size)))
-        timing = measure(net, plain, policies(validation), images, size, options.repeats, validation.costs)
+        images = data.test.take(slice(0, max(options.images // 10 if size == 1 else options.images, size)))
+        rules = policies(validation, measure_seconds(net, data.val, batch_size=size))
+        timing = measure(net, plain, rules, images, size, options.repeats, validation.costs)
         heading = f"**Batches of {size}**, {timing.num_images:,} test images"
         parts.append(f"{heading}\n\n{frame_as_markdown(summary(timing))}\n")
     parts.append(f"{sweep_report(test, options.repeats)}\n")
     return "\n".join(parts)
 
 
-def policies(validation: Predictions) -> dict[str, Policy]:
-    """The rules to compare, chosen on validation."""
+def policies(validation: Predictions, seconds: Tensor) -> dict[str, Policy]:
+    """The rules to compare, chosen on validation; the budgets in multiply-adds, and in `seconds` (E,) up to an exit."""
     chosen = {name: choose_one_threshold(validation, drop).policy for drop, name in _LOSING.items()}
-    if validation.relative_costs[0] <= BUDGET:
-        chosen[f"at most {BUDGET:.0%} of the cost"] = choose_for_budget(validation, BUDGET).policy
+    for measure, measured in {"multiply-adds": validation, "time": replace(validation, costs=seconds)}.items():
+        if measured.relative_costs[0] <= BUDGET:
+            chosen[f"at most {BUDGET:.0%} of the {measure}"] = choose_for_budget(measured, BUDGET).policy
     return chosen
 
 
@@ -159,7 +160,7 @@ def measure(
         for name, forward in ((PLAIN, bare), (WHOLE, whole)):
             predicted[name] = torch.cat([forward(images)[-1].argmax(-1) for images in batches]).cpu()
         for repeat in range(repeats + 1):
-            of_stages = stage_seconds(whole, batches, device)
+            of_stages = stage_seconds(whole, batches, device).sum(0)
             times = {name: seconds_for(contender, batches, device) for name, contender in contenders.items()}
             if repeat:  # the first has warmed up
                 stages.append(of_stages)
@@ -179,44 +180,10 @@ def measure(
 
 def seconds_for(work: Callable[[Tensor], object], batches: Sequence[Tensor], device: torch.device) -> float:
     """How long `work` takes for all batches."""
-    started = _now(device)
+    started = now(device)
     for images in batches:
         work(images)
-    return _now(device) - started
-
-
-def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.device) -> Tensor:
-    """(E,) float64, how long each stage of `net` takes for all batches when nobody leaves."""
-    stages = list(net.stages())
-    marks = []
-    for x in batches:
-        marks.append([_mark(device)])
-        for stage in stages:
-            x = stage.features(x)
-            stage.answer(x)
-            marks[-1].append(_mark(device))
-    _now(device)
-    return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64).sum(0)
-
-
-def _mark(device: torch.device) -> float | torch.cuda.Event:
-    """A moment in what the device is told to do; waiting for a GPU here would count the wait in."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    """Seconds; a GPU has to have got there."""
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return now(device) - started
 
 
 def allowed_by_stages(stages: Tensor, exit_index: Tensor) -> Tensor:

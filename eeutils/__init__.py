@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eeutils.analysis.policies import ThresholdPolicy
     from eeutils.analysis.predictions import Predictions, predict
     from eeutils.analysis.risk import choose_with_guarantee
+    from eeutils.analysis.seconds import measure_seconds
     from eeutils.analysis.thresholds import choose_for_accuracy, choose_for_budget, choose_one_threshold
     from eeutils.cascade import Cascade
     from eeutils.classifier import Classifier, load_classifier
@@ -56,6 +57,7 @@ __all__ = [
     "load_image",
     "load_predictions",
     "load_weights",
+    "measure_seconds",
     "predict",
     "recipe",
     "with_internal_classifiers",
@@ -85,6 +87,7 @@ _MODULE_OF = {
     "load_image": "eeutils.data",
     "load_predictions": "eeutils.weights",
     "load_weights": "eeutils.weights",
+    "measure_seconds": "eeutils.analysis.seconds",
     "predict": "eeutils.analysis.predictions",
     "recipe": "eeutils.training",
     "with_internal_classifiers": "eeutils.models",

@@ -18,9 +18,10 @@ import torch
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
-from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
+from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import ImageData
 from eeutils.device import default_device
+from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard

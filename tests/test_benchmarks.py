@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -7,7 +8,7 @@ from benchmarks import cascade, exit_placement
 from eeutils.analysis.costs import exit_costs, measure_costs
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import ThresholdPolicy
-from eeutils.analysis.predictions import Predictions, predict
+from eeutils.analysis.predictions import predict
 from eeutils.data import Normalization, Split, load_data
 from eeutils.models import drop_exits, resnet18
 from eeutils.weights import WeightEntry
@@ -61,18 +62,24 @@ def test_everything_is_measured_on_the_same_images(three_exits, monkeypatch):
 def test_one_of_the_cascades_computes_in_bf16_too(three_exits):
     split, plain = make_split(6), resnet18(width=2).eval()
     validation = predict(three_exits, split)
-    timing = cascade.measure(three_exits, plain, cascade.policies(validation), split, 4, 1, validation.costs)
+    rules = cascade.policies(validation, validation.costs)
+    timing = cascade.measure(three_exits, plain, rules, split, 4, 1, validation.costs)
     assert list(timing.seconds)[-2:] == ["plain network, in bf16", "at most 0.5 points lost, in bf16"]
     assert cascade.summary(timing).loc["at most 0.5 points lost, in bf16", "reached"] == ""
 
 
 def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_out(three_exits):
     validation = predict(three_exits, make_split(20))
-    rules = cascade.policies(validation)
-    assert list(rules)[:3] == [f"at most {points} points lost" for points in ("0", "0.5", "1")]
-    assert decide(validation, rules["at most 50% of the cost"]).relative_cost <= 0.5
-    dear = Predictions(validation.logits, validation.labels, torch.tensor([6.0, 8.0, 10.0]))
-    assert len(cascade.policies(dear)) == 3
+    cheap, dear = torch.tensor([[1.0, 2.0, 10.0], [6.0, 8.0, 10.0]])
+    in_time, in_cost = replace(validation, costs=cheap), replace(validation, costs=dear)
+    rules = cascade.policies(validation, cheap)
+    limits = [f"at most {points} points lost" for points in ("0", "0.5", "1")]
+    budgets = ["at most 50% of the multiply-adds", "at most 50% of the time"]
+    assert list(rules) == limits + budgets
+    for name, measured in zip(budgets, (validation, in_time), strict=True):
+        assert decide(measured, rules[name]).relative_cost <= 0.5
+    assert list(cascade.policies(in_cost, cheap)) == limits + budgets[1:]
+    assert list(cascade.policies(validation, dear)) == limits + budgets[:1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice
-from eeutils.cascade import Cascade, CascadeResult, prepared_for_inference
+from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization, Split
 from eeutils.models import MultiExitNet, resnet18
 from eeutils.training.backends import unrounded_convolutions
@@ -190,16 +190,6 @@ def test_training_the_network_on_does_not_change_a_cascade():
     with torch.no_grad():
         net.units[0][0].weight.zero_()
     assert torch.equal(cascade.run(split).logits, before)
-
-
-def test_a_prepared_network_answers_the_same_and_has_no_batch_norm_left():
-    net = make_net(6, pool="spp")
-    prepared = prepared_for_inference(net)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    images = torch.randn(5, 3, 16, 16)
-    for folded, plain in zip(prepared(images), net(images), strict=True):
-        torch.testing.assert_close(folded, plain.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_results_can_be_used_like_any_tensor():

@@ -30,7 +30,7 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_every_block_is_tried_here():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_a_cascade_in_five_lines(monkeypatch, capsys):
@@ -49,6 +49,18 @@ def test_a_cascade_in_five_lines(monkeypatch, capsys):
     assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
     assert asked[0] in list_weights()
     assert asked[1] == "cifar10"
+
+
+def test_a_budget_in_seconds(monkeypatch):
+    digits, named = eeutils.load_data("digits"), {}
+    net = resnet18(width=2, exit_after=(0, 4))  # its first exit takes far less than half of the time
+    monkeypatch.setattr(eeutils, "load_data", lambda name: digits, raising=False)
+    monkeypatch.setattr(eeutils, "load_weights", lambda name: net, raising=False)
+
+    exec(block("measure_seconds"), named)
+
+    assert named["seconds"].shape == (3,)
+    assert named["choice"].relative_cost <= 0.5
 
 
 def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):

@@ -65,6 +65,7 @@ _NAMES = {
         "margin",
         "score_of",
     ),
+    "seconds": ("measure_seconds",),
     "thresholds": (
         "Choice",
         "Curve",

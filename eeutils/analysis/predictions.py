@@ -18,7 +18,7 @@ from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
-from eeutils.models.multiexit import check_answers, check_exits
+from eeutils.models.multiexit import check_answers, check_exits, checked_answers
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Predictions:
     Attributes:
         logits: (E, N, C) float32, shallowest exit first, finite, of two classes or more.
         labels: (N,) int64.
-        costs: (E,) float64, multiply-adds of one image up to and including each exit, all heads passed counted.
+        costs: (E,) float64 of one image up to and including each exit, all heads passed counted: multiply-adds, or
+            another measure that was given to `predict`.
     """
 
     logits: Tensor
@@ -51,11 +52,7 @@ class Predictions:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= num_classes:
             raise ValueError(f"labels run from {low} to {high}, but the logits are for classes 0..{num_classes - 1}")
-        steps = self.costs.diff(prepend=self.costs.new_zeros(1)) if self.costs.shape == (num_exits,) else None
-        if steps is None or not self.costs.is_floating_point() or not bool(((steps > 0) & steps.isfinite()).all()):
-            raise ValueError(
-                f"costs must be {num_exits} increasing positive floats, got {self.costs.tolist()} {self.costs.dtype}"
-            )
+        _check_costs(self.costs, num_exits)
         broken = ~self.logits.isfinite().flatten(1).all(1)
         if broken.any():
             exits = broken.nonzero().flatten().tolist()
@@ -133,7 +130,12 @@ class Batched(Protocol):
 
 
 def predict(
-    net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
+    net: MultiExitNet,
+    split: Batched,
+    *,
+    batch_size: int = 500,
+    device: torch.device | str | None = None,
+    costs: Tensor | None = None,
 ) -> Predictions:
     """Run `net` over `split` once, in evaluation mode; the network is left in the mode and place it was in.
 
@@ -144,19 +146,44 @@ def predict(
         split: images and labels.
         batch_size: images at a time.
         device: where to compute; by default where the network is.
+        costs: (E,) float64 of one image up to and including each exit, in any unit, such as the seconds of
+            `eeutils.analysis.seconds.measure_seconds`; by default multiply-adds.
 
     Raises:
         TypeError: if `net` has no exits, or `split` is no split.
         ValueError: if the network cannot read images of this size and number of channels, or answers NaN or infinity,
             or for other than the split's classes, two or more; if an early exit's head works in place on what it
-            reads, see `eeutils.analysis.costs.measure_costs`; or there is no such device.
+            reads, see `eeutils.analysis.costs.measure_costs`; `costs` are not increasing positive floats; or there is
+            no such device.
     """
     check_exits(net)
     check_split(split)
-    costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
+    if costs is None:
+        costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
+    else:
+        costs = costs.cpu()
+        _check_costs(costs, net.num_exits)
+        _try_out(net, split, device)
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
     check_outputs(split, logits.shape[-1])
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
+
+
+@torch.inference_mode(False)  # its tensors do not tell what was written into them
+@torch.no_grad()
+def _try_out(net: MultiExitNet, split: Batched, device: torch.device | str | None) -> None:
+    """Answer one image, to see that the network can read it and that its heads work as they must.
+
+    Raises:
+        ValueError: if not.
+    """
+    with _evaluating(net, device) as at:
+        image = next(_batches(net, split, 1, at))
+        try:
+            checked_answers(net, image)
+        except RuntimeError as error:
+            shape = tuple(split.images.shape[1:])
+            raise ValueError(f"images of shape {shape} do not fit the network: {error}") from error
 
 
 # Not in inference mode: its tensors could not be differentiated later, to fit a temperature say, and a caller's own
@@ -167,12 +194,15 @@ def collect_logits(
     net: MultiExitNet, split: Batched, *, batch_size: int = 500, device: torch.device | str | None = None
 ) -> Tensor:
     """Logits (E, N, C) float32 of every exit for every image of `split`, in evaluation mode, on the device."""
-    weight = next(net.parameters())
-    device = weight.device if device is None else choose_device(device)
-    with _evaluating(net, device):
-        batches = (images.to(weight.dtype) for images, _ in split.batches(batch_size, device))
-        answers = [_stacked(net(images), len(images)) for images in batches]
+    with _evaluating(net, device) as at:
+        answers = [_stacked(net(images), len(images)) for images in _batches(net, split, batch_size, at)]
     return torch.cat(answers, dim=1)
+
+
+def _check_costs(costs: Tensor, num_exits: int) -> None:
+    steps = costs.diff(prepend=costs.new_zeros(1)) if costs.shape == (num_exits,) else None
+    if steps is None or not costs.is_floating_point() or not bool(((steps > 0) & steps.isfinite()).all()):
+        raise ValueError(f"costs must be {num_exits} increasing positive floats, got {costs.tolist()} {costs.dtype}")
 
 
 def check_split(split: Batched) -> None:
@@ -199,22 +229,28 @@ def check_outputs(split: Batched, outputs: int) -> None:
         raise ValueError(f"the network has {outputs} outputs, the data {len(classes)} classes")
 
 
+def _batches(net: MultiExitNet, split: Batched, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    dtype = next(net.parameters()).dtype
+    return (images.to(dtype) for images, _ in split.batches(batch_size, device))
+
+
 def _stacked(answers: list[Tensor], num_images: int) -> Tensor:
     check_answers(answers, num_images)
     return torch.stack(answers).float()
 
 
 @contextmanager
-def _evaluating(net: MultiExitNet, device: torch.device) -> Iterator[None]:
+def _evaluating(net: MultiExitNet, device: torch.device | str | None) -> Iterator[torch.device]:
     """`net` on `device` in evaluation mode, and afterwards back where and as it was, each part in the mode it was in.
 
     Each part by itself: while exits alone are trained the backbone is held in evaluation mode.
     """
     home = next(net.parameters()).device
+    at = home if device is None else choose_device(device)
     training = [module for module in net.modules() if module.training]
     try:
-        with channels_last(net.eval().to(device)):
-            yield
+        with channels_last(net.eval().to(at)):
+            yield at
     finally:
         net.to(home)
         for module in training:

@@ -1,6 +1,7 @@
 """Networks as units and exits."""
 
 from eeutils.models.exits import InternalClassifier, create_exit, list_pools
+from eeutils.models.inference import prepared_for_inference
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
 from eeutils.models.multiexit import MultiExitNet, add_exits, copy_backbone, drop_exits, truncate
@@ -27,6 +28,7 @@ __all__ = [
     "list_pools",
     "mobilenet",
     "mobilenet_sdn",
+    "prepared_for_inference",
     "register_model",
     "resnet18",
     "resnet18_2exits",

@@ -31,7 +31,8 @@ def count_macs(module: nn.Module, x: Features) -> tuple[float, Any]:
         shape = map_tensors(lambda tensor: tuple(tensor.shape[1:]), x)
         raise ValueError(
             f"a feature map of shape {shape} does not fit the network, or its {type(module).__name__} "
-            f"cannot be counted on shapes alone (device meta): {error}"
+            "cannot be counted on shapes alone (device meta) and wants another measure, as in predict(..., "
+            f"costs=measure_seconds(net, split)): {error}"
         ) from error
     return counter.get_total_flops() / 2, y
 

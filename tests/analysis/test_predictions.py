@@ -345,6 +345,55 @@ def test_images_too_small_for_the_network_are_refused():
         predict(net, images(4, size=4))
 
 
+def test_costs_of_another_measure_take_the_place_of_multiply_adds():
+    net, split, milliseconds = small_net(), images(4), torch.tensor([0.5, 0.75, 1.5])
+    with torch.inference_mode():
+        predictions = predict(net, split, costs=milliseconds)
+    assert torch.equal(predictions.costs, milliseconds)
+    assert torch.equal(predictions.logits, predict(net, split).logits)
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    ("costs", "size", "message"),
+    [
+        ([1.0, 2.0], 8, r"costs must be 3 increasing positive floats, got \[1.0, 2.0\]"),
+        ([1.0, 3.0, 2.0], 8, "increasing"),
+        ([1.0, 2.0, 3.0], 4, r"images of shape \(3, 4, 4\) do not fit the network: "),
+    ],
+)
+def test_with_such_costs_too_it_is_told_what_is_wrong_before_all_images_are_computed(costs, size, message):
+    net = small_net(stem="imagenet")
+    net.units[1].register_forward_pre_hook(lambda unit, given: _at_least(given[0], 2))
+    net.units[7].register_forward_hook(lambda unit, given, answer: pytest.fail("computed"))
+    with pytest.raises(ValueError, match=message):
+        predict(net, images(3, size=size), costs=torch.tensor(costs))
+
+
+def _at_least(x, size):
+    if x.shape[-1] < size:
+        raise RuntimeError(f"{size} pixels are needed")
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_with_such_costs_too_a_head_that_works_in_place_is_named(inference):
+    heads = {
+        0: nn.Sequential(Doubled(), nn.Flatten(), nn.Linear(144, 10)),
+        1: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+    }
+    net = MultiExitNet([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], heads)
+    message = "the exit after unit 0 works in place"
+    with torch.inference_mode(inference), pytest.raises(ValueError, match=message):
+        predict(net, images(3), costs=torch.tensor([1.0, 2.0]))
+
+
+class Doubled(nn.Module):
+    """Writes into what it reads."""
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
 def test_collect_logits_stays_in_float32_when_computed_in_half_precision():
     with torch.autocast("cpu", torch.bfloat16):
         assert collect_logits(small_net(), images(3)).dtype == torch.float32

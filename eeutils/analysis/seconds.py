@@ -1,0 +1,97 @@
+"""What an image costs at each exit in seconds, on the machine at hand."""
+
+import time
+from collections.abc import Sequence
+from itertools import cycle, islice, pairwise
+
+import torch
+from torch import Tensor
+
+from eeutils.analysis.predictions import Batched, check_split
+from eeutils.device import choose_device
+from eeutils.models import MultiExitNet, prepared_for_inference
+from eeutils.models.multiexit import check_exits
+
+_WARM_UP = 3
+
+
+def measure_seconds(
+    net: MultiExitNet,
+    split: Batched,
+    *,
+    batch_size: int = 1,
+    batches: int = 50,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """(E,) float64, seconds of one image up to and including each exit, all heads passed counted: `Predictions.costs`.
+
+    Multiply-adds are a rough guide to time: it goes by the machine, by the precision and by how many images come at a
+    time. With these costs thresholds are chosen, and curves drawn, in seconds:
+
+        seconds = measure_seconds(net, data.val, batch_size=1)
+        choice = choose_for_budget(predict(net, data.val, costs=seconds), budget=0.5)  # half of the time
+
+    Measured as `eeutils.cascade.Cascade` runs the network, on batches that nobody leaves; of each stage, from one exit
+    to the next, the median over batches counts. What a cascade does besides is not in it: scores, parting those who
+    stay, and batches that get smaller on their way down, which take longer an image.
+
+    Args:
+        net: the network; it is not changed.
+        split: images to compute, those of `batches` batches; a smaller split is gone over again.
+        batch_size: images at a time, as they will come to the cascade.
+        batches: how many are timed, after a few that are not.
+        device: where to compute; by default where the network is.
+        dtype: what to compute in; by default what the network's weights are.
+
+    Raises:
+        TypeError: if `net` has no exits, or `split` is no split.
+        ValueError: if `batch_size` or `batches` is below 1, or there is no such device.
+    """
+    check_exits(net)
+    check_split(split)
+    if batches < 1:
+        raise ValueError(f"batches must be positive, got {batches}")
+    weight = next(net.parameters())
+    device, dtype = weight.device if device is None else choose_device(device), dtype or weight.dtype
+    given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), batches)]
+    whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
+    timed = list(islice(cycle(whole), _WARM_UP + batches))
+    stages = stage_seconds(prepared_for_inference(net).to(device, dtype), timed, device)
+    return stages[_WARM_UP:].median(0).values.cumsum(0) / len(whole[0])
+
+
+@torch.inference_mode()
+def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.device) -> Tensor:
+    """(B, E) float64, how long each stage of `net` takes for each of the batches when nobody leaves."""
+    stages = list(net.stages())
+    marks = []
+    for x in batches:
+        marks.append([_mark(device)])
+        for stage in stages:
+            x = stage.features(x)
+            stage.answer(x)
+            marks[-1].append(_mark(device))
+    now(device)
+    return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, when the device has done all it was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """A moment in what the device is told to do; waiting for a GPU here would count the wait in."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Seconds; a GPU has to have got there."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
