@@ -9,7 +9,6 @@ Slim networks, and as short as the recipe: what helps here may not help a long r
 """
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.data import ImageData, load_data
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.models import copy_backbone, create_model, resnet18
 from eeutils.results import RESULTS
@@ -105,21 +105,18 @@ class Study:
         return recipe(self.recipe, seed=seed, precision=self.precision, **changes)
 
 
+@message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
     """Train all variants, compare them, write and print the table."""
-    try:
-        # Inside: only the latest versions of tyro turn the ValueError of a wrong value into a message of their own.
-        study = tyro.cli(Study, prog="python -m benchmarks.ablation", description=__doc__, args=args)
-        data = load_data(study.data)
-        trained = {
-            seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in VARIANTS.items()}
-            for seed in study.seeds
-        }
-        table = pd.concat({seed: compare(variants) for seed, variants in trained.items()}, names=["seed"])
-        write_text(study.results / "ablation.csv", table.to_csv())
-        publish(as_markdown(table), study.results / "ablation.md")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study = tyro.cli(Study, prog="python -m benchmarks.ablation", description=__doc__, args=args)
+    data = load_data(study.data)
+    trained = {
+        seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in VARIANTS.items()}
+        for seed in study.seeds
+    }
+    table = pd.concat({seed: compare(variants) for seed, variants in trained.items()}, names=["seed"])
+    write_text(study.results / "ablation.csv", table.to_csv())
+    publish(as_markdown(table), study.results / "ablation.md")
 
 
 def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: ImageData) -> Predictions:

@@ -15,7 +15,6 @@ Two contenders compute in bfloat16, the plain network and one of the cascades, t
 import math
 import os
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from eeutils.analysis.seconds import measure_seconds, now, stage_seconds
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
 from eeutils.cascade import Cascade
 from eeutils.data import Split, load_data
+from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, drop_exits, prepared_for_inference
 from eeutils.tables import frame_as_markdown
 from eeutils.training import choose_device
@@ -96,13 +96,11 @@ _LOSING = {drop: f"at most {100 * drop:g} points lost" for drop in MAX_DROPS}
 _ALSO_IN_BF16 = _LOSING[MAX_DROPS[1]]
 
 
+@message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
     """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(Benchmark, prog="python -m benchmarks.cascade", description=__doc__, args=args)
-    try:
-        publish(run(options), options.out or report_path("benchmark", options.device))
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    publish(run(options), options.out or report_path("benchmark", options.device))
 
 
 def run(options: Benchmark) -> str:

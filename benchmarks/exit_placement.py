@@ -10,7 +10,6 @@ It ranks places; it does not say how good a network with just those exits would 
 backbone. And it is one seed.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -28,6 +27,7 @@ from eeutils.analysis.costs import NetworkCosts, measure_costs
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_one_threshold
 from eeutils.data import load_data
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
 from eeutils.models import resnet18
 from eeutils.results import RESULTS
@@ -68,17 +68,15 @@ class Placement:
     results: Path = RESULTS
 
 
+@message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
     """Train if need be, compare all placements, print the ranking and write it down."""
     options = tyro.cli(Placement, prog="python -m benchmarks.exit_placement", description=__doc__, args=args)
-    try:
-        table = compare(*trained_table(options))
-        write_text(options.results / "exit_placement.csv", table.to_csv(index=False))
-        with atomic_path(options.results / "exit_placement.png") as temporary:
-            draw(table).savefig(temporary, format="png", bbox_inches="tight")
-        publish(best_rows(table), options.results / "exit_placement.md")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    table = compare(*trained_table(options))
+    write_text(options.results / "exit_placement.csv", table.to_csv(index=False))
+    with atomic_path(options.results / "exit_placement.png") as temporary:
+        draw(table).savefig(temporary, format="png", bbox_inches="tight")
+    publish(best_rows(table), options.results / "exit_placement.md")
 
 
 def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:

@@ -9,7 +9,6 @@ The other table times what the notebooks on overthinking, early exits and confus
 Within a repeat the contenders take turns, so that a busy machine slows all alike.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
 from eeutils.data import Split, load_data
+from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet
 from eeutils.models.multiexit import Stage
 from eeutils.scoreboard import BUDGETS, MAX_DROP
@@ -107,13 +107,11 @@ class Race:
         return (self.original / self.part) / ((self.passed + self.swept) / self.images)
 
 
+@message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
     """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
     options = tyro.cli(SdnBenchmark, prog="python -m benchmarks.sdn_evaluation", description=__doc__, args=args)
-    try:
-        publish(run(options), options.out or report_path("sdn_evaluation", options.device))
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    publish(run(options), options.out or report_path("sdn_evaluation", options.device))
 
 
 def run(options: SdnBenchmark) -> str:

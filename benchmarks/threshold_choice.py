@@ -4,7 +4,6 @@ A network's validation images are cut into halves at random, again and again. Th
 chosen on one half, in three ways, and judged on the other. The test split has no part in it.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from eeutils.analysis.policies import Policy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import choose_for_accuracy, choose_one_threshold
+from eeutils.errors import message_instead_of_traceback
 from eeutils.results import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
@@ -56,14 +56,12 @@ WAYS: dict[str, Callable[[Predictions, float], Policy]] = {
 }
 
 
+@message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
     """Cut, choose, judge; print and write the table."""
-    try:
-        study = tyro.cli(Study, prog="python -m benchmarks.threshold_choice", description=__doc__, args=args)
-        report = as_markdown({name: judged(load_predictions(name, "val"), study.repeats) for name in study.weights})
-        publish(report, study.out)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study = tyro.cli(Study, prog="python -m benchmarks.threshold_choice", description=__doc__, args=args)
+    report = as_markdown({name: judged(load_predictions(name, "val"), study.repeats) for name in study.weights})
+    publish(report, study.out)
 
 
 def judged(predictions: Predictions, repeats: int) -> pd.DataFrame:

@@ -8,7 +8,6 @@ longer than the median of the others, which is compilation and warm-up.
 With `--other-peak` the time on another card is estimated, on the assumption that it reaches the same share of its peak.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from benchmarks.report import publish
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
+from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.results import RESULTS
@@ -141,14 +141,11 @@ class Measurement:
         return share_of_peak(self.runs[0].macs, self.mean("images_per_second"), self.peak)
 
 
+@message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
     """Train, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
-    try:
-        # Inside: only the latest versions of tyro turn the ValueError of a wrong value into a message of their own.
-        options = tyro.cli(TimeToAccuracy, prog="python -m benchmarks.time_to_accuracy", description=__doc__, args=args)
-        publish(as_markdown(options, measure(options)), options.out)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    options = tyro.cli(TimeToAccuracy, prog="python -m benchmarks.time_to_accuracy", description=__doc__, args=args)
+    publish(as_markdown(options, measure(options)), options.out)
 
 
 def measure(options: TimeToAccuracy) -> Measurement:

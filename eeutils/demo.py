@@ -4,7 +4,6 @@ Gets CIFAR-10, runs ResNet18 with one, two and three exits over its 10,000 test 
 validation, and lets images leave the last of these networks early for real.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import ImageData
 from eeutils.device import default_device
+from eeutils.errors import message_instead_of_traceback
 from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
@@ -38,17 +38,8 @@ CASCADED = NETWORKS[-1]
 FIGURE = Path("runs") / "demo.png"
 
 
+@message_instead_of_traceback()
 def main() -> None:
-    """Run it all and print what came out; what cannot be had ends with its message, not with a traceback."""
-    try:
-        show()
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def show() -> None:
     """Measure the networks one by one, then the last of them as a cascade; print and draw it."""
     session = Session.from_environment()
     device = default_device()

@@ -1,6 +1,8 @@
-"""The errors of this package that are not a plain ValueError, and how messages list names."""
+"""The errors of this package that are not a plain ValueError, how messages list names, and how programs end."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class DataUnavailableError(RuntimeError):
@@ -23,3 +25,18 @@ def a_few(names: Sequence[str]) -> str:
     """The first five, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
+
+
+@contextmanager
+def message_instead_of_traceback() -> Iterator[None]:
+    """Ends a program whose user can do something about it with "error: " and what; an interrupted one says nothing.
+
+    It decorates the function that is the program, reading of the command line included: of a wrong value only the
+    latest versions of tyro make a message of their own.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tyro
 
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import exclusive
 from eeutils.tables import markdown_table
 from eeutils.train import TrainingRun, parsed
@@ -152,17 +153,15 @@ class Options:
     everything: bool = False
 
 
+@message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
     """List the plan, or train what is missing of it."""
     options = tyro.cli(Options, prog="python -m eeutils.recipes", description=__doc__, args=args)
-    try:
-        chosen = _chosen(options)
-        if not options.missing:
-            print(_listed(chosen, default_registry()))
-            return
-        failed = train_missing(chosen, options.minutes, everything=options.everything)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    chosen = _chosen(options)
+    if not options.missing:
+        print(_listed(chosen, default_registry()))
+        return
+    failed = train_missing(chosen, options.minutes, everything=options.everything)
     if failed:
         sys.exit(f"error: these runs failed, see above: {failed}")
 

@@ -29,6 +29,7 @@ from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.data import load_data
 from eeutils.device import default_device
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.goals import goals_board
 from eeutils.plots import plot_curves, use_style
@@ -68,14 +69,10 @@ PAGES = (REPOSITORY / "README.md", RESULTS / "README.md")
 _INCLUDED = re.compile(r"(<!-- (results/[\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+@message_instead_of_traceback()
 def main() -> int:
     """Recompute, compare, write; the number of mistakes found. What cannot be had ends with its message."""
-    try:
-        return compare_and_write(default_registry())
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    return compare_and_write(default_registry())
 
 
 def compare_and_write(registry: Registry) -> int:

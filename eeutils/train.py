@@ -19,6 +19,7 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import save_tensors, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.models.fitting import fitting_arguments
@@ -73,15 +74,11 @@ class TrainingRun:
         return {name: value for name, value in asked.items() if value is not None}
 
 
+@message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and train; a wrong value ends with its message, not with a traceback."""
     run = parsed(args)
-    try:
-        train(run)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:  # fit has said what is kept
-        sys.exit(130)
+    train(run)
 
 
 def parsed(args: list[str] | None = None) -> TrainingRun:

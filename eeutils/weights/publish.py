@@ -17,6 +17,7 @@ import eeutils
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import exclusive, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.training import History, default_device
@@ -56,17 +57,15 @@ class Options:
     results_only: bool = False
 
 
+@message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
     """Publish the runs named on the command line into the repository's weights folder."""
     options = tyro.cli(Options, prog="python -m eeutils.weights.publish", description=__doc__, args=args)
     if not options.folders:
         sys.exit("error: name one or more folders of training runs, such as runs/resnet18_3exits-spp-cifar10-w16-s0")
-    try:
-        for folder in options.folders:
-            entry = publish(folder, default_registry(), results_only=options.results_only)
-            print(entry.name, "test accuracy", " ".join(f"{share:.2%}" for share in entry.accuracy["test"]))
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    for folder in options.folders:
+        entry = publish(folder, default_registry(), results_only=options.results_only)
+        print(entry.name, "test accuracy", " ".join(f"{share:.2%}" for share in entry.accuracy["test"]))
 
 
 def publish(run_folder: Path, registry: Registry, *, results_only: bool = False) -> WeightEntry:
