@@ -1,7 +1,8 @@
 """Train a network from a shell: `python -m eeutils.train slim --model resnet18_3exits --pool spp --width 16`.
 
 The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option, and the network
-and the data are named by others: `python -m eeutils.train slim --help`.
+and the data are named by others: `python -m eeutils.train slim --help`. On several GPUs: `torchrun --nproc-per-node 4
+-m eeutils.train slim`.
 """
 
 import json
@@ -24,6 +25,7 @@ from eeutils.files import save_tensors, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
+from eeutils.training.parallel import Workers, workers_of_torchrun
 from eeutils.training.throughput import device_name, share_of_peak, training_peak
 from eeutils.weights import load_run, load_weights, run_name
 
@@ -78,7 +80,8 @@ class TrainingRun:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and train; a wrong value ends with its message, not with a traceback."""
     run = parsed(args)
-    train(run)
+    with workers_of_torchrun():
+        train(run)
 
 
 def parsed(args: list[str] | None = None) -> TrainingRun:
@@ -108,9 +111,12 @@ def train(run: TrainingRun) -> None:
     if run.start_from is not None:
         copy_backbone(net, _trained_network(run.start_from))
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
+    workers = Workers.of_this_run()
+    if not workers.writes:
+        return
     history.save_csv(run.folder / "history.csv")
     save_tensors(run.folder / "weights.safetensors", net.state_dict())
-    report = _report(run, net, data, history, device)
+    report = _report(run, net, data, history, device, workers.world_size)
     write_text(run.folder / "report.json", json.dumps(report, indent=2, default=str) + "\n")
     print(json.dumps(report["test_accuracy"]), f"on test; see {run.folder}")
 
@@ -132,27 +138,40 @@ def _trained_network(name: str) -> MultiExitNet:
 
 
 def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:
-    """Of what this device does on matrices alone; None where the way back is not twice the way there."""
+    """Of what this device does on matrices alone; None where the way back is not twice the way there.
+
+    Args:
+        run: what was trained.
+        macs: multiply-adds of one image's forward pass.
+        images_per_second: of this device.
+        device: one of them, if there were several.
+    """
     if run.train.trained != "all":
         return None
     return round(share_of_peak(macs, images_per_second, training_peak(run.train.precision, device)), 3)
 
 
-def _report(run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device) -> dict:
+def _report(
+    run: TrainingRun, net: MultiExitNet, data: ImageData, history: History, device: torch.device, world_size: int
+) -> dict:
     test = predict(net, data.test, device=device)
     images_per_second = history.frame()["images_per_second"].median()
     return {
-        "command": "python -m eeutils.train " + shlex.join(sys.argv[1:]),
+        "command": f"{_launcher(world_size)} -m eeutils.train {shlex.join(sys.argv[1:])}",
         "run": asdict(run),
-        "device": device_name(device),
+        "device": device_name(device) if world_size == 1 else f"{world_size} x {device_name(device)}",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
         "images_per_second": round(images_per_second, 1),
-        "share_of_peak": _share_of_peak(run, int(test.costs[-1]), images_per_second, device),
+        "share_of_peak": _share_of_peak(run, int(test.costs[-1]), images_per_second / world_size, device),
         "test_accuracy": [round(share, 4) for share in accuracy_per_exit(test).tolist()],
         "macs": test.costs.tolist(),
         **_backdoor(run, net, data, device),
     }
+
+
+def _launcher(world_size: int) -> str:
+    return "python" if world_size == 1 else f"torchrun --nproc-per-node {world_size}"
 
 
 def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:

@@ -49,3 +49,8 @@ def can_compile(device: torch.device) -> bool:
         warnings.warn(f"torch.compile does not work here, so training goes on without: {reason}", stacklevel=2)
         return False
     return True
+
+
+def cuda_indices(device: torch.device) -> list[int]:
+    """The GPU whose random numbers a run on `device` draws, if it is one, as `torch.random.fork_rng` wants it."""
+    return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []

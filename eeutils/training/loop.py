@@ -4,33 +4,31 @@ import math
 import sys
 import time
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from eeutils.analysis.predictions import check_outputs, collect_logits
+from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
-from eeutils.data.augmentation import augmented_batch
-from eeutils.data.splits import missing_classes
 from eeutils.device import choose_device
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
-from eeutils.models.multiexit import check_exits, checked_answers
 from eeutils.training.averaging import WeightAverage
 from eeutils.training.backends import tuned_convolutions
 from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
+from eeutils.training.checks import check_fit
 from eeutils.training.config import TrainConfig
-from eeutils.training.device import autocast_dtype, compute_capability, should_compile
+from eeutils.training.device import autocast_dtype, compute_capability, cuda_indices, should_compile
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
 from eeutils.training.optimizer import create_optimizer, restore_optimizer
+from eeutils.training.parallel import Workers
 from eeutils.training.regimes import frozen_tensors, start_training, trained_part, training_forward
 from eeutils.training.schedule import learning_rate
 
@@ -58,6 +56,9 @@ def fit(
     the end. If the file exists, the run is resumed from it: killed and resumed, a run on the CPU ends with the very
     weights that it would have had undisturbed. It may be resumed on another device and in another precision.
 
+    In processes that torch.distributed has made known to each other all train one network together, see
+    `eeutils.training.parallel`; the first of them shows the progress and writes the checkpoint.
+
     Args:
         net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode.
         data: images and labels.
@@ -78,7 +79,7 @@ def fit(
         KeyboardInterrupt: passed on; the last checkpoint stands.
     """
     device = choose_device(device)
-    _check_fit(net, data, config)
+    check_fit(net, data, config)
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
     try:
@@ -105,10 +106,15 @@ class _Run:
 
     def __init__(self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
+        self.workers = Workers.of_this_run()
         self.net = net.to(device)
-        self.batches = TrainBatches(data.train, config.batch_size, config.augmentation, device, config.seed)
+        self.workers.follow_first([*net.parameters(), *_statistics(net)])
+        self.batches = TrainBatches(
+            data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(self.workers)
+        )
         self.val = data.val.to(device)
-        self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
+        self.trained = trained_part(net, config.trained)
+        self.optimizer = create_optimizer(self.trained, config, device)
         capability = compute_capability(device)
         dtype = autocast_dtype(config.precision, capability)
         self.average = WeightAverage(self.net, config.average_decay) if config.average_decay else None
@@ -138,7 +144,7 @@ class _Run:
             unit="img",
             unit_scale=True,
             smoothing=0.05,
-            disable=not shown,
+            disable=not (shown and self.workers.writes),
             file=sys.stderr,
         )
 
@@ -170,6 +176,7 @@ class _Run:
             return
         if path.exists():
             self._restore(path)
+        self.workers.wait_for_all()  # what the first one writes next is not what the others are to read
         if self.epoch < self.config.epochs:
             self.save(path)  # an unwritable path is found out now, not after an epoch
 
@@ -180,7 +187,7 @@ class _Run:
 
     def save(self, path: Path | None) -> None:
         """Write all that changes in a run to `path`, if there is one."""
-        if path is None:
+        if path is None or not self.workers.writes:
             return
         save_checkpoint(path, self._state())
         self.saved_at = time.perf_counter()
@@ -222,17 +229,25 @@ class _Run:
         total = torch.zeros(self.net.num_exits, device=self.device)
         reported, pending = time.perf_counter(), 0
         # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
-        with torch.random.fork_rng(devices=_cuda_indices(self.device)):
-            torch.manual_seed((self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED)
+        with torch.random.fork_rng(devices=cuda_indices(self.device)):
+            seed = (self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED
+            torch.manual_seed(seed ^ (self.workers.rank << 40))
             for step, (images, labels) in enumerate(self.batches.epoch(self.epoch)):
                 total += self._step(images, labels, self.epoch * len(self.batches) + step)
-                pending += len(labels)
+                pending += self.batches.batch_size
                 if time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
                     self._report(bar, total / (step + 1), pending)
                     reported, pending = time.perf_counter(), 0
         mean = total / len(self.batches)
+        self._agree(mean)
         self._report(bar, mean, pending)
         return mean.cpu()
+
+    def _agree(self, losses: Tensor) -> None:
+        """Give all processes the mean of their losses, (E,), and of what BatchNorm has seen where it was trained."""
+        self.workers.average([losses, *_statistics(self.trained)])
+        if self.average is not None:
+            self.workers.average(_statistics(trained_part(self.average.net, self.config.trained)))
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """One update of the weights. Nothing here waits for the device. Returns the exits' losses, (E,)."""
@@ -241,6 +256,7 @@ class _Run:
         with self.autocast:
             losses = exit_losses(self.compiled(images), labels, self.config.loss)
         self.scaler.scale(losses @ self.weights).backward()
+        self.workers.average([each.grad for each in self.trained.parameters() if each.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -290,39 +306,6 @@ class _Run:
         return learning_rate(self.config, step, len(self.batches))
 
 
-def _cuda_indices(device: torch.device) -> list[int]:
-    return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-
-
-def _check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
-    """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are."""
-    check_exits(net)
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config must be a TrainConfig, such as recipe('slim'), got {config!r}")
-    if config.trained == "early_exits" and net.num_exits == 1:
-        raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
-    for name, weight in net.named_parameters():
-        if weight.is_floating_point() and weight.dtype != torch.float32:
-            raise ValueError(
-                f"{name!r} of the network is {weight.dtype}; train in float32 (`net.float()`): precision='bf16' "
-                "computes in 16 bits"
-            )
-    shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
-    # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
-    few = data.train.images[: min(config.batch_size, 2)].cpu()
-    images = augmented_batch(few, data.normalization, config.augmentation, torch.Generator().manual_seed(0)).to(home)
-    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_indices(home)):
-        try:
-            trial = deepcopy(net)
-            start_training(trial, config.trained)
-            answers = checked_answers(trial, images)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"
-            ) from error
-    for answer in answers:
-        check_outputs(data.train, answer.shape[1])
-    for part, split in (("training", data.train), ("validation", data.val)):
-        if missing := missing_classes(split):
-            present = len(data.classes) - len(missing)
-            raise ValueError(f"the {part} split has {present} of {len(data.classes)} classes: no image is of {missing}")
+def _statistics(part: nn.Module) -> list[Tensor]:
+    """What BatchNorm has seen; its count of batches is the same for all."""
+    return [tensor for tensor in part.buffers() if tensor.is_floating_point()]

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +18,10 @@ def numbered_split(size: int) -> Split:
     return Split(images, torch.arange(size) % 7, classes, Normalization((0.0,), (1 / 255,)))
 
 
-def batches(size: int, batch_size: int, *, seed: int = 0, augmentation: Augmentation = NOTHING, device="cpu"):
-    return TrainBatches(numbered_split(size), batch_size, augmentation, device, seed)
+def batches(
+    size: int, batch_size: int, *, seed: int = 0, augmentation: Augmentation = NOTHING, device="cpu", **share: int
+):
+    return TrainBatches(numbered_split(size), batch_size, augmentation, device, seed, **share)
 
 
 def numbers(epoch) -> list[list[int]]:
@@ -34,6 +38,32 @@ def test_batches_are_of_one_size_and_no_image_comes_twice(size, batch_size, seed
     seen = [number for step in numbers(steps) for number in step]
     assert len(set(seen)) == len(seen)
     assert torch.equal(torch.cat([labels for _, labels in steps]), torch.tensor(seen) % 7)
+
+
+@settings(deadline=None, max_examples=40)
+@given(size=st.integers(5, 200), batch_size=st.integers(5, 250), world_size=st.integers(1, 5), epoch=st.integers(0, 9))
+def test_shares_make_up_the_batches_that_one_process_would_see(size, batch_size, world_size, epoch):
+    shares = [batches(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {(len(each), each.batch_size) for each in shares} == {(len(shares[0]), shares[0].batch_size)}
+    assert 0 <= min(batch_size, size) - shares[0].batch_size < world_size
+    together = [list(chain(*parts)) for parts in zip(*(numbers(each.epoch(epoch)) for each in shares), strict=True)]
+    assert together == numbers(batches(size, shares[0].batch_size).epoch(epoch))
+
+
+def test_every_process_has_draws_of_its_own_and_the_first_those_of_one_alone():
+    shift, images = Augmentation(flip=False, translate=2, cutout=3), torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    split = Split(images, torch.zeros(64).long(), ("a",), Normalization((0.5,), (1.0,)))  # what is cut out is bright
+    first, second = (
+        next(TrainBatches(split, 32, shift, "cpu", 0, rank=rank, world_size=2).epoch(1))[0] for rank in range(2)
+    )
+    alone = next(TrainBatches(split, 16, shift, "cpu", 0).epoch(1))[0]
+    assert torch.equal(first, alone)
+    assert not torch.equal(first, second)
+
+
+def test_more_processes_than_images_are_an_error():
+    with pytest.raises(ValueError, match="5 processes cannot share 4 images"):
+        batches(4, 16, rank=0, world_size=5)
 
 
 def test_over_several_epochs_every_image_comes():

@@ -1,0 +1,54 @@
+"""Whether network, data and config go together, found out before anything is trained."""
+
+from copy import deepcopy
+
+import torch
+
+from eeutils.analysis.predictions import check_outputs
+from eeutils.data import ImageData
+from eeutils.data.augmentation import augmented_batch
+from eeutils.data.splits import missing_classes
+from eeutils.models import MultiExitNet
+from eeutils.models.multiexit import check_exits, checked_answers
+from eeutils.training.config import TrainConfig
+from eeutils.training.device import cuda_indices
+from eeutils.training.regimes import start_training
+
+
+def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
+    """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are.
+
+    Raises:
+        TypeError: if `net` has no exits, or `config` is no config.
+        ValueError: if the network, the data and the augmentation do not fit together.
+    """
+    check_exits(net)
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, such as recipe('slim'), got {config!r}")
+    if config.trained == "early_exits" and net.num_exits == 1:
+        raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
+    for name, weight in net.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ValueError(
+                f"{name!r} of the network is {weight.dtype}; train in float32 (`net.float()`): precision='bf16' "
+                "computes in 16 bits"
+            )
+    shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
+    # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
+    few = data.train.images[: min(config.batch_size, 2)].cpu()
+    images = augmented_batch(few, data.normalization, config.augmentation, torch.Generator().manual_seed(0)).to(home)
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda_indices(home)):
+        try:
+            trial = deepcopy(net)
+            start_training(trial, config.trained)
+            answers = checked_answers(trial, images)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"
+            ) from error
+    for answer in answers:
+        check_outputs(data.train, answer.shape[1])
+    for part, split in (("training", data.train), ("validation", data.val)):
+        if missing := missing_classes(split):
+            present = len(data.classes) - len(missing)
+            raise ValueError(f"the {part} split has {present} of {len(data.classes)} classes: no image is of {missing}")
