@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.fallbacks import check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, check_policy, leaving
 from eeutils.analysis.predictions import Batched, check_outputs, check_split
@@ -108,12 +107,12 @@ class Cascade:
         return result
 
     def _answer(self, images: Tensor) -> CascadeResult:
+        x = images.detach().to(self.device, self.dtype, memory_format=torch.channels_last)
         try:
             with torch.inference_mode():
-                x = images.to(self.device, self.dtype, memory_format=torch.channels_last)
                 logits, exit_index = self._descend(x)
         except RuntimeError as error:
-            if _fits(self.net, tuple(images.shape[1:])):
+            if _can_read(self.net, x[:1]):
                 raise
             raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the network: {error}") from error
         _check_answers(logits)
@@ -163,10 +162,11 @@ def _joined(results: Iterable[CascadeResult]) -> CascadeResult:
     )
 
 
-def _fits(net: MultiExitNet, image_shape: tuple[int, int, int]) -> bool:
+@torch.inference_mode()
+def _can_read(net: MultiExitNet, image: Tensor) -> bool:
     try:
-        exit_costs(net, image_shape)
-    except ValueError:
+        net(image)
+    except RuntimeError:
         return False
     return True
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.predictions import predict
+from eeutils.analysis.predictions import collect_logits, predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import ImageData
@@ -68,7 +68,7 @@ def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, devi
     cascade = Cascade(net, choice.policy, device=device)
     seconds_whole, seconds_cascade = [], []
     for _ in range(2):  # taking turns, so that a busy machine slows both alike
-        seconds_whole.append(_timed(lambda: predict(whole, data.test, batch_size=256), device)[0])
+        seconds_whole.append(_timed(lambda: collect_logits(whole, data.test, batch_size=256), device)[0])
         seconds, result = _timed(lambda: cascade.run(data.test, batch_size=256), device)
         seconds_cascade.append(seconds)
     planned = decide(evaluation.test, choice.policy)

@@ -99,7 +99,9 @@ def _described(name: str) -> str:
 
 def train(run: TrainingRun) -> None:
     """Train one network, or go on with an interrupted run, and write everything to `run.folder`."""
-    device = choose_device(None if run.device == "auto" else run.device)
+    workers, device = Workers.of_this_run(), choose_device(None if run.device == "auto" else run.device)
+    if workers.world_size > 1 and device.index is not None:
+        raise ValueError(f"{workers.world_size} processes cannot all have {device}; leave out its number")
     with torch.device("meta"):
         _build(run)  # a wrong name is found out before anything is downloaded
     data = load_data(run.data)
@@ -111,7 +113,6 @@ def train(run: TrainingRun) -> None:
     if run.start_from is not None:
         copy_backbone(net, _trained_network(run.start_from))
     history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
-    workers = Workers.of_this_run()
     if not workers.writes:
         return
     history.save_csv(run.folder / "history.csv")
@@ -157,7 +158,7 @@ def _report(
     test = predict(net, data.test, device=device)
     images_per_second = history.frame()["images_per_second"].median()
     return {
-        "command": f"{_launcher(world_size)} -m eeutils.train {shlex.join(sys.argv[1:])}",
+        "command": "python -m eeutils.train " + shlex.join(sys.argv[1:]),
         "run": asdict(run),
         "device": device_name(device) if world_size == 1 else f"{world_size} x {device_name(device)}",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
@@ -168,10 +169,6 @@ def _report(
         "macs": test.costs.tolist(),
         **_backdoor(run, net, data, device),
     }
-
-
-def _launcher(world_size: int) -> str:
-    return "python" if world_size == 1 else f"torchrun --nproc-per-node {world_size}"
 
 
 def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:

@@ -168,6 +168,20 @@ def test_an_error_that_is_not_the_images_is_not_put_down_to_them(two_in_a_row):
         Cascade(make_net(3), Failing()).run(make_split(4))
 
 
+def test_an_error_of_large_batches_is_not_put_down_to_the_images():
+    class Forgetful(nn.Module):
+        def forward(self, x):
+            if len(x) > 2:
+                raise RuntimeError("out of memory")
+            return x
+
+    plain = make_net(1)
+    net = MultiExitNet([Forgetful(), *plain.units], {9: plain.exits["8"]})
+    Cascade(net, NEVER).run(make_split(2))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Cascade(net, NEVER).run(make_split(3))
+
+
 def test_the_network_given_stays_as_it_was():
     net = make_net(3).train()
     net.units[0].eval()

@@ -19,7 +19,7 @@ class Decisions:
         exit_index: (N,) int64.
         predicted: (N,) int64, the class that exit named, or the fallback for images that no early exit let go.
         labels: (N,) int64.
-        costs: (E,) float64, multiply-adds up to each exit.
+        costs: (E,) float64 up to each exit, as the predictions have them.
     """
 
     exit_index: Tensor
@@ -34,7 +34,7 @@ class Decisions:
 
     @cached_property
     def mean_cost(self) -> float:
-        """Mean multiply-adds per image."""
+        """Mean cost of an image, in the unit of `costs`."""
         return float(self.costs[self.exit_index].mean())
 
     @property

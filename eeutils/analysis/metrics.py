@@ -20,11 +20,11 @@ def accuracy_per_exit(predictions: Predictions) -> Tensor:
 
 
 def exit_table(predictions: Predictions) -> pd.DataFrame:
-    """One row per exit: accuracy, cost in multiply-adds and as a share, mean confidence, calibration error."""
+    """One row per exit: accuracy, cost as the table has it and as a share, mean confidence, calibration error."""
     return pd.DataFrame(
         {
             "accuracy": accuracy_per_exit(predictions).numpy(),
-            "macs": predictions.costs.numpy(),
+            "cost": predictions.costs.numpy(),
             "relative cost": predictions.relative_costs.numpy(),
             "mean confidence": predictions.confidence.double().mean(1).numpy(),
             "calibration error": calibration_error(predictions).numpy(),

@@ -46,7 +46,7 @@ class Wasteful:
         correct: (E,) int64, images that each exit gets right.
         newly_correct: (E + 1, C) int64, images of each class that each exit is the first to get right; in the last row
             those that no exit gets right.
-        costs: (E,) float64, multiply-adds of one image up to each exit.
+        costs: (E,) float64 of one image up to each exit, as the predictions have them.
     """
 
     correct: Tensor
@@ -74,7 +74,7 @@ class Wasteful:
 
     @property
     def mean_cost(self) -> float:
-        """Mean multiply-adds if images left at the first exit that gets them right, or paid in full where none does."""
+        """Mean cost if images left at the first exit that gets them right, or paid in full where none does."""
         return float(self._cost_of(self.newly_correct.sum(1)))
 
     @property

@@ -1,6 +1,6 @@
 """The one table that every analysis reads: the logits of every exit for every image of a split."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +135,7 @@ def predict(
     *,
     batch_size: int = 500,
     device: torch.device | str | None = None,
-    costs: Tensor | None = None,
+    costs: Tensor | Sequence[float] | None = None,
 ) -> Predictions:
     """Run `net` over `split` once, in evaluation mode; the network is left in the mode and place it was in.
 
@@ -161,9 +161,9 @@ def predict(
     if costs is None:
         costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
     else:
-        costs = costs.cpu()
+        costs = torch.as_tensor(costs, device="cpu")
         _check_costs(costs, net.num_exits)
-        _try_out(net, split, device)
+        try_out(net, split, device)
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
     check_outputs(split, logits.shape[-1])
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
@@ -171,7 +171,7 @@ def predict(
 
 @torch.inference_mode(False)  # its tensors do not tell what was written into them
 @torch.no_grad()
-def _try_out(net: MultiExitNet, split: Batched, device: torch.device | str | None) -> None:
+def try_out(net: MultiExitNet, split: Batched, device: torch.device | str | None) -> None:
     """Answer one image, to see that the network can read it and that its heads work as they must.
 
     Raises:

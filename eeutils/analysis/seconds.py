@@ -7,7 +7,7 @@ from itertools import cycle, islice, pairwise
 import torch
 from torch import Tensor
 
-from eeutils.analysis.predictions import Batched, check_split
+from eeutils.analysis.predictions import Batched, check_split, try_out
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
 from eeutils.models.multiexit import check_exits
@@ -46,12 +46,14 @@ def measure_seconds(
 
     Raises:
         TypeError: if `net` has no exits, or `split` is no split.
-        ValueError: if `batch_size` or `batches` is below 1, or there is no such device.
+        ValueError: if the network cannot read the images, an early exit's head works in place on what it reads,
+            `batch_size` or `batches` is below 1, or there is no such device.
     """
     check_exits(net)
     check_split(split)
     if batches < 1:
         raise ValueError(f"batches must be positive, got {batches}")
+    try_out(net, split, device)
     weight = next(net.parameters())
     device, dtype = weight.device if device is None else choose_device(device), dtype or weight.dtype
     given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), batches)]
@@ -88,7 +90,7 @@ def _mark(device: torch.device) -> float | torch.cuda.Event:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
 
 

@@ -20,8 +20,8 @@ class Curve:
     Attributes:
         thresholds: (T,) float64.
         accuracy: (T,) float64, 0 to 1.
-        cost: (T,) float64, mean multiply-adds per image.
-        full_cost: multiply-adds of the whole network.
+        cost: (T,) float64, mean cost of an image, in the unit of the predictions' costs.
+        full_cost: of the whole network.
         score: what the thresholds are on.
     """
 

@@ -9,6 +9,11 @@ from eeutils.data.augmentation import Augmentation, augmented_batch
 from eeutils.data.splits import Split
 
 
+def seed_of(seed: int, rank: int) -> int:
+    """A seed for each of several processes, its own for the first; they differ in the low bits, all a CPU looks at."""
+    return seed ^ (rank * 0x9E3779B1 & 0xFFFFFFFF)
+
+
 class TrainBatches:
     """Shuffled, augmented batches of a split that is kept on `device`.
 
@@ -63,7 +68,7 @@ class TrainBatches:
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + number)
         order = torch.randperm(len(self.split), generator=generator, device=device)
         if self.rank:  # the order is everybody's, the draws are this process's own
-            generator.manual_seed((self.seed * 1_000_003 + number) ^ (self.rank << 40))
+            generator.manual_seed(seed_of(self.seed * 1_000_003 + number, self.rank))
         for step in range(len(self)):
             start = step * self.batch_size + self.rank * self.share
             index = order[start : start + self.share]

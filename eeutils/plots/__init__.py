@@ -7,6 +7,9 @@ A plot draws on the axes it is given, or on new ones, and returns them. What tak
 from eeutils.plots.attribution import plot_attributions
 from eeutils.plots.confusion import plot_risk_coverage, plot_suspicion
 from eeutils.plots.exits import (
+    MILLISECONDS,
+    MULTIPLY_ADDS,
+    CostUnit,
     plot_accuracies,
     plot_confidence,
     plot_curves,
@@ -29,8 +32,11 @@ from eeutils.plots.training import plot_exit_losses, plot_losses, plot_validatio
 __all__ = [
     "ABOVE",
     "BELOW",
+    "MILLISECONDS",
+    "MULTIPLY_ADDS",
     "RIGHT",
     "WRONG",
+    "CostUnit",
     "exit_name",
     "plot_accuracies",
     "plot_attributions",

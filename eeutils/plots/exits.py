@@ -1,6 +1,7 @@
 """How good exits are, what they cost, and who leaves where."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -72,19 +73,42 @@ def plot_gains(
     return ax
 
 
-def plot_curves(networks: Mapping[str, Predictions], ax: Axes | None = None, score: str = "confidence") -> Axes:
-    """Accuracy against mean cost as the threshold moves (lines), and each exit taken by itself (dots)."""
+@dataclass(frozen=True)
+class CostUnit:
+    """How an axis shows costs: divided by `size`, and by which name."""
+
+    name: str
+    size: float
+
+
+MULTIPLY_ADDS, MILLISECONDS = CostUnit("multiply-adds an image (M)", 1e6), CostUnit("milliseconds an image", 1e-3)
+
+
+def plot_curves(
+    networks: Mapping[str, Predictions],
+    ax: Axes | None = None,
+    score: str = "confidence",
+    unit: CostUnit = MULTIPLY_ADDS,
+) -> Axes:
+    """Accuracy against mean cost as the threshold moves (lines), and each exit taken by itself (dots).
+
+    Args:
+        networks: predictions by name.
+        ax: where to draw.
+        score: what the thresholds are on, see `eeutils.analysis.scores.score_of`.
+        unit: of the costs; `MILLISECONDS` if the predictions' are seconds.
+    """
     ax = ax or new_axes()
     for (name, predictions), color in zip(networks.items(), cycle(sns.color_palette("colorblind"))):
-        macs = predictions.costs.numpy() / 1e6
+        costs = predictions.costs.numpy() / unit.size
         exits = 100 * accuracy_per_exit(predictions).numpy()
         if predictions.num_exits == 1:
-            ax.plot(macs, exits, "*", markersize=13, color=color, label=name)
+            ax.plot(costs, exits, "*", markersize=13, color=color, label=name)
             continue
         curve: Curve = accuracy_cost_curve(predictions, score=score)
-        ax.plot(curve.cost.numpy() / 1e6, 100 * curve.accuracy.numpy(), color=color, label=name)
-        ax.plot(macs, exits, "o", color=color, markersize=6, markerfacecolor="white")
-    ax.set(xlabel="mean multiply-adds an image (M)", ylabel="accuracy (%)", title="What accuracy costs")
+        ax.plot(curve.cost.numpy() / unit.size, 100 * curve.accuracy.numpy(), color=color, label=name)
+        ax.plot(costs, exits, "o", color=color, markersize=6, markerfacecolor="white")
+    ax.set(xlabel=f"mean {unit.name}", ylabel="accuracy (%)", title="What accuracy costs")
     _legend_of_curves(ax)
     return ax
 

@@ -15,8 +15,14 @@ from eeutils.training.device import cuda_indices
 from eeutils.training.regimes import start_training
 
 
-def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
+def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, share: int) -> None:
     """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are.
+
+    Args:
+        net: the network.
+        data: what it is to learn.
+        config: how.
+        share: images of a batch that one process computes.
 
     Raises:
         TypeError: if `net` has no exits, or `config` is no config.
@@ -35,7 +41,7 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
             )
     shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
-    few = data.train.images[: min(config.batch_size, 2)].cpu()
+    few = data.train.images[: min(share, 2)].cpu()
     images = augmented_batch(few, data.normalization, config.augmentation, torch.Generator().manual_seed(0)).to(home)
     with torch.no_grad(), torch.random.fork_rng(devices=cuda_indices(home)):
         try:
@@ -44,7 +50,7 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig) -> None:
             answers = checked_answers(trial, images)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"the network cannot be trained on images of shape {shape}, {config.batch_size} at a time: {error}"
+                f"the network cannot be trained on images of shape {shape}, {share} at a time: {error}"
             ) from error
     for answer in answers:
         check_outputs(data.train, answer.shape[1])

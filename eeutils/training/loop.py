@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
+from eeutils.data.batches import seed_of
 from eeutils.device import choose_device
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
@@ -79,7 +80,7 @@ def fit(
         KeyboardInterrupt: passed on; the last checkpoint stands.
     """
     device = choose_device(device)
-    check_fit(net, data, config)
+    check_fit(net, data, config, share=max(1, config.batch_size // Workers.of_this_run().world_size))
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
     try:
@@ -94,7 +95,8 @@ def fit(
             run.finish()
     except KeyboardInterrupt:
         kept = f"{path} has the epochs saved before; call fit again to go on" if path else "nothing was saved"
-        print(f"training was interrupted: {kept}", file=sys.stderr)
+        if Workers.of_this_run().writes:
+            print(f"training was interrupted: {kept}", file=sys.stderr)
         raise
     finally:
         net.eval().to(home)
@@ -176,7 +178,9 @@ class _Run:
             return
         if path.exists():
             self._restore(path)
-        self.workers.wait_for_all()  # what the first one writes next is not what the others are to read
+        # All have read by then what the first one is about to replace.
+        if len(set(self.workers.gather(self.epoch))) > 1:
+            raise ValueError(f"{path} is not the same for all processes: they need one folder that all can read")
         if self.epoch < self.config.epochs:
             self.save(path)  # an unwritable path is found out now, not after an epoch
 
@@ -231,7 +235,7 @@ class _Run:
         # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
         with torch.random.fork_rng(devices=cuda_indices(self.device)):
             seed = (self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED
-            torch.manual_seed(seed ^ (self.workers.rank << 40))
+            torch.manual_seed(seed_of(seed, self.workers.rank))
             for step, (images, labels) in enumerate(self.batches.epoch(self.epoch)):
                 total += self._step(images, labels, self.epoch * len(self.batches) + step)
                 pending += self.batches.batch_size

@@ -4,8 +4,8 @@ Each process has the whole network and all of the data, computes its share of ev
 the others, on the mean of all gradients; so their weights stay alike. BatchNorm sees a process's share of a batch; its
 statistics are averaged when an epoch is over.
 
-torch's DistributedDataParallel does this for a module whose every parameter is trained in every step. Here the early
-exits alone may be.
+torch's DistributedDataParallel wants every parameter of its module trained in every step; here the early exits alone
+may be. What is trained has to be the same in all processes: a network that skips parts of itself at random will not do.
 """
 
 import os
@@ -58,10 +58,13 @@ class Workers:
             dist.broadcast(together, src=0)
             _put_back(together, tensors)
 
-    def wait_for_all(self) -> None:
-        """Go on when all processes have come here."""
-        if self.world_size > 1:
-            dist.barrier()
+    def gather(self, value: int) -> list[int]:
+        """What each process says here; it goes on when all have said it."""
+        if self.world_size == 1:
+            return [value]
+        said = [value] * self.world_size
+        dist.all_gather_object(said, value)
+        return said
 
 
 def _put_back(together: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -74,14 +77,24 @@ def workers_of_torchrun() -> Iterator[None]:
     """Within, the processes that torchrun started know of each other, and each has a GPU of its own, if there are any.
 
     A process that was started in another way is alone.
+
+    Raises:
+        ValueError: if there are more processes than GPUs, or they are on more than one machine.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
+    processes, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if processes < int(os.environ["WORLD_SIZE"]):
+        raise ValueError("training on more than one machine has never been tried; start all processes on one")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        if processes > torch.cuda.device_count():
+            raise ValueError(
+                f"{processes} processes want a GPU each, and there are {torch.cuda.device_count()}; start as many, or "
+                "hide them all to compute on the CPU (CUDA_VISIBLE_DEVICES=)"
+            )
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    # Not after an error: while others compute together NCCL would wait here for ever, and torchrun for this process.
+    dist.destroy_process_group()

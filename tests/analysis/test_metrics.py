@@ -61,7 +61,7 @@ def test_exit_table(table):
     rows = exit_table(table)
     assert rows.index.tolist() == [1, 2]
     assert rows["accuracy"].tolist() == [0.5, 0.75]
-    assert rows["macs"].tolist() == [10, 40]
+    assert rows["cost"].tolist() == [10, 40]
     assert rows["relative cost"].tolist() == [0.25, 1]
     assert rows["mean confidence"].tolist() == pytest.approx(
         [(0.8 + 0.6 + 0.9 + 0.95) / 4, (0.6 + 0.7 + 0.7 + 0.9) / 4]

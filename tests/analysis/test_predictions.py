@@ -350,6 +350,7 @@ def test_costs_of_another_measure_take_the_place_of_multiply_adds():
     with torch.inference_mode():
         predictions = predict(net, split, costs=milliseconds)
     assert torch.equal(predictions.costs, milliseconds)
+    assert torch.equal(predict(net, split, costs=[0.5, 0.75, 1.5]).costs, milliseconds)
     assert torch.equal(predictions.logits, predict(net, split).logits)
     assert net.training
 

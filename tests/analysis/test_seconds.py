@@ -108,9 +108,10 @@ def test_it_is_measured_in_the_precision_asked_for():
     net = resnet18(width=2, exit_after=(2,))
     net.units[0].register_forward_hook(lambda unit, given, answer: seen.append((given[0].dtype, answer.dtype)))
     measure_seconds(net, images(2), batches=1, dtype=torch.bfloat16)
+    assert set(seen[1:]) == {(torch.bfloat16, torch.bfloat16)}  # the first sees whether the images fit
+    seen.clear()
     measure_seconds(net.double(), images(2), batches=1)
-    assert set(seen[:4]) == {(torch.bfloat16, torch.bfloat16)}
-    assert set(seen[4:]) == {(torch.float64, torch.float64)}
+    assert set(seen) == {(torch.float64, torch.float64)}
 
 
 def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
@@ -127,6 +128,7 @@ def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
     [
         ({"net": nn.Linear(3, 3)}, TypeError, "Linear has no exits"),
         ({"split": torch.zeros(1, 3, 8, 8)}, TypeError, "Tensor is no split"),
+        ({"split": images(2, size=1)}, ValueError, r"images of shape \(3, 1, 1\) do not fit the network"),
         ({"batches": 0}, ValueError, "batches must be positive, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
         ({"device": "abacus"}, ValueError, "abacus"),
@@ -134,7 +136,7 @@ def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
 )
 def test_what_makes_no_sense_is_refused(wrong, error, message):
     with pytest.raises(error, match=message):
-        measure_seconds(**({"net": resnet18(width=2), "split": images(2)} | wrong))
+        measure_seconds(**({"net": MultiExitNet([nn.Conv2d(3, 3, 3)], {0: head()}), "split": images(2)} | wrong))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

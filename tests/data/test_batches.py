@@ -1,4 +1,4 @@
-from itertools import chain
+from itertools import chain, combinations
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eeutils.data import Augmentation, Normalization, Split, TrainBatches
+from eeutils.data.batches import seed_of
 
 NOTHING = Augmentation(flip=False, translate=0, cutout=0)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -53,12 +54,16 @@ def test_shares_make_up_the_batches_that_one_process_would_see(size, batch_size,
 def test_every_process_has_draws_of_its_own_and_the_first_those_of_one_alone():
     shift, images = Augmentation(flip=False, translate=2, cutout=3), torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
     split = Split(images, torch.zeros(64).long(), ("a",), Normalization((0.5,), (1.0,)))  # what is cut out is bright
-    first, second = (
-        next(TrainBatches(split, 32, shift, "cpu", 0, rank=rank, world_size=2).epoch(1))[0] for rank in range(2)
-    )
-    alone = next(TrainBatches(split, 16, shift, "cpu", 0).epoch(1))[0]
-    assert torch.equal(first, alone)
-    assert not torch.equal(first, second)
+    shares = [next(TrainBatches(split, 64, shift, "cpu", 0, rank=rank, world_size=4).epoch(1))[0] for rank in range(4)]
+    assert torch.equal(shares[0], next(TrainBatches(split, 16, shift, "cpu", 0).epoch(1))[0])
+    assert not any(torch.equal(*pair) for pair in combinations(shares, 2))
+
+
+@given(seed=st.integers(0, 2**40))
+def test_processes_draw_other_numbers_on_a_cpu_which_reads_but_the_low_bits_of_a_seed(seed):
+    seeds = [seed_of(seed, rank) for rank in range(64)]
+    assert seeds[0] == seed
+    assert len({each & 0xFFFFFFFF for each in seeds}) == 64
 
 
 def test_more_processes_than_images_are_an_error():

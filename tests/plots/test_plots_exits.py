@@ -1,5 +1,7 @@
 """Figures of exits, read back from the axes."""
 
+from dataclasses import replace
+
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
@@ -43,6 +45,15 @@ def test_curves_end_at_the_single_exits_and_a_plain_network_is_a_star(two_exits)
     assert curve.get_xdata().min() == 1.0
     assert list(zip(exits.get_xdata(), exits.get_ydata(), strict=True)) == [(1.0, 50.0), (2.0, 75.0)]
     assert (star.get_marker(), star.get_xdata().tolist()) == ("*", [2.0])
+
+
+def test_curves_of_seconds_say_so(two_exits):
+    seconds = replace(two_exits, costs=torch.tensor([0.001, 0.004]))
+    ax = plots.plot_curves({"two": seconds}, unit=plots.MILLISECONDS)
+
+    assert ax.get_xlabel() == "mean milliseconds an image"
+    assert ax.lines[1].get_xdata().tolist() == pytest.approx([1.0, 4.0])
+    assert ax.lines[0].get_xdata().max() <= 4.0 + 1e-6
 
 
 def test_confidence_counts_right_and_wrong(two_exits):

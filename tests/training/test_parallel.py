@@ -9,28 +9,26 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from eeutils import train as cli
 from eeutils.training.parallel import Workers, workers_of_torchrun
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
 
 
-def torchrun(*words: object, processes: int = 2) -> str:
-    """Start something in processes that know of each other, on the CPU; returns what they printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def torchrun(*words: object) -> subprocess.CompletedProcess:
+    """Start two processes that know of each other, on the CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
     environment = {**ALONE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *map(str, words)], capture_output=True, text=True, timeout=240, env=environment, cwd=Path.cwd()
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
     """What the processes of `together.py` left behind."""
     folder = tmp_path_factory.mktemp("together")
-    torchrun(Path(__file__).with_name("together.py"), folder)
+    done = torchrun(Path(__file__).with_name("together.py"), folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -59,9 +57,14 @@ def test_all_end_with_the_same_network_though_each_began_with_its_own(together, 
     assert not differing(*after)
 
 
-def test_all_go_on_from_what_one_of_them_saved(together):
+def test_interrupted_all_go_on_from_what_one_of_them_saved_as_if_nothing_had_happened(together):
     for rank in range(2):
         assert not differing(left_by(together, rank, "resumed"), left_by(together, 0, "all"))
+
+
+def test_who_cannot_see_the_checkpoint_of_the_others_stops_all(together):
+    for rank in range(2):
+        assert "is not the same for all processes" in (together / f"apart-{rank}.txt").read_text()
 
 
 def test_without_norms_and_draws_it_is_the_run_of_one_process(together):
@@ -80,12 +83,13 @@ def test_what_is_not_trained_stays_bit_for_bit(together):
 
 def test_a_shell_trains_with_torchrun_and_one_process_writes(tmp_path):
     words = ["-m", "eeutils.train", "digits", "--model", "resnet18_2exits", "--width", "2", "--data", "digits"]
-    printed = torchrun(*words, "--train.epochs", "2", "--train.batch-size", "63", "--out", tmp_path)
+    done = torchrun(*words, "--train.epochs", "2", "--train.batch-size", "63", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["device"] == "2 x CPU, 1 thread(s)"
-    assert report["command"].startswith("torchrun --nproc-per-node 2 -m eeutils.train digits ")
-    assert printed.count("on test; see") == 1
-    assert f"{json.dumps(report['test_accuracy'])} on test" in printed
+    assert report["command"].startswith("python -m eeutils.train digits ")
+    assert done.stdout.count("on test; see") == 1
+    assert f"{json.dumps(report['test_accuracy'])} on test" in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {
         "checkpoint.pt",
         "history.csv",
@@ -94,14 +98,43 @@ def test_a_shell_trains_with_torchrun_and_one_process_writes(tmp_path):
     }
 
 
+def test_when_one_process_fails_all_end_and_its_message_is_told(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    words = ["-m", "eeutils.train", "digits", "--model", "resnet18", "--width", "2", "--data", "digits"]
+    done = torchrun(*words, "--out", tmp_path / "file" / "run")
+    assert done.returncode != 0
+    assert "error: cannot write" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machines", "message"),
+    [(1, 1, "2 processes want a GPU each, and there are 1"), (2, 2, "on more than one machine has never been tried")],
+)
+def test_processes_that_cannot_work_together_are_told(monkeypatch, gpus, machines, message):
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in {"WORLD_SIZE": 2 * machines, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match=message), workers_of_torchrun():
+        pass
+
+
+def test_processes_cannot_all_be_given_one_gpu(monkeypatch):
+    monkeypatch.setattr(Workers, "of_this_run", lambda: Workers(1, 2))
+    monkeypatch.setattr("eeutils.train.choose_device", lambda name: torch.device(name))
+    with pytest.raises(SystemExit, match="2 processes cannot all have cuda:1; leave out its number"):
+        cli.main(["digits", "--data", "digits", "--device", "cuda:1"])
+
+
 def test_a_process_of_its_own_is_alone_and_changes_nothing(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as some clusters have it, torchrun or not
     numbers = torch.arange(3.0)
     with workers_of_torchrun():
         workers = Workers.of_this_run()
         assert (workers, workers.writes) == (Workers(0, 1), True)
         workers.average([numbers])
         workers.follow_first([numbers])
-        workers.wait_for_all()
+        assert workers.gather(7) == [7]
     assert not dist.is_initialized()
     assert numbers.tolist() == [0, 1, 2]

@@ -11,7 +11,7 @@ from torch import nn
 
 from eeutils.data import Augmentation, ImageData, load_data
 from eeutils.models import MultiExitNet, create_exit, resnet18_3exits
-from eeutils.training import TrainConfig, fit, recipe
+from eeutils.training import TrainConfig, fit, loop, recipe
 from eeutils.training.parallel import Workers, workers_of_torchrun
 
 FOLDER = Path(sys.argv[1])
@@ -63,22 +63,46 @@ def add_up(workers: Workers) -> None:
     (FOLDER / f"sums-{workers.rank}.json").write_text(json.dumps(report))
 
 
+def interrupt(net: MultiExitNet, checkpoint: Path) -> None:
+    """Train until the second epoch is under way."""
+    calls = []
+
+    def stop(unit: nn.Module, given: tuple) -> None:
+        calls.append(unit.training)
+        if sum(calls) == 1 + 4 + 2:  # the trial's, those of the first epoch, and two
+            raise KeyboardInterrupt
+
+    net.units[0].register_forward_pre_hook(stop)
+    try:
+        train(net, SHORT, checkpoint)
+    except KeyboardInterrupt:
+        return
+    raise AssertionError("it was not interrupted")
+
+
+def go_on_apart(workers: Workers) -> None:
+    """Where one process sees a checkpoint and the other does not."""
+    try:
+        train(with_norms(seed=0), SHORT, FOLDER / ("all.pt" if workers.writes else "elsewhere.pt"))
+    except ValueError as error:
+        (FOLDER / f"apart-{workers.rank}.txt").write_text(str(error))
+
+
 def main() -> None:
+    loop._SECONDS_BETWEEN_CHECKPOINTS = 0.0  # every epoch, however soon it is done
     with workers_of_torchrun():
         workers = Workers.of_this_run()
         add_up(workers)
-        for name, changes in {
-            "all": {},
-            "early_exits": {"trained": "early_exits"},
-            "averaged": {"average_decay": 0.9},
-        }.items():
+        for name, changes in RUNS.items():
             net = with_norms(seed=workers.rank)
             leave(net, f"{name}-before", workers.rank)
             train(net, replace(SHORT, **changes), FOLDER / f"{name}.pt")
             leave(net, name, workers.rank)
+        interrupt(with_norms(seed=workers.rank), FOLDER / "interrupted.pt")
         net = with_norms(seed=5 + workers.rank)
-        train(net, SHORT, FOLDER / "all.pt")
+        train(net, SHORT, FOLDER / "interrupted.pt")
         leave(net, "resumed", workers.rank)
+        go_on_apart(workers)
         net = without_norms()
         losses = {"plain": train(net, UNCHANGED)}
         leave(net, "plain", workers.rank)

@@ -1,0 +1,14 @@
+import pytest
+from torch import nn
+
+from eeutils.models import MultiExitNet
+from eeutils.training.checks import check_fit
+
+
+def test_what_one_of_several_processes_will_see_is_tried(tiny_data, tiny_config):
+    """Of a batch of two one process gets a single image, and a norm over a single value has nothing to learn from."""
+    units = [nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))]
+    net = MultiExitNet(units, {0: nn.Sequential(nn.Flatten(), nn.Linear(4, 4))})
+    check_fit(net, tiny_data, tiny_config(batch_size=2), share=2)
+    with pytest.raises(ValueError, match=r"cannot be trained on images of shape \(3, 8, 8\), 1 at a time"):
+        check_fit(net, tiny_data, tiny_config(batch_size=2), share=1)
