@@ -44,15 +44,17 @@ def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Netwo
     """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed.
 
     Raises:
-        ValueError: if the network cannot read such images, or an early exit's head works in place on what it reads
-            (but for its first layer: then it is given a copy), which would change the answers of deeper exits.
+        TypeError: if `net` has no exits.
+        ValueError: if a unit or an exit cannot read what it is given, or needs numbers and not shapes alone, or an
+            early exit's head works in place on what it reads (but for its first layer: then it is given a copy), which
+            would change the answers of deeper exits.
     """
     net = on_meta(net)
     unit_macs, features = zip(*walk_units(net, image_shape), strict=True)
     exit_macs = []
     for unit, stage in zip(net.exit_after, net.stages(), strict=True):
         with left_alone(features[unit], unit, len(net.units)):
-            exit_macs.append(count_macs(stage.head, stage.read(features[unit]))[0])
+            exit_macs.append(count_macs(stage.head, stage.read(features[unit]), f"exit after unit {unit}")[0])
     return NetworkCosts(
         unit_macs=torch.tensor(unit_macs, dtype=torch.float64),
         exit_macs=torch.tensor(exit_macs, dtype=torch.float64),

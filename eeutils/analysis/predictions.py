@@ -175,15 +175,10 @@ def try_out(net: MultiExitNet, split: Batched, device: torch.device | str | None
     """Answer one image, to see that the network can read it and that its heads work as they must.
 
     Raises:
-        ValueError: if not.
+        ValueError: if not, see `eeutils.models.multiexit.checked_answers`.
     """
     with _evaluating(net, device) as at:
-        image = next(_batches(net, split, 1, at))
-        try:
-            checked_answers(net, image)
-        except RuntimeError as error:
-            shape = tuple(split.images.shape[1:])
-            raise ValueError(f"images of shape {shape} do not fit the network: {error}") from error
+        checked_answers(net, next(_batches(net, split, 1, at)))
 
 
 # Not in inference mode: its tensors could not be differentiated later, to fit a temperature say, and a caller's own

@@ -45,7 +45,7 @@ def measure_risk(
     validation: Predictions,
     max_risk: float,
     score: str = "confidence",
-    thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
+    thresholds: Sequence[float] | None = None,
 ) -> RiskTest:
     """Measured risk and binomial p-value of every threshold.
 
@@ -56,13 +56,15 @@ def measure_risk(
         validation: n images like those to come, not used in training.
         max_risk: the risk to be excluded, in (0, 1).
         score: see `eeutils.analysis.scores.score_of`.
-        thresholds: (T,) in [0, 1], or infinite; chosen without a look at `validation`.
+        thresholds: (T,) in [0, 1], or infinite; chosen without a look at `validation`; by default
+            `GUARANTEE_THRESHOLDS`.
 
     Raises:
         ValueError: if `max_risk` is not in (0, 1), a threshold makes no sense, there is none, or the score is unknown.
     """
     if not 0 < max_risk < 1:
         raise ValueError(f"max_risk is a share of the images in (0, 1), got {max_risk}")
+    thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
     falling = checked_thresholds(thresholds).sort(descending=True).values
     num_images = len(validation.labels)
     lost = validation.correct[-1] & ~validation.correct  # (E, N); at the last exit nothing is
@@ -76,7 +78,7 @@ def choose_with_guarantee(
     max_risk: float,
     delta: float = 0.1,
     score: str = "confidence",
-    thresholds: Sequence[float] = GUARANTEE_THRESHOLDS,
+    thresholds: Sequence[float] | None = None,
 ) -> Choice:
     """The lowest threshold certified to lose at most `max_risk` of the images to early answers.
 
@@ -96,7 +98,8 @@ def choose_with_guarantee(
         max_risk: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred (the paper's epsilon).
         delta: the chance accepted that the risk is larger after all, in (0, 1).
         score: see `eeutils.analysis.scores.score_of`.
-        thresholds: (T,) in [0, 1], or infinite, to choose from; chosen without a look at `validation`.
+        thresholds: (T,) in [0, 1], or infinite, to choose from; chosen without a look at `validation`; by default
+            `GUARANTEE_THRESHOLDS`, 602 of them from 1 to 0.
 
     Raises:
         ValueError: if `delta` is not in (0, 1), or as in `measure_risk`.

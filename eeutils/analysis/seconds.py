@@ -13,6 +13,7 @@ from eeutils.models import MultiExitNet, prepared_for_inference
 from eeutils.models.multiexit import check_exits
 
 _WARM_UP = 3
+_DISTINCT = 4  # time does not depend on what is in a batch, and every one kept takes memory on the device
 
 
 def measure_seconds(
@@ -38,16 +39,16 @@ def measure_seconds(
 
     Args:
         net: the network; it is not changed.
-        split: images to compute, those of `batches` batches; a smaller split is gone over again.
+        split: images to compute, those of its first four batches, again and again.
         batch_size: images at a time, as they will come to the cascade.
-        batches: how many are timed, after a few that are not.
+        batches: how many runs are timed, after a few that are not.
         device: where to compute; by default where the network is.
         dtype: what to compute in; by default what the network's weights are.
 
     Raises:
         TypeError: if `net` has no exits, or `split` is no split.
-        ValueError: if the network cannot read the images, an early exit's head works in place on what it reads,
-            `batch_size` or `batches` is below 1, or there is no such device.
+        ValueError: if a unit or an exit of the network cannot read what it is given, an early exit's head works in
+            place on what it reads, `batch_size` or `batches` is below 1, or there is no such device.
     """
     check_exits(net)
     check_split(split)
@@ -56,7 +57,7 @@ def measure_seconds(
     try_out(net, split, device)
     weight = next(net.parameters())
     device, dtype = weight.device if device is None else choose_device(device), dtype or weight.dtype
-    given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), batches)]
+    given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
     timed = list(islice(cycle(whole), _WARM_UP + batches))
     stages = stage_seconds(prepared_for_inference(net).to(device, dtype), timed, device)

@@ -1,7 +1,7 @@
 """Networks as units and exits."""
 
 from eeutils.models.exits import InternalClassifier, create_exit, list_pools
-from eeutils.models.inference import prepared_for_inference
+from eeutils.models.inference import StageModule, prepared_for_inference, stage_modules
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
 from eeutils.models.multiexit import MultiExitNet, add_exits, copy_backbone, drop_exits, truncate
@@ -18,6 +18,7 @@ __all__ = [
     "MixedPool",
     "MultiExitNet",
     "SpatialPyramidPool",
+    "StageModule",
     "add_exits",
     "copy_backbone",
     "create_exit",
@@ -36,6 +37,7 @@ __all__ = [
     "resnet18_sdn",
     "resnet56",
     "resnet56_sdn",
+    "stage_modules",
     "truncate",
     "vgg16",
     "vgg16_sdn",

@@ -2,11 +2,11 @@
 
 from copy import deepcopy
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eeutils.models.memory import to_channels_last
-from eeutils.models.multiexit import MultiExitNet
+from eeutils.models.multiexit import Features, MultiExitNet, Stage, check_exits
 
 
 def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
@@ -22,6 +22,47 @@ def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
             _fold_neighbours(module)
     to_channels_last(copy.requires_grad_(False))
     return copy
+
+
+class StageModule(nn.Module):
+    """The units between one exit and the next and the exit that they lead to, as a module of its own.
+
+    Shapes: what the stage before hands on, or normalised images (N, C, H, W) -> what this one hands on, images first,
+    and logits (N, classes).
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.units, self.head = nn.ModuleList(stage.units), stage.head
+        self.head_reads_a_copy = stage.head_reads_a_copy
+
+    def forward(self, x: Features) -> tuple[Features, Tensor]:
+        stage = Stage(tuple(self.units), self.head, self.head_reads_a_copy)
+        features = stage.features(x)
+        return features, stage.answer(features)
+
+
+def stage_modules(net: MultiExitNet) -> list[StageModule]:
+    """The network cut behind each exit, shallowest first: modules that can be exported and run one after the other.
+
+    So an early-exit network goes where there is no eeutils, each stage a file of its own; whoever runs them looks at
+    the logits between two stages and decides which images go on:
+
+        ready = prepared_for_inference(net).to(memory_format=torch.contiguous_format)  # as others expect weights to lie
+        x, num_images = torch.zeros(2, 3, 32, 32), torch.export.Dim("num_images")
+        for index, stage in enumerate(stage_modules(ready)):
+            program = torch.export.export(stage, (x,), dynamic_shapes=[{0: num_images}])
+            torch.export.save(program, f"stage{index}.pt2")
+            x, logits = stage(x)
+
+    All give (features, logits), the last one too, whose features nobody needs. Weights are shared with `net`, which has
+    to be in evaluation mode, as `prepared_for_inference` gives it, when the modules are run or exported.
+
+    Raises:
+        TypeError: if `net` has no exits.
+    """
+    check_exits(net)
+    return [StageModule(stage) for stage in net.stages()]
 
 
 def _fold_neighbours(chain: nn.Sequential) -> None:

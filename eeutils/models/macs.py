@@ -1,5 +1,6 @@
 """Multiply-adds, counted on shapes alone: on the meta device nothing is computed."""
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -8,31 +9,46 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eeutils.models.multiexit import Features, MultiExitNet, map_tensors
+from eeutils.models.multiexit import Features, MultiExitNet, check_exits, reading
+
+# Where numbers are looked at torch names the device ("cannot be called on meta tensors", "register_meta"); where shapes
+# do not fit it says nothing of it.
+_NEEDS_NUMBERS = re.compile("(?<![a-z])meta(?![a-z])", re.IGNORECASE)
 
 
 def on_meta(net: MultiExitNet) -> MultiExitNet:
-    """A copy of `net` with shapes and no numbers, in evaluation mode."""
+    """A copy of `net` with shapes and no numbers, in evaluation mode.
+
+    Raises:
+        TypeError: if `net` has no exits.
+    """
+    check_exits(net)
     return deepcopy(net).to("meta", torch.float32).eval()
 
 
 @torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules
-def count_macs(module: nn.Module, x: Features) -> tuple[float, Any]:
+def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Any]:
     """Multiply-adds of `module(x)` in convolutions and linear layers, and its answer; both on the meta device.
+
+    Args:
+        module: a unit or a head of a network `on_meta`.
+        x: what it reads.
+        part: which part of the network it is, such as "unit 3".
 
     Raises:
         ValueError: if `module` cannot read `x`, or needs numbers and not shapes alone.
     """
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
+        with reading(x, part, module), counter:
             y = module(x)
-    except (RuntimeError, AssertionError) as error:
-        shape = map_tensors(lambda tensor: tuple(tensor.shape[1:]), x)
+    except ValueError as misfit:
+        error = misfit.__cause__
+        if not _NEEDS_NUMBERS.search(str(error)):
+            raise
         raise ValueError(
-            f"a feature map of shape {shape} does not fit the network, or its {type(module).__name__} "
-            "cannot be counted on shapes alone (device meta) and wants another measure, as in predict(..., "
-            f"costs=measure_seconds(net, split)): {error}"
+            f"the network's {part} ({type(module).__name__}) cannot be counted on shapes alone (device meta) and wants "
+            f"another measure, as in predict(..., costs=measure_seconds(net, split)): {error}"
         ) from error
     return counter.get_total_flops() / 2, y
 
@@ -48,6 +64,6 @@ def walk_units(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Iterator
         ValueError: if the units cannot read such an image.
     """
     x = torch.empty(1, *image_shape, device="meta")
-    for unit in net.units:
-        macs, x = count_macs(unit, x)
+    for index, unit in enumerate(net.units):
+        macs, x = count_macs(unit, x, f"unit {index}")
         yield macs, x

@@ -119,16 +119,41 @@ def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
     """What `net(x)` answers, after seeing that heads and units go together.
 
     Raises:
-        ValueError: if an early exit writes into what the next unit reads (`left_alone`), or one answers other than
-            logits (`check_answers`).
+        ValueError: if a unit or an exit cannot read what it is given (`reading`), an early exit writes into what the
+            next unit reads (`left_alone`), or one answers other than logits (`check_answers`).
     """
     num_images, answers = len(x), []  # for `x` soon is what a unit hands on
-    for unit, stage in zip(net.exit_after, net.stages(), strict=True):
-        x = stage.features(x)
-        with left_alone(x, unit, len(net.units)):
+    for last, stage in zip(net.exit_after, net.stages(), strict=True):
+        for index, unit in enumerate(stage.units, last + 1 - len(stage.units)):
+            with reading(x, f"unit {index}", unit):
+                x = unit(x)
+        with left_alone(x, last, len(net.units)), reading(x, f"exit after unit {last}", stage.head):
             answers.append(stage.answer(x))
         check_answers(answers[-1:], num_images)
     return answers
+
+
+@contextmanager
+def reading(features: Features, part: str, module: nn.Module) -> Iterator[None]:
+    """See that `module`, asked within, can read `features`.
+
+    Args:
+        features: with the images first.
+        part: which part of the network `module` is, such as "unit 3".
+        module: a unit or a head.
+
+    Raises:
+        ValueError: if not; it names the part, and its cause is what `module` raised.
+    """
+    try:
+        yield
+    # Misfits raise all of these: a norm a ValueError, a dimension too few an IndexError, a tuple given to a layer that
+    # takes a tensor a TypeError or an AttributeError.
+    except (RuntimeError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        shape = map_tensors(lambda tensor: tuple(tensor.shape[1:]), features)
+        raise ValueError(
+            f"a feature map of shape {shape} does not fit the network's {part} ({type(module).__name__}): {error}"
+        ) from error
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple
         image_shape: (C, H, W) of the images it is to see.
 
     Raises:
+        TypeError: if `net` has no exits.
         ValueError: if shares are not like that, if one is reached by the last unit alone (it has the network's own
             classifier), if two are reached by one unit, or if the network cannot read such images.
     """
@@ -66,16 +67,18 @@ def with_internal_classifiers(
             shallowest first.
 
     Raises:
+        TypeError: if `net` has no exits.
         ValueError: if a unit does not exist, is named twice or has an exit already, gives no feature map (C, H, W),
             `pool` is unknown, or the network cannot read such images.
     """
+    shapes = on_meta(net)
     if after is None:
         after = exits_at_cost(net, SDN_SHARES, image_shape)
     check_early_exits(after, len(net.units))
     pools = pool_of_each_exit(pool, len(after))
-    shapes = on_meta(net)
     features = [feature for _, feature in walk_units(shapes, image_shape)]
-    _, answer = count_macs(shapes.exits[str(len(features) - 1)], features[-1])
+    last = len(features) - 1
+    _, answer = count_macs(shapes.exits[str(last)], features[last], f"exit after unit {last}")
     weight = next(net.parameters())
     heads = {}
     for unit, each in zip(sorted(after), pools, strict=True):

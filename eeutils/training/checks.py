@@ -15,20 +15,25 @@ from eeutils.training.device import cuda_indices
 from eeutils.training.regimes import start_training
 
 
-def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, share: int) -> None:
+def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_size: int = 1) -> None:
     """Try out a training batch and its forward pass on a copy; `net` and the random numbers stay as they are.
 
     Args:
         net: the network.
         data: what it is to learn.
         config: how.
-        share: images of a batch that one process computes.
+        world_size: how many processes share its batches.
 
     Raises:
-        TypeError: if `net` has no exits, or `config` is no config.
+        TypeError: if `net` has no exits, `data` are no data set, or `config` is no config.
         ValueError: if the network, the data and the augmentation do not fit together.
     """
     check_exits(net)
+    if not isinstance(data, ImageData):
+        raise TypeError(
+            f"{type(data).__name__} is no data set with splits, an ImageData such as load_data('cifar10'); of tensors "
+            "make one: eeutils.data.data_from_tensors(images, labels, classes)"
+        )
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, such as recipe('slim'), got {config!r}")
     if config.trained == "early_exits" and net.num_exits == 1:
@@ -40,6 +45,7 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, share: in
                 "computes in 16 bits"
             )
     shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
+    share = max(1, config.batch_size // world_size)
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
     few = data.train.images[: min(share, 2)].cpu()
     images = augmented_batch(few, data.normalization, config.augmentation, torch.Generator().manual_seed(0)).to(home)

@@ -69,7 +69,7 @@ def fit(
         progress: show a bar with loss, validation accuracy of every exit, images/s and the time left.
 
     Raises:
-        TypeError: if `net` has no exits, or `config` is no config.
+        TypeError: if `net` has no exits, `data` are no data set, or `config` is no config.
         ValueError: if there is no such device, if network, data and augmentation do not fit together, or if the
             checkpoint has epochs of another config, network or data set (other training images, labels or
             normalization, whatever its name); or, where early exits alone are trained, of another backbone or last
@@ -80,7 +80,7 @@ def fit(
         KeyboardInterrupt: passed on; the last checkpoint stands.
     """
     device = choose_device(device)
-    check_fit(net, data, config, share=max(1, config.batch_size // Workers.of_this_run().world_size))
+    check_fit(net, data, config, Workers.of_this_run().world_size)
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
     try:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from eeutils.analysis.costs import exit_costs, measure_costs
-from eeutils.models import MultiExitNet, create_model, list_models, resnet18, resnet18_3exits, truncate
+from eeutils.models import MultiExitNet, create_exit, create_model, list_models, resnet18, resnet18_3exits, truncate
+from eeutils.models.multiexit import checked_answers
+
+IMAGES = torch.zeros(2, 3, 8, 8)
 
 
 def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
@@ -105,6 +110,13 @@ class OnlyWithNumbers(nn.Module):
         return x / 2 if x.max() > 1 else x
 
 
+class Chosen(nn.Module):
+    """A unit that looks at what is in the map, by a mask."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[x.mean((1, 2, 3)) > 0]
+
+
 class OnlySquare(nn.Module):
     """A unit that asserts."""
 
@@ -115,7 +127,17 @@ class OnlySquare(nn.Module):
 
 @pytest.mark.parametrize(
     ("unit", "message"),
-    [(OnlyWithNumbers(), "OnlyWithNumbers cannot be counted on shapes alone"), (OnlySquare(), "Wrong height!")],
+    [
+        (
+            OnlyWithNumbers(),
+            r"unit 0 \(OnlyWithNumbers\) cannot be counted on shapes .* another measure, .*: Tensor\.item",
+        ),
+        (Chosen(), r"unit 0 \(Chosen\) cannot be counted on shapes .* another measure"),
+        (
+            OnlySquare(),
+            r"^a feature map of shape \(3, 8, 4\) does not fit the network's unit 0 \(OnlySquare\): Wrong height!",
+        ),
+    ],
 )
 def test_units_that_cannot_be_counted_are_named(unit, message):
     with pytest.raises(ValueError, match=message):
@@ -196,6 +218,32 @@ class OnlyOne(nn.Module):
 
 
 def test_what_does_not_fit_is_said_of_two_maps_as_well():
-    message = r"shape \(\(3, 8, 8\), \(1, 8, 8\)\) does not fit the network, .*OnlyOne .*two came"
+    message = r"shape \(\(3, 8, 8\), \(1, 8, 8\)\) does not fit the network's exit after unit 0 \(OnlyOne\): two came"
     with pytest.raises(ValueError, match=message):
         exit_costs(MultiExitNet([Pair()], {0: OnlyOne()}), (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("unit", "early", "part"),
+    [
+        (nn.Conv2d(4, 8, 3), create_exit("spp", 4, 10), "exit after unit 1 (SpatialPyramidExit)"),
+        (nn.Conv2d(4, 8, 3), nn.Sequential(nn.BatchNorm1d(8)), "exit after unit 1 (Sequential)"),
+        (nn.Conv2d(4, 8, 3), nn.ModuleList(), "exit after unit 1 (ModuleList)"),
+        (nn.Conv2d(4, 8, 3), nn.Flatten(4), "exit after unit 1 (Flatten)"),
+        (nn.Conv2d(5, 8, 3), create_exit("spp", 8, 10), "unit 1 (Conv2d)"),
+    ],
+)
+@pytest.mark.parametrize("ask", [lambda net: measure_costs(net, (3, 8, 8)), lambda net: checked_answers(net, IMAGES)])
+def test_the_part_that_does_not_fit_is_named_and_no_other_measure_advised(unit, early, part, ask):
+    net = MultiExitNet([nn.Conv2d(3, 4, 3), unit, nn.Conv2d(8, 8, 3)], {1: early, 2: create_exit("avg", 8, 10)})
+    shape = "(4, 6, 6)" if part.startswith("unit") else "(8, 4, 4)"
+    message = f"a feature map of shape {shape} does not fit the network's {part}: "
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as caught:
+        ask(net)
+    assert "measure" not in str(caught.value)
+    assert str(caught.value) == message + str(caught.value.__cause__)
+
+
+def test_a_network_without_exits_is_named():
+    with pytest.raises(TypeError, match="Conv2d has no exits; cut it into units"):
+        measure_costs(nn.Conv2d(3, 4, 3), (3, 8, 8))

@@ -332,7 +332,7 @@ def test_a_network_with_too_few_outputs_is_refused():
 
 def test_images_of_another_number_of_channels_are_refused():
     net = small_net().train()
-    with pytest.raises(ValueError, match=r"\(1, 8, 8\) does not fit the network, .*channel"):
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\) does not fit the network's unit 0 .*channel"):
         predict(net, images(4, channels=1))
     assert all(module.training for module in net.modules())
 
@@ -360,7 +360,7 @@ def test_costs_of_another_measure_take_the_place_of_multiply_adds():
     [
         ([1.0, 2.0], 8, r"costs must be 3 increasing positive floats, got \[1.0, 2.0\]"),
         ([1.0, 3.0, 2.0], 8, "increasing"),
-        ([1.0, 2.0, 3.0], 4, r"images of shape \(3, 4, 4\) do not fit the network: "),
+        ([1.0, 2.0, 3.0], 4, r"\(2, 1, 1\) does not fit the network's unit 1 \(BasicBlock\): 2 pixels are needed"),
     ],
 )
 def test_with_such_costs_too_it_is_told_what_is_wrong_before_all_images_are_computed(costs, size, message):

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import math
 
@@ -83,6 +84,13 @@ def test_the_default_thresholds_run_from_one_to_zero_and_are_close_near_one():
     assert (GUARANTEE_THRESHOLDS[0], GUARANTEE_THRESHOLDS[-1]) == (1, 0)
     assert min(steps) > 0
     assert steps[0] < 1e-5 < 1e-2 < steps[-1]
+
+
+@pytest.mark.parametrize("choose", [measure_risk, choose_with_guarantee])
+def test_the_default_thresholds_are_named_and_not_spelt_out_in_the_help(choose, table):
+    assert inspect.signature(choose).parameters["thresholds"].default is None
+    assert "GUARANTEE_THRESHOLDS" in choose.__doc__
+    assert str(choose(table, 0.3)) == str(choose(table, 0.3, thresholds=GUARANTEE_THRESHOLDS))
 
 
 @settings(max_examples=40)

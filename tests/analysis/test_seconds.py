@@ -83,6 +83,13 @@ def test_batches_that_are_not_whole_are_not_timed_beside_whole_ones(clock, count
     assert measure_seconds(net, images(count), batch_size=4).tolist() == [1 / min(count, 4)]
 
 
+def test_a_few_batches_are_kept_however_many_are_timed(monkeypatch):
+    made, split, batches = [], images(90), Split.batches
+    monkeypatch.setattr(Split, "batches", lambda *given: (made.append(batch) or batch for batch in batches(*given)))
+    measure_seconds(MultiExitNet([nn.Identity()], {0: head()}), split, batch_size=3, batches=30)
+    assert len(made) - 1 <= 4  # one is tried out first
+
+
 def test_the_first_batches_do_not_count(clock):
     net = MultiExitNet([SlowAtFirst()], {0: head()})
     assert measure_seconds(net, images(2), batches=1).tolist() == [1]
@@ -116,7 +123,7 @@ def test_it_is_measured_in_the_precision_asked_for():
 
 def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
     net, split = MultiExitNet([ReadsNumbers(), nn.Conv2d(3, 3, 3)], {0: head(), 1: head()}), images(10)
-    with pytest.raises(ValueError, match=r"ReadsNumbers cannot be counted .* predict\(\.\.\., costs=measure_seconds"):
+    with pytest.raises(ValueError, match=r"ReadsNumbers\) cannot be counted .* predict\(\.\.\., costs=measure_seconds"):
         predict(net, split)
     predictions = predict(net, split, costs=measure_seconds(net, split, batches=2))
     policy = choose_for_budget(predictions, 1.0).policy
@@ -128,7 +135,7 @@ def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
     [
         ({"net": nn.Linear(3, 3)}, TypeError, "Linear has no exits"),
         ({"split": torch.zeros(1, 3, 8, 8)}, TypeError, "Tensor is no split"),
-        ({"split": images(2, size=1)}, ValueError, r"images of shape \(3, 1, 1\) do not fit the network"),
+        ({"split": images(2, size=1)}, ValueError, r"\(3, 1, 1\) does not fit the network's unit 0 \(Conv2d\): "),
         ({"batches": 0}, ValueError, "batches must be positive, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
         ({"device": "abacus"}, ValueError, "abacus"),

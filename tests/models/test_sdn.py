@@ -90,7 +90,7 @@ def test_shares_without_a_place_are_named(shares, message):
 
 
 def test_images_that_the_network_cannot_read_are_named():
-    with pytest.raises(ValueError, match=r"shape \(1, 32, 32\) does not fit the network"):
+    with pytest.raises(ValueError, match=r"shape \(1, 32, 32\) does not fit the network's unit 0 \(Sequential\)"):
         exits_at_cost(resnet18(width=2), SDN_SHARES, (1, 32, 32))
 
 
@@ -194,6 +194,12 @@ def test_exits_have_the_place_the_outputs_and_the_kind_of_numbers_of_the_network
 def test_exits_that_cannot_be_added_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         with_internal_classifiers(**{"net": seeded("mobilenet"), "image_shape": SHAPE, **arguments})
+
+
+@pytest.mark.parametrize("after", [None, (1,)])
+def test_a_network_without_exits_is_named(after):
+    with pytest.raises(TypeError, match="Sequential has no exits; cut it into units"):
+        with_internal_classifiers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), SHAPE, after=after)
 
 
 def test_each_exit_may_have_a_pool_of_its_own_the_shallowest_first():
