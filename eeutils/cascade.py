@@ -13,7 +13,7 @@ from eeutils.analysis.predictions import Batched, check_outputs, check_split
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.inference import prepared_for_inference
-from eeutils.models.multiexit import check_answers, check_exits, map_tensors
+from eeutils.models.multiexit import check_answers, check_exits, checked_answers, map_tensors
 from eeutils.models.weights import named_weights
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
@@ -38,6 +38,11 @@ class CascadeResult:
         """(N,) int64."""
         return self.logits.argmax(-1)
 
+    @property
+    def confidence(self) -> Tensor:
+        """(N,) float32, the probability of the predicted class."""
+        return self.logits.softmax(-1).amax(-1)
+
 
 class Cascade:
     """A network that stops computing for an image as soon as `policy` lets it go.
@@ -45,7 +50,8 @@ class Cascade:
     After each exit only the images that stay are carried on, so a batch shrinks on its way down; when it is empty the
     rest of the network does not run. `eeutils.analysis.decisions.decide` answers the same from saved predictions.
 
-    The cascade works on a copy of `net` made for inference (`eeutils.models.prepared_for_inference`).
+    The cascade works on a copy of `net` made for inference (`eeutils.models.prepared_for_inference`). A network that
+    `torch.compile` made is run uncompiled, because batches shrink on their way.
 
     Args:
         net: the network; it is not changed.
@@ -55,9 +61,11 @@ class Cascade:
         device: where to compute; by default where the network is.
         dtype: what to compute in; by default what the network's weights are. `torch.bfloat16` is faster where the
             hardware knows it, CPUs with AMX included, and changes few answers; scores are float32 all the same.
+            Thresholds for it are best chosen on `predict(prepared_for_inference(net).bfloat16(), split)`, which answers
+            as the cascade does, though those chosen on float32 are hardly worse.
 
     Raises:
-        TypeError: if `net` has no exits, or `policy` is no policy.
+        TypeError: if `net` has no exits, `policy` is no policy, or `dtype` no torch.dtype.
         ValueError: if the policy is for another number of exits, the fallback is unknown, there is no such device, or a
             weight of the network is NaN or infinite.
     """
@@ -74,6 +82,8 @@ class Cascade:
         check_exits(net)
         check_policy(policy, net.num_exits)
         check_fallback(fallback)
+        _check_dtype(dtype)
+        net = _uncompiled(net)
         _check_weights(net)
         self.policy = policy
         self.fallback = fallback
@@ -86,10 +96,12 @@ class Cascade:
         """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device.
 
         Raises:
-            ValueError: if the images have another shape or type, or were never normalised (an image with no value
+            TypeError: if `images` is no tensor.
+            ValueError: if the images have another shape or dtype, or were never normalised (an image with no value
                 below 0 and one beyond 30), an answer is NaN or infinite, or exits answer other than logits (N, classes)
                 of the same classes, two or more.
         """
+        check_tensor(images)
         _check_images(images)
         _check_normalized(images)
         return self._answer(images)
@@ -111,10 +123,10 @@ class Cascade:
         try:
             with torch.inference_mode():
                 logits, exit_index = self._descend(x)
-        except RuntimeError as error:
-            if _can_read(self.net, x[:1]):
-                raise
-            raise ValueError(f"images of shape {tuple(images.shape[1:])} do not fit the network: {error}") from error
+        except RuntimeError:
+            with torch.inference_mode():
+                checked_answers(self.net, x[:1])  # says what does not fit, if anything
+            raise
         _check_answers(logits)
         # Copied outside inference mode, so that the caller may do with them what one may do with a tensor.
         return CascadeResult(logits.clone(), exit_index.clone())
@@ -146,6 +158,19 @@ class Cascade:
         return logits, exit_index
 
 
+def check_tensor(images: Tensor) -> None:
+    """See that `images` is a tensor.
+
+    Raises:
+        TypeError: that says how to make one.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images must be a torch.Tensor (N, C, H, W), got {type(images).__name__}; load_image(path, size=32) makes "
+            "one of a file, torch.from_numpy(array) of an array"
+        )
+
+
 def _images(x: Tensor, index: Tensor, num_images: int) -> Tensor:
     """Some images of a feature map (N, ...); in channels-last memory each is one run of bytes to copy."""
     if x.ndim == 0 or len(x) != num_images:
@@ -160,15 +185,6 @@ def _joined(results: Iterable[CascadeResult]) -> CascadeResult:
     return CascadeResult(
         torch.cat([result.logits for result in results]), torch.cat([result.exit_index for result in results])
     )
-
-
-@torch.inference_mode()
-def _can_read(net: MultiExitNet, image: Tensor) -> bool:
-    try:
-        net(image)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _check_images(images: Tensor) -> None:
@@ -189,6 +205,15 @@ def _check_normalized(images: Tensor) -> None:
             f"{float(highest[rows].max()):.4g}, as pixels have that were never normalised; make them with "
             "Normalization(mean, std)(uint8 images), as split.normalization does"
         )
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
+
+
+def _uncompiled(net: nn.Module) -> nn.Module:
+    return getattr(net, "_orig_mod", net)  # what torch.compile wraps; its class is slow to import
 
 
 def _check_weights(net: nn.Module) -> None:

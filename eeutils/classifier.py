@@ -1,6 +1,7 @@
 """A network ready for use: everything that lies between a picture and the name of what is on it, kept in one file."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.thresholds import choose_one_threshold
-from eeutils.cascade import Cascade, CascadeResult
+from eeutils.cascade import Cascade, CascadeResult, check_tensor
 from eeutils.data import Normalization
+from eeutils.data.cifar import CIFAR10, CIFAR100
+from eeutils.data.tinyimagenet import TINY_IMAGENET
 from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
@@ -20,13 +23,16 @@ from eeutils.weights import load_predictions, load_weights, put_tensors, read_te
 from eeutils.weights.tensors import stored_tensors
 
 _METADATA = "eeutils.classifier"
+_ARCHIVES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "tinyimagenet": TINY_IMAGENET}
 
 
 @dataclass(frozen=True)
 class Classifier:
     """A network with exits, and what it takes to ask it.
 
-        classifier = Classifier(net, data.classes, data.normalization, choice.policy)
+        classifier = Classifier(
+            net, data.classes, data.normalization, choice.policy, image_shape=data.image_shape
+        )
         result = classifier(load_image("photo.jpg", size=32))
         print(classifier.classes[result.predicted[0]])
 
@@ -37,11 +43,15 @@ class Classifier:
         policy: who leaves where.
         fallback: whose answer counts for an image that no early exit let go, as `Cascade` says.
         dtype: what to compute in, as `Cascade` says; a matter of the machine, so `save` does not keep it.
+        image_shape: (C, H, W) of the images that the network was trained on, such as `data.image_shape`: only such are
+            let in then, for most networks read other sizes, too, and answer wrongly. None lets any in.
 
     Raises:
-        TypeError: if `net` has no exits, or `policy` is no `ThresholdPolicy`.
+        TypeError: if `net` has no exits, `normalization` is no `Normalization`, `policy` no `ThresholdPolicy`, or
+            `dtype` no torch.dtype.
         ValueError: if the policy is for another number of exits, the fallback is unknown, or a weight is NaN or
-            infinite.
+            infinite; with an `image_shape` also if the network cannot read such images, or answers for other than
+            `classes`.
     """
 
     net: MultiExitNet
@@ -50,13 +60,20 @@ class Classifier:
     policy: ThresholdPolicy
     fallback: str = "last"
     dtype: torch.dtype | None = None
+    image_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.normalization, Normalization):
+            kind = type(self.normalization).__name__
+            raise TypeError(f"normalization must be a Normalization, such as data.normalization, got {kind}")
         if not isinstance(self.policy, ThresholdPolicy):
             kind = type(self.policy).__name__
             raise TypeError(f"policy must be a ThresholdPolicy, such as choice.policy, got {kind}")
         object.__setattr__(self, "classes", tuple(self.classes))
         self.cascade  # noqa: B018  raises at once if network and policy do not fit together
+        if self.image_shape is not None:
+            object.__setattr__(self, "image_shape", _checked_shape(self.image_shape))
+            self._try_out()
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -67,14 +84,23 @@ class Classifier:
         """Images (N, C, H, W) uint8, of the size that the network was trained on -> logits and exits.
 
         Raises:
-            ValueError: if the images are of another type, or do not fit the network, or it answers for other than
-                `classes`.
+            TypeError: if `images` is no tensor.
+            ValueError: if the images are of another dtype than uint8 or another shape than `image_shape`, or do not fit
+                the network, or it answers for other than `classes`.
         """
+        check_tensor(images)
+        if self.image_shape is not None:
+            _check_size(images, self.image_shape)
         result = self.cascade(self.normalization(images.to(self.cascade.device)))
         outputs = result.logits.shape[-1]
         if outputs != len(self.classes):
             raise ValueError(f"the network has {outputs} outputs, the classifier {len(self.classes)} classes")
         return result
+
+    def _try_out(self) -> None:
+        """Answer one image of noise, to see that all parts go together."""
+        noise = torch.randint(0, 256, (1, *self.image_shape), generator=torch.Generator().manual_seed(0))
+        self(noise.byte())
 
     def save(self, path: Path | str) -> None:
         """Write it all into one safetensors file, whole or not at all.
@@ -89,6 +115,7 @@ class Classifier:
             "normalization": asdict(self.normalization),
             "policy": asdict(self.policy),
             "fallback": self.fallback,
+            "image_shape": self.image_shape,
         }
         save_tensors(Path(path), stored_tensors(self.net), {_METADATA: json.dumps(about)})
 
@@ -113,8 +140,9 @@ class Classifier:
             tuple(about["classes"]),
             Normalization.from_json(about["normalization"]),
             ThresholdPolicy(**about["policy"]),
-            about.get("fallback", "last"),  # older files have none
+            about.get("fallback", "last"),  # older files have none, and no image_shape
             dtype,
+            about.get("image_shape"),
         )
 
 
@@ -146,7 +174,29 @@ def load_classifier(
     entry = weight_entry(name)
     choice = choose_one_threshold(load_predictions(name, "val"), max_drop)
     net = load_weights(name, device)
-    return Classifier(net, entry.classes, entry.normalization, choice.policy, fallback, dtype)
+    shape = _image_shape(entry.data)
+    return Classifier(net, entry.classes, entry.normalization, choice.policy, fallback, dtype, shape)
+
+
+def _image_shape(data: str) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images of a data set, without loading it; None where only the data tell."""
+    return _ARCHIVES[data].content["test_images"].shape[1:] if data in _ARCHIVES else None
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if not isinstance(shape, Sequence) or len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"image_shape must be (channels, height, width), such as data.image_shape, got {shape!r}")
+    return tuple(shape)
+
+
+def _check_size(images: Tensor, shape: tuple[int, int, int]) -> None:
+    if tuple(images.shape[1:]) != shape:
+        channels, height, width = shape
+        remedy = f"; load_image(path, size={height}) makes such of a file" if (channels, height) == (3, width) else ""
+        raise ValueError(
+            f"images must have shape (N, {channels}, {height}, {width}), as those that the network was trained on, "
+            f"got {tuple(images.shape)}{remedy}"
+        )
 
 
 def _read_metadata(path: Path) -> dict:

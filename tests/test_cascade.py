@@ -1,6 +1,7 @@
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization, Split
-from eeutils.models import MultiExitNet, resnet18
+from eeutils.models import MultiExitNet, prepared_for_inference, resnet18
 from eeutils.training.backends import unrounded_convolutions
 
 PLACES = {1: (), 2: (4,), 3: (2, 4), 6: (0, 1, 2, 4, 6)}
@@ -214,6 +215,15 @@ def test_results_can_be_used_like_any_tensor():
     assert temperature.grad is not None
 
 
+def test_the_confidence_is_the_probability_of_the_class_named():
+    result = CascadeResult(torch.tensor([[0.0, 3.0], [1.0, 1.0], [2.0, 0.0]]).log(), torch.zeros(3).long())
+    assert result.confidence.tolist() == [1.0, 0.5, 1.0]
+    run = Cascade(make_net(3), ThresholdPolicy(0.15)).run(make_split(20))
+    named = run.logits.softmax(-1).gather(1, run.predicted[:, None])[:, 0]
+    torch.testing.assert_close(run.confidence, named)
+    assert (run.confidence.shape, run.confidence.dtype) == ((20,), torch.float32)
+
+
 def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precision():
     cascade = Cascade(make_net(3), ThresholdPolicy(0.15))
     images = torch.randn(6, 3, 8, 8).to(memory_format=torch.channels_last)
@@ -233,7 +243,7 @@ def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precisi
         (torch.zeros(3, 8, 8), r"shape \(N, C, H, W\) with N of 1 or more, got \(3, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8), "N of 1 or more"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "normalised floats, got torch.uint8"),
-        (torch.zeros(2, 1, 8, 8), r"images of shape \(1, 8, 8\) do not fit the network: .* 3 channels, but got 1"),
+        (torch.zeros(2, 1, 8, 8), r"shape \(1, 8, 8\) does not fit the network\'s unit 0 .* 3 channels, but got 1"),
         (torch.zeros(2, 4, 8, 8), "3 channels, but got 4"),
         (torch.randint(0, 256, (2, 3, 32, 32)).float(), r"values from 0 to 25\d, .* Normalization\(mean, std\)\(uint8"),
         (torch.full((2, 3, 8, 8), torch.inf), r"images \[0, 1\] of the batch have values from inf to inf"),
@@ -245,6 +255,13 @@ def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precisi
 def test_images_that_make_no_sense_are_refused(images, message, policy):
     with pytest.raises(ValueError, match=message):
         Cascade(make_net(2), policy)(images)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 3, 8, 8), np.float32), "photo.jpg", [torch.zeros(3, 8, 8)]])
+def test_what_is_no_tensor_is_named(images):
+    kind = type(images).__name__
+    with pytest.raises(TypeError, match=rf"Tensor .*, got {kind}; load_image\(path, size=32\) .* torch\.from_numpy"):
+        Cascade(make_net(3), NEVER)(images)
 
 
 def test_one_image_that_was_not_normalised_is_found_among_others():
@@ -533,6 +550,30 @@ def test_a_cascade_may_compute_in_another_precision_than_its_network():
     whole = Cascade(net, NEVER).run(split)
     assert not torch.equal(result.logits, whole.logits)
     torch.testing.assert_close(result.logits, whole.logits, rtol=0.1, atol=0.1)
+
+
+def test_what_is_no_number_format_is_named():
+    with pytest.raises(TypeError, match=r"such as torch\.bfloat16, got 'bfloat16'"):
+        Cascade(make_net(3), NEVER, dtype="bfloat16")
+
+
+def test_thresholds_for_another_precision_are_chosen_on_predictions_in_it():
+    net, split = make_net(3), make_split(60)
+    predictions = predict(prepared_for_inference(net).bfloat16(), split)
+    policy = ThresholdPolicy(tuple(between_scores(each, 0.5) for each in score_of(predictions.logits[:-1])))
+    exit_index = Cascade(net, policy, dtype=torch.bfloat16).run(split).exit_index
+    assert (decide(predictions, policy).exit_index == exit_index).double().mean() > 0.95  # unfolded it is 0.9
+
+
+def test_a_compiled_network_is_run_uncompiled(compiled):
+    net, split = make_net(3), make_split(20)
+    wrapped, graphs = compiled(net)
+    cascade = Cascade(wrapped, ThresholdPolicy(0.15))
+    assert type(cascade.net) is MultiExitNet
+    assert torch.equal(cascade.run(split).logits, Cascade(net, ThresholdPolicy(0.15)).run(split).logits)
+    with pytest.raises(ValueError, match="does not fit the network"):
+        cascade(torch.zeros(2, 1, 8, 8))
+    assert not graphs
 
 
 def test_norms_without_statistics_stay_norms():

@@ -3,22 +3,24 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade
-from eeutils.classifier import Classifier, load_classifier
+from eeutils.classifier import Classifier, _image_shape, load_classifier
 from eeutils.data import Normalization, load_data
 from eeutils.errors import IntegrityError, StorageError
 from eeutils.models import MultiExitNet, create_model, resnet18
-from eeutils.weights import list_weights, load_predictions
+from eeutils.weights import list_weights, load_predictions, load_weights, weight_entry
 
 CLASSES = ("cat", "dog", "bird")
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -29,8 +31,8 @@ def make_net(seed: int = 0, **kwargs) -> MultiExitNet:
     return resnet18(**{"width": 4, "exit_after": (2, 4), "num_classes": 3, **kwargs}).eval()
 
 
-def pictures(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
+def pictures(count: int, size: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("policy", [ThresholdPolicy(0.4), ThresholdPolicy((0.5, float("inf")), "margin")])
@@ -111,14 +113,34 @@ def test_the_fallback_is_kept_with_the_rule(tmp_path):
     assert torch.equal(Classifier.load(path, make_net(1))(images).logits, expected)
 
 
-def test_a_file_from_before_there_was_a_choice_of_fallbacks_means_the_last_exit(tmp_path):
+def test_images_of_another_size_than_the_network_was_trained_on_are_refused(tmp_path):
     path = tmp_path / "net.safetensors"
-    Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), fallback="most_confident").save(path)
+    Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), image_shape=(3, 8, 8)).save(path)
+    classifier = Classifier.load(path, make_net(1))
+    assert classifier.image_shape == (3, 8, 8)
+    assert len(classifier(pictures(2)).predicted) == 2
+    message = r"shape \(N, 3, 8, 8\), .* got \(2, 3, 12, 12\); load_image\(path, size=8\) makes such"
+    with pytest.raises(ValueError, match=message):
+        classifier(pictures(2, size=12))
+    assert len(replace(classifier, image_shape=None)(pictures(2, size=12)).predicted) == 2
+
+
+def test_what_load_image_does_not_make_is_not_said_of_it():
+    classifier = Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), image_shape=(3, 8, 12))
+    with pytest.raises(ValueError, match=r"got \(1, 3, 8, 8\)$"):
+        classifier(pictures(1))
+
+
+def test_an_older_file_means_the_last_exit_and_images_of_any_size(tmp_path):
+    path = tmp_path / "net.safetensors"
+    parts = make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)
+    Classifier(*parts, fallback="most_confident", image_shape=(3, 8, 8)).save(path)
     with safe_open(path, framework="pt") as opened:
         about = json.loads(opened.metadata()["eeutils.classifier"])
-    del about["fallback"]
+    del about["fallback"], about["image_shape"]
     save_file(load_file(path), path, {"eeutils.classifier": json.dumps(about)})
-    assert Classifier.load(path, make_net()).fallback == "last"
+    again = Classifier.load(path, make_net())
+    assert (again.fallback, again.image_shape) == ("last", None)
 
 
 def test_what_to_compute_in_is_up_to_the_machine(tmp_path):
@@ -138,6 +160,56 @@ def test_classes_that_are_not_the_networks_are_refused(names):
     classifier = Classifier(make_net(), names, NORMALIZATION, ThresholdPolicy(0.4))
     with pytest.raises(ValueError, match=f"the network has 3 outputs, the classifier {len(names)} classes"):
         classifier(pictures(1))
+    with pytest.raises(ValueError, match="the network has 3 outputs"):  # where the images are known, at once
+        replace(classifier, image_shape=(3, 8, 8))
+
+
+class Standardized(nn.Module):
+    """It cannot be asked on shapes alone, and answers NaN for an image of one grey."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean()) / (x.std().item() or torch.nan)
+
+
+def standardizing_net() -> MultiExitNet:
+    net = make_net()
+    net.units[0].insert(0, Standardized())
+    return net
+
+
+def test_networks_that_need_numbers_can_be_given_an_image_shape():
+    parts = NORMALIZATION, ThresholdPolicy(0.4)
+    assert len(Classifier(standardizing_net(), CLASSES, *parts, image_shape=(3, 8, 8))(pictures(2)).predicted) == 2
+    with pytest.raises(ValueError, match="3 outputs, the classifier 2 classes"):
+        Classifier(standardizing_net(), CLASSES[:2], *parts, image_shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (32, r"image_shape must be \(channels, height, width\), such as data\.image_shape, got 32"),
+        ((32, 32), "image_shape must be"),
+        ((3, 0, 32), "image_shape must be"),
+        ((32, 32, 3), r"\(N, 3, H, W\), got \(1, 32, 32, 3\)"),
+    ],
+)
+def test_a_shape_that_the_network_cannot_read_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), image_shape=shape)
+
+
+def test_the_callers_random_numbers_stay_as_they_were():
+    net, before = make_net(), torch.get_rng_state()
+    Classifier(net, CLASSES, NORMALIZATION, ThresholdPolicy(0.4), image_shape=[3, 8, 8])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 3, 8, 8), np.uint8), "photo.jpg"])
+@pytest.mark.parametrize("shape", [None, (3, 8, 8)])
+def test_what_is_no_tensor_is_named(images, shape):
+    classifier = Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4), image_shape=shape)
+    with pytest.raises(TypeError, match=rf"got {type(images).__name__}; load_image\(path, .* torch\.from_numpy"):
+        classifier(images)
 
 
 @pytest.mark.parametrize("threshold", [0.4, 1.0])
@@ -157,6 +229,8 @@ def test_parts_that_do_not_fit_together_are_refused():
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy((0.5,)))
     with pytest.raises(TypeError, match=r"such as choice\.policy, got PatiencePolicy"):
         Classifier(make_net(), CLASSES, NORMALIZATION, PatiencePolicy(2))
+    with pytest.raises(TypeError, match=r"such as data\.normalization, got tuple"):
+        Classifier(make_net(), CLASSES, ((0.4,) * 3, (0.2,) * 3), ThresholdPolicy(0.5))
     with pytest.raises(ValueError, match="unknown fallback 'first'"):
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.5), fallback="first")
     with pytest.raises(TypeError, match="Conv2d has no exits"):
@@ -210,7 +284,8 @@ def test_a_network_trained_here_and_kept(tmp_path):
     arguments = {"pool": "spp", "width": 2, "num_classes": len(data.classes)}
     net = create_model("resnet18_2exits", **arguments)
     choice = choose_one_threshold(predict(net, data.val), max_drop=0.1)
-    Classifier(net, data.classes, data.normalization, choice.policy).save(tmp_path / "digits.safetensors")
+    parts = net, data.classes, data.normalization, choice.policy
+    Classifier(*parts, image_shape=data.image_shape).save(tmp_path / "digits.safetensors")
 
     kept = Classifier.load(tmp_path / "digits.safetensors", create_model("resnet18_2exits", **arguments))
 
@@ -222,10 +297,26 @@ def test_a_network_trained_here_and_kept(tmp_path):
 def test_a_shipped_network_comes_with_its_threshold_and_classes(cifar10):
     name = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
     classifier = load_classifier(name, max_drop=0.02)
-    assert classifier.classes == cifar10.classes
+    assert (classifier.classes, classifier.image_shape) == (cifar10.classes, cifar10.image_shape)
     assert classifier.policy == choose_one_threshold(load_predictions(name, "val"), 0.02).policy
     right = classifier(cifar10.test.images[:500]).predicted == cifar10.test.labels[:500]
     assert right.double().mean() > 0.8
+    with pytest.raises(ValueError, match=r"load_image\(path, size=32\)"):
+        classifier(pictures(1, size=48))
+
+
+def test_a_shipped_networks_images_are_those_that_its_costs_were_counted_on():
+    name = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
+    shape = load_classifier(name).image_shape
+    assert exit_costs(load_weights(name), shape).tolist() == list(weight_entry(name).macs)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [("cifar10", (3, 32, 32)), ("cifar100", (3, 32, 32)), ("tinyimagenet", (3, 64, 64)), ("photos", None)],
+)
+def test_the_shape_of_a_data_sets_images_is_known_without_it(data, shape):
+    assert _image_shape(data) == shape
 
 
 def test_a_shipped_network_can_be_given_a_fallback_and_a_number_format():

@@ -30,7 +30,7 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_every_block_is_tried_here():
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
 def test_a_cascade_in_five_lines(monkeypatch, capsys):
@@ -104,6 +104,21 @@ def test_exits_in_a_network_of_ones_own():
     early = names["early"]
     assert isinstance(early, MultiExitNet)
     assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 16, 16))] == [(2, 10)] * 2
+
+
+def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = resnet18(width=2, exit_after=(2, 4)).eval()
+
+    exec(block("stage_modules"), {"net": net})
+
+    images = torch.randn(5, 3, 32, 32)
+    x, answers = images, []
+    for index in range(3):
+        x, logits = torch.export.load(f"stage{index}.pt2").module()(x)
+        answers.append(logits)
+    with torch.no_grad():
+        torch.testing.assert_close(answers, net(images), rtol=1e-3, atol=1e-4)
 
 
 def test_exits_for_a_network_that_is_trained_already(monkeypatch):
