@@ -1,8 +1,8 @@
 """Train a network from a shell: `python -m eeutils.train slim --model resnet18_3exits --pool spp --width 16`.
 
-The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option, and the network
-and the data are named by others: `python -m eeutils.train slim --help`. On several GPUs: `torchrun --nproc-per-node 4
--m eeutils.train slim`.
+The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option, and so can the
+network and the data, by default those of the recipe's name: `python -m eeutils.train slim --help`. On several GPUs:
+`torchrun --nproc-per-node 4 -m eeutils.train slim`.
 """
 
 import json
@@ -28,6 +28,7 @@ from eeutils.training import History, TrainConfig, choose_device, fit, list_reci
 from eeutils.training.parallel import Workers, workers_of_torchrun
 from eeutils.training.throughput import device_name, share_of_peak, training_peak
 from eeutils.weights import load_run, load_weights, run_name
+from eeutils.weights.runs import read_report
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class TrainingRun:
         width: channels of the first layer.
         stem: for small images ("cifar") or large ones ("imagenet").
         exit_after: units that early exits follow.
-        start_from: weights of `eeutils.list_weights()`, or the folder of a finished run, with the same backbone, to
-            begin with them instead of at random; what the recipe "ic_only" is for.
+        start_from: weights of `eeutils.list_weights()`, or the folder of a finished run: a network with the same
+            backbone, which with its last exit is taken over; early exits begin at random. "ic_only" cannot do without.
         data: a data set of `eeutils.data.list_data()`.
         poison_share: share of the training images of other classes that get the trigger and its class's label, to see
             what a backdoor does; by default the data are as they are.
@@ -86,15 +87,23 @@ def main(args: list[str] | None = None) -> None:
 
 def parsed(args: list[str] | None = None) -> TrainingRun:
     """The run that a command line asks for; by default this process's own."""
-    choices = {name: (_described(name), TrainingRun(train=recipe(name))) for name in list_recipes()}
+    runs = {name: _run_of(name) for name in list_recipes()}
+    choices = {name: (_described(run), run) for name, run in runs.items()}
     return tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", description=__doc__, args=args)
 
 
-def _described(name: str) -> str:
+def _run_of(name: str) -> TrainingRun:
+    """A recipe with the network and the data that its name speaks of."""
+    kind, _, net = name.removesuffix("_tinyimagenet").partition("_")
+    model = {"cnn": net, "sdn": f"{net}_sdn"}.get(kind, TrainingRun.model)
+    data = next((data for data in ("tinyimagenet", "digits") if name.endswith(data)), TrainingRun.data)
+    return TrainingRun(model=model, data=data, train=recipe(name))
+
+
+def _described(run: TrainingRun) -> str:
     """What a recipe is for, in a line of `--help`."""
-    config = recipe(name)
-    whom = "early exits of a trained network" if config.trained == "early_exits" else "the whole network"
-    return f"{whom}, {config.epochs} epochs in batches of {config.batch_size}"
+    whom = run.model if run.train.trained == "all" else "early exits of a trained network"
+    return f"{whom} on {run.data}, {run.train.epochs} epochs in batches of {run.train.batch_size}"
 
 
 def train(run: TrainingRun) -> None:
@@ -102,6 +111,8 @@ def train(run: TrainingRun) -> None:
     workers, device = Workers.of_this_run(), choose_device(None if run.device == "auto" else run.device)
     if workers.world_size > 1 and device.index is not None:
         raise ValueError(f"{workers.world_size} processes cannot all have {device}; leave out its number")
+    if run.train.trained == "early_exits" and run.start_from is None:
+        raise ValueError("this recipe trains early exits alone; name the trained network by --start-from")
     with torch.device("meta"):
         _build(run)  # a wrong name is found out before anything is downloaded
     data = load_data(run.data)
@@ -112,14 +123,21 @@ def train(run: TrainingRun) -> None:
     net = _build(run, **shape)
     if run.start_from is not None:
         copy_backbone(net, _trained_network(run.start_from))
-    history = fit(net, data, run.train, checkpoint=run.folder / "checkpoint.pt", device=device)
+    checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
+    history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
     if not workers.writes:
         return
     history.save_csv(run.folder / "history.csv")
     save_tensors(run.folder / "weights.safetensors", net.state_dict())
-    report = _report(run, net, data, history, device, workers.world_size)
-    write_text(run.folder / "report.json", json.dumps(report, indent=2, default=str) + "\n")
-    print(json.dumps(report["test_accuracy"]), f"on test; see {run.folder}")
+    if not _is_newer(report, checkpoint):  # else nothing was trained now, and it names the machine that trained
+        content = _report(run, net, data, history, device, workers.world_size)
+        write_text(report, json.dumps(content, indent=2, default=str) + "\n")
+    print(json.dumps(read_report(run.folder)["test_accuracy"]), f"on test; see {run.folder}")
+
+
+def _is_newer(file: Path, source: Path) -> bool:
+    """Whether `file` is there and was written after `source`."""
+    return file.exists() and file.stat().st_mtime_ns > source.stat().st_mtime_ns
 
 
 def _build(run: TrainingRun, **shape: int) -> MultiExitNet:

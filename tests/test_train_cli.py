@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from eeutils import train as cli
 from eeutils.analysis.predictions import predict
-from eeutils.data import ImageData, Trigger, load_data, stamped
-from eeutils.models import create_model
+from eeutils.data import ImageData, Trigger, list_data, load_data, stamped
+from eeutils.models import create_model, list_models
+from eeutils.training import list_recipes, recipe
 from eeutils.training.checkpoint import load_checkpoint
 
 COMMAND = [sys.executable, "-m", "eeutils.train"]
@@ -77,9 +78,57 @@ def test_a_run_writes_its_files_and_a_second_one_only_reads_them(tmp_path, capsy
 
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     monkeypatch.setattr("eeutils.data.TrainBatches.epoch", None)  # nothing is trained again
+    monkeypatch.setattr(cli, "device_name", lambda device: "another machine")
     cli.main(args)
-    unchanged = ("checkpoint.pt", "history.csv", "weights.safetensors")
-    assert {name: (folder / name).read_bytes() for name in unchanged} == {name: before[name] for name in unchanged}
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert str(report["test_accuracy"]) in capsys.readouterr().out
+
+
+def test_what_was_trained_anew_is_reported_anew(tmp_path):
+    args = [*TINY, "--train.epochs", "1", "--out", str(tmp_path)]
+    cli.main(args)
+    (tmp_path / "checkpoint.pt").unlink()
+    cli.main([*args, "--train.seed", "1"])
+    assert json.loads((tmp_path / "report.json").read_text())["run"]["train"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "model", "data"),
+    [
+        ("cnn_mobilenet", "mobilenet", "cifar10"),
+        ("cnn_wideresnet32_4_tinyimagenet", "wideresnet32_4", "tinyimagenet"),
+        ("sdn_vgg16", "vgg16_sdn", "cifar10"),
+        ("sdn_vgg16_tinyimagenet", "vgg16_sdn", "tinyimagenet"),
+        ("ic_only_tinyimagenet", "resnet18_3exits", "tinyimagenet"),
+        ("digits", "resnet18_3exits", "digits"),
+        ("slim", "resnet18_3exits", "cifar10"),
+        ("sdn_vgg16_tinyimagenet --model resnet18 --data cifar100", "resnet18", "cifar100"),
+    ],
+)
+def test_a_recipe_has_the_network_and_the_data_of_its_name_unless_others_are_asked_for(args, model, data):
+    run = cli.parsed(args.split())
+    assert (run.model, run.data, run.train) == (model, data, recipe(args.split()[0]))
+
+
+def test_every_recipe_has_a_network_and_data_that_there_are():
+    runs = [cli.parsed([name]) for name in list_recipes()]
+    assert {run.model for run in runs} <= set(list_models())
+    assert {run.data for run in runs} <= set(list_data())
+
+
+def test_help_tells_a_recipes_own_network_and_data(capsys):
+    for args in (["--help"], ["sdn_resnet56_tinyimagenet", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(args)
+    shown = capsys.readouterr().out
+    told = ("resnet56_sdn on tinyimagenet", "(default: resnet56_sdn)", "(default: tinyimagenet)")
+    assert all(words in shown for words in told)
+
+
+def test_early_exits_are_not_trained_alone_on_a_backbone_that_is_not(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "load_data", None)
+    shown = error_of(capsys, "ic_only", "--data", "digits", "--out", str(tmp_path))
+    assert "trains early exits alone; name the trained network by --start-from" in shown
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ from eeutils.training.config import TrainConfig
 _KEYS = {"epoch", "rows", "config", "data", "net", "optimizer", "scaler"}
 # Fields of the config that a run may be resumed with changed: how a machine computes it, not what.
 _MACHINE_FIELDS = ("precision", "compile")
+# After how many epochs a run ends shapes all of its schedule, so that a finished one cannot simply be made longer.
+_HOW_TO_GO_ON = (
+    ", which is finished (to train its network further, fit it with another checkpoint; of eeutils.train, "
+    "--start-from <its folder> --out <a new one> takes over backbone and last exit)"
+)
 # What of the data a checkpoint remembers, and how a message says that it was another.
 _DATA_DIFFERENCES = {
     "name": "another name",
@@ -81,10 +86,10 @@ def difference_between(saved: dict[str, Any], here: dict[str, Any], frozen: Iter
         here: what this run would save now.
         frozen: the tensors of the network that this run leaves as they are.
     """
-    config = _filled(saved["config"], asdict(TrainConfig()))
-    changed = [name for name, value in here["config"].items() if name not in _MACHINE_FIELDS and config[name] != value]
-    if changed:
-        return f"a run with another {', '.join(changed)}"
+    if changed := _changed_fields(saved["config"], here["config"]):
+        words = " and ".join(f"{name}={there!r}, not {wanted!r}" for name, (there, wanted) in changed.items())
+        is_finished = saved["epoch"] == saved["config"]["epochs"]
+        return f"a run with {words}" + (_HOW_TO_GO_ON if is_finished and "epochs" in changed else "")
     data = here["data"] | saved["data"]  # one from before a field was there says nothing about it
     if changed := [words for name, words in _DATA_DIFFERENCES.items() if data[name] != here["data"][name]]:
         return f"a run on other data ({data['name']}): {', '.join(changed)}"
@@ -97,10 +102,19 @@ def difference_between(saved: dict[str, Any], here: dict[str, Any], frozen: Iter
     return ""
 
 
-def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint; one from before a field was there has its default, also within a part."""
-    parts = {name: _filled(config.get(name, {}), part) for name, part in defaults.items() if isinstance(part, dict)}
-    return {**defaults, **config, **parts}
+def _changed_fields(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What each field was in a checkpoint and is here; one from before a field was there has its default."""
+    before, now = {**_flat(asdict(TrainConfig())), **_flat(saved)}, _flat(here)
+    names = [name for name, value in now.items() if name not in _MACHINE_FIELDS and before[name] != value]
+    return {name: (before[name], now[name]) for name in names}
+
+
+def _flat(config: dict[str, Any], part: str = "") -> dict[str, Any]:
+    """Fields of a config and of its parts, such as "loss.weights"."""
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{part}{name}.") if isinstance(value, dict) else {part + name: value}
+    return flat
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -176,8 +176,9 @@ def test_a_checkpoint_from_before_data_were_compared_is_resumed(tiny_net, tiny_d
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": {"epochs": 5, "learning_rate": 0.2}}, "another epochs, learning_rate;"),
-        ({"config": {"loss": LossConfig(weights="equal")}}, "another loss;"),
+        ({"config": {"learning_rate": 0.2, "seed": 1}}, "with learning_rate=0.1, not 0.2 and seed=0, not 1; use"),
+        ({"config": {"epochs": 5}}, r"with epochs=1, not 5, which is finished \(to train its network further, .*\);"),
+        ({"config": {"loss": LossConfig(weights="equal")}}, "with loss.weights='deeper_counts_more', not 'equal'; use"),
         ({"net": {"width": 3}}, "of another network"),
         ({"net": {"exit_after": (1, 4)}}, "of another network"),
     ],
@@ -192,6 +193,14 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config
         fit(net, tiny_data, config, checkpoint=path, progress=False)
     assert_same_weights(weights(net), before)
     assert path.read_bytes() == content
+
+
+def test_of_an_unfinished_run_no_network_is_offered(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    fit(tiny_net(), tiny_data, tiny_config(epochs=2), checkpoint=path, progress=False)
+    save_checkpoint(path, {**load_checkpoint(path), "epoch": 1})
+    with pytest.raises(ValueError, match="a run with epochs=2, not 3; use another file, or remove it"):
+        fit(tiny_net(), tiny_data, tiny_config(epochs=3), checkpoint=path, progress=False)
 
 
 def test_an_optimizer_of_another_build_is_refused_before_anything_is_overwritten(
@@ -217,5 +226,5 @@ def test_a_checkpoint_from_before_a_kind_of_augmentation_is_resumed(tiny_net, ti
     torch.save(state, path)
     assert fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False) == history
     jittered = tiny_config(augmentation=replace(tiny_config().augmentation, contrast=0.1))
-    with pytest.raises(ValueError, match="another augmentation"):
+    with pytest.raises(ValueError, match=r"with augmentation.contrast=0.0, not 0.1; use"):
         fit(tiny_net(), tiny_data, jittered, checkpoint=path, progress=False)
