@@ -17,7 +17,8 @@ class Spread:
     def of(values: pd.Series) -> "Spread | float":
         """From floats: the number itself if they do not differ or there is only one, NaN if one is missing."""
         mean, deviation = float(values.mean(skipna=False)), float(values.std(skipna=False))
-        return Spread(mean, deviation) if deviation > 0 else mean
+        # Not by the deviation: of equal numbers rounding may leave a little.
+        return Spread(mean, deviation) if values.nunique() > 1 and not pd.isna(mean) else mean
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 2) -> str:

@@ -49,3 +49,10 @@ def test_one_measurement_or_several_alike_are_a_number_and_none_is_missing():
 
 def test_where_one_measurement_is_missing_there_is_no_mean_of_the_others():
     assert math.isnan(Spread.of(pd.Series([88.0, 90.0, float("nan")])))
+
+
+def test_equal_numbers_have_no_spread_though_their_mean_is_rounded():
+    share = 100 * 1.0678054198377223
+
+    assert pd.Series([share] * 3).std() > 0
+    assert Spread.of(pd.Series([share] * 3)) == pytest.approx(share)
