@@ -34,7 +34,7 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "show", interrupt)
+    monkeypatch.setattr(demo.Session, "from_environment", interrupt)
 
     with pytest.raises(SystemExit, match="130"):
         demo.main()
