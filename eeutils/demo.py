@@ -16,6 +16,7 @@ import torch
 
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import collect_logits, predict
+from eeutils.analysis.seconds import now
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import ImageData
@@ -89,11 +90,9 @@ def _report(evaluation: Evaluation, threshold: float, result: CascadeResult, spe
 
 
 def _timed(work, device: torch.device) -> tuple[float, object]:
-    started = time.perf_counter()
+    started = now(device)
     result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started, result
+    return now(device) - started, result
 
 
 def _draw(evaluations: dict[str, Evaluation]) -> None:

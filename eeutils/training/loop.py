@@ -116,6 +116,7 @@ class _Run:
         )
         self.val = data.val.to(device)
         self.trained = trained_part(net, config.trained)
+        self.parameters = list(self.trained.parameters())  # once: to walk the modules at every step would take its time
         self.optimizer = create_optimizer(self.trained, config, device)
         capability = compute_capability(device)
         dtype = autocast_dtype(config.precision, capability)
@@ -260,7 +261,7 @@ class _Run:
         with self.autocast:
             losses = exit_losses(self.compiled(images), labels, self.config.loss)
         self.scaler.scale(losses @ self.weights).backward()
-        self.workers.average([each.grad for each in self.trained.parameters() if each.grad is not None])
+        self.workers.average_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -50,6 +50,11 @@ class Workers:
             dist.all_reduce(together)
             _put_back(together / self.world_size, tensors)
 
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Make the gradients of `parameters`, where there are any, the mean over all processes, in place."""
+        if self.world_size > 1:
+            self.average([each.grad for each in parameters if each.grad is not None])
+
     @torch.no_grad()
     def follow_first(self, tensors: Sequence[Tensor]) -> None:
         """Make `tensors`, of any shapes and all of one dtype, what they are in the first process, in place."""
