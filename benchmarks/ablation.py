@@ -8,7 +8,6 @@ its own. Interrupted, it goes on; what ships trained in just that way is not tra
 Slim networks, and as short as the recipe: what helps here may not help a long run.
 """
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -160,8 +159,8 @@ def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None
     name, registry = entry_name(asdict(run)), default_registry()
     if name not in registry.names or not registry.entry(name).has_results:
         return None
-    _python, _m, _module, *arguments = shlex.split(registry.entry(name).command)
-    return load_predictions(name, "val") if parsed(arguments).train == config else None
+    arguments = registry.entry(name).training_arguments
+    return load_predictions(name, "val") if parsed(list(arguments)).train == config else None
 
 
 def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, data: ImageData) -> Predictions:

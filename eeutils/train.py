@@ -176,7 +176,7 @@ def _report(
     test = predict(net, data.test, device=device)
     images_per_second = history.frame()["images_per_second"].median()
     return {
-        "command": "python -m eeutils.train " + shlex.join(sys.argv[1:]),
+        "command": f"{_launcher(world_size)} -m eeutils.train {shlex.join(sys.argv[1:])}",
         "run": asdict(run),
         "device": device_name(device) if world_size == 1 else f"{world_size} x {device_name(device)}",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
@@ -187,6 +187,10 @@ def _report(
         "macs": test.costs.tolist(),
         **_backdoor(run, net, data, device),
     }
+
+
+def _launcher(processes: int) -> str:
+    return "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
 
 
 def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:

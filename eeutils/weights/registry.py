@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -121,6 +122,12 @@ class WeightEntry:
     def has_results(self) -> bool:
         """Whether its accuracy was measured here, and what it predicts is at hand."""
         return self.status in ("trained", "measured")
+
+    @property
+    def training_arguments(self) -> tuple[str, ...]:
+        """Of `python -m eeutils.train`, in `command`; however many processes that starts."""
+        training, _, _publishing = self.command.partition(" && ")
+        return tuple(shlex.split(training.partition(" -m eeutils.train ")[2]))
 
     @property
     def files(self) -> tuple[StoredFile, ...]:

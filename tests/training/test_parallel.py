@@ -87,7 +87,7 @@ def test_a_shell_trains_with_torchrun_and_one_process_writes(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["device"] == "2 x CPU, 1 thread(s)"
-    assert report["command"].startswith("python -m eeutils.train digits ")
+    assert report["command"].startswith("torchrun --nproc-per-node 2 -m eeutils.train digits ")
     assert done.stdout.count("on test; see") == 1
     assert f"{json.dumps(report['test_accuracy'])} on test" in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from dataclasses import asdict
 from functools import cache
 
@@ -34,23 +33,26 @@ def test_slim_weights_of_all_five_networks_are_shipped():
     }
 
 
+def run_of(entry: WeightEntry) -> TrainingRun:
+    """What an entry's command asks for."""
+    return asked_for(entry.training_arguments)
+
+
 @cache
-def planned(command: str) -> tuple[TrainingRun, str]:
-    """The run that an entry's command asks for, and the command that would publish it."""
-    training, _, publishing = command.partition(" && ")
-    return parsed(shlex.split(training.removeprefix("python -m eeutils.train "))), publishing
+def asked_for(arguments: tuple[str, ...]) -> TrainingRun:
+    return parsed(list(arguments))
 
 
 @each_trained
 def test_the_command_of_what_is_trained_starts_from_nothing_that_does_not_ship(entry):
-    start = planned(entry.command)[0].start_from
+    start = run_of(entry).start_from
 
     assert start is None or start in {other.name for other in TRAINED}
 
 
 @each_not_trained
 def test_what_is_not_trained_has_a_command_that_would_make_it(entry):
-    run, publishing = planned(entry.command)
+    run, publishing = run_of(entry), entry.command.partition(" && ")[2]
 
     assert publishing.removesuffix(" --results-only") == f"python -m eeutils.weights.publish {run.folder}"
     assert entry_name(asdict(run)) == entry.name
@@ -70,7 +72,7 @@ def test_what_is_not_trained_is_answered_with_one_trained_alike_if_there_is_one(
 
 def kind(entry: WeightEntry) -> tuple[object, ...]:
     """All that two networks have in common which differ in width and seed alone."""
-    config = entry.training.config if entry.training else asdict(planned(entry.command)[0].train)
+    config = entry.training.config if entry.training else asdict(run_of(entry).train)
     arguments = {"stem": "cifar", **entry.model_args, "width": None}
     return entry.model, entry.data, arguments, config.get("trained", "all")
 

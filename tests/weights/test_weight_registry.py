@@ -62,6 +62,19 @@ def test_an_entry_of_the_same_name_is_replaced():
     assert registry.entry("a").note == "new"
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("python -m eeutils.train slim --out 'my runs'", ("slim", "--out", "my runs")),
+        ("torchrun --nproc-per-node 2 -m eeutils.train slim --width 4", ("slim", "--width", "4")),
+        ("python -m eeutils.train slim && python -m eeutils.weights.publish runs/a", ("slim",)),
+        ("", ()),
+    ],
+)
+def test_the_arguments_are_those_of_the_training_whatever_starts_it(command, arguments):
+    assert untrained("a", command=command).training_arguments == arguments
+
+
 def trained(name: str) -> WeightEntry:
     return replace(untrained(name), status="trained", weights=StoredFile(name, "00" * 32, 1))
 
