@@ -24,7 +24,7 @@ from eeutils.data import ImageData, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.models import copy_backbone, create_model, resnet18
-from eeutils.results import RESULTS
+from eeutils.pages import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import Spread, frame_as_markdown
 from eeutils.train import TrainingRun, parsed

@@ -30,7 +30,7 @@ from eeutils.data import load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
 from eeutils.models import resnet18
-from eeutils.results import RESULTS
+from eeutils.pages import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.training import choose_device, fit, recipe

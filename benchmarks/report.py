@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eeutils.files import write_text
-from eeutils.results import RESULTS, refresh_pages
+from eeutils.pages import RESULTS, refresh_pages
 
 
 def report_path(name: str, device: str) -> Path:

@@ -26,7 +26,7 @@ from eeutils.analysis.thresholds import (
     choose_one_threshold,
 )
 from eeutils.errors import message_instead_of_traceback
-from eeutils.results import RESULTS
+from eeutils.pages import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
 from eeutils.weights import load_predictions

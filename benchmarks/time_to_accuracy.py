@@ -26,7 +26,7 @@ from eeutils.data import ImageData, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.fitting import fitting_arguments
-from eeutils.results import RESULTS
+from eeutils.pages import RESULTS
 from eeutils.tables import frame_as_markdown
 from eeutils.training import History, TrainConfig, choose_device, fit, recipe
 from eeutils.training.device import autocast_dtype, compute_capability

@@ -3,12 +3,11 @@
 Runs each shipped network over the real validation and test images and compares with what the registry and the shipped
 predictions say. Ensemble weights and thresholds are chosen on the shipped validation predictions: one image judged
 otherwise may move a choice far. Fails if a published number does not come out; if all do, writes
-`results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and refreshes the tables that
-README.md and results/README.md show. Of a network whose weights are too large to ship, the shipped predictions are
+`results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and refreshes what README.md
+and results/README.md show of them. Of a network whose weights are too large to ship, the shipped predictions are
 taken as they are.
 """
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,6 +31,7 @@ from eeutils.device import default_device
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.goals import goals_board
+from eeutils.pages import RESULTS, refresh_pages
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
 from eeutils.tables import Spread, frame_as_markdown
@@ -60,13 +60,6 @@ DRAWN = {
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
     "resnet18_3exits-conv+conv+spp-cifar10": "3 exits, convolutions, width 64",
 }
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "results"
-PAGES = (REPOSITORY / "README.md", RESULTS / "README.md")
-"""Where tables of results/ are shown."""
-
-_INCLUDED = re.compile(r"(<!-- (results/[\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @message_instead_of_traceback()
@@ -124,21 +117,6 @@ def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
     groups = board.groupby(without_seed, sort=False)
     rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
-
-
-def refresh_pages() -> None:
-    """Put every table of results/ into the pages that show it, as it is now."""
-    for page in PAGES:
-        write_text(page, with_tables(page.read_text("utf-8"), REPOSITORY))
-
-
-def with_tables(page: str, folder: Path) -> str:
-    """`page` with each table of results/ between its two marks: <!-- results/NAME.md --> and <!-- end -->.
-
-    Raises:
-        FileNotFoundError: if a table is not there.
-    """
-    return _INCLUDED.sub(lambda found: found[1] + (folder / found[2]).read_text("utf-8") + found[3], page)
 
 
 def _recompute(entry: WeightEntry) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Recomputing published numbers, and the README that shows them."""
+"""Recomputing published numbers."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from eeutils import results
+from eeutils import pages, results
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
@@ -19,39 +19,7 @@ from eeutils.scoreboard import Evaluation
 from eeutils.tables import frame_as_markdown
 from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry
 
-README = "before\n<!-- results/a.md -->\nold\n<!-- end -->\nbetween\n<!-- results/b.md -->\n<!-- end -->\nafter\n"
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "a.md").write_text("| A |\n")
-    (tmp_path / "results" / "b.md").write_text("| B |\n")
-    return tmp_path
-
-
-def test_each_table_stands_between_its_marks_and_the_rest_stays(folder):
-    once = results.with_tables(README, folder)
-
-    assert "before\n<!-- results/a.md -->\n| A |\n<!-- end -->\nbetween\n" in once
-    assert once.endswith("between\n<!-- results/b.md -->\n| B |\n<!-- end -->\nafter\n")
-    assert results.with_tables(once, folder) == once
-
-
-def test_a_table_that_is_not_there_is_an_error(folder):
-    (folder / "results" / "b.md").unlink()
-
-    with pytest.raises(FileNotFoundError, match=r"b\.md"):
-        results.with_tables(README, folder)
-
-
-@pytest.mark.parametrize("page", results.PAGES, ids=lambda page: str(page.relative_to(results.REPOSITORY)))
-def test_pages_show_the_tables_as_they_are(page):
-    text = page.read_text("utf-8")
-
-    assert text.count("<!-- results/") >= 3
-    assert results.with_tables(text, results.REPOSITORY) == text, "run `make results`"
 
 
 @pytest.mark.skipif(not TRAINED, reason="no weights are shipped")
@@ -182,12 +150,11 @@ ENTRY = WeightEntry(
 def recompute(tmp_path, monkeypatch):
     """Runs it all on `ENTRY`, whose network predicts `computed`, in a repository of the test's own."""
     (tmp_path / "README.md").write_text("<!-- results/scoreboard.md -->\n<!-- end -->\n")
-    for name, value in (
-        ("REPOSITORY", tmp_path),
-        ("PAGES", (tmp_path / "README.md",)),
-        ("RESULTS", tmp_path / "results"),
-    ):
-        monkeypatch.setattr(results, name, value)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "quotes.csv").write_text("page,words,table,row,column\n")
+    monkeypatch.setattr(pages, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(pages, "PAGES", (tmp_path / "README.md",))
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(results, "DRAWN", {ENTRY.name: "two exits"})
 
     def run(computed: dict[str, Predictions], *entries: WeightEntry) -> int:
@@ -213,6 +180,7 @@ def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tm
     board = (tmp_path / "results" / "scoreboard.md").read_text()
     assert "| resnet18_2exits-spp-toy | 1 | 50.00 | 75.00 |" in board  # without its seed, and how many they are
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "quotes.csv",
         "scoreboard.md",
         "goals.md",
         "accuracy_cost.png",
@@ -232,7 +200,7 @@ def test_numbers_that_do_not_come_out_are_named_and_nothing_is_written(recompute
     assert recompute(computed, ENTRY) > 0
 
     assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"README.md", "quotes.csv"}
 
 
 def test_test_images_are_judged_by_what_the_published_validation_chose(recompute):

@@ -25,7 +25,7 @@ LAYERS = (
     {"analysis"},
     {"cascade", "training", "scoreboard"},
     {"weights"},
-    {"plots", "goals", "classifier"},
+    {"plots", "goals", "classifier", "pages"},
     {"notebook"},
     {"train", "demo", "results"},  # programs
     {"recipes"},  # runs train
