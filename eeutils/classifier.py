@@ -14,8 +14,7 @@ from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult, check_tensor
 from eeutils.data import Normalization
-from eeutils.data.cifar import CIFAR10, CIFAR100
-from eeutils.data.tinyimagenet import TINY_IMAGENET
+from eeutils.data.datasets import image_shape_of
 from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
@@ -23,7 +22,6 @@ from eeutils.weights import load_predictions, load_weights, put_tensors, read_te
 from eeutils.weights.tensors import stored_tensors
 
 _METADATA = "eeutils.classifier"
-_ARCHIVES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "tinyimagenet": TINY_IMAGENET}
 
 
 @dataclass(frozen=True)
@@ -174,13 +172,8 @@ def load_classifier(
     entry = weight_entry(name)
     choice = choose_one_threshold(load_predictions(name, "val"), max_drop)
     net = load_weights(name, device)
-    shape = _image_shape(entry.data)
+    shape = image_shape_of(entry.data)
     return Classifier(net, entry.classes, entry.normalization, choice.policy, fallback, dtype, shape)
-
-
-def _image_shape(data: str) -> tuple[int, int, int] | None:
-    """(C, H, W) of the images of a data set, without loading it; None where only the data tell."""
-    return _ARCHIVES[data].content["test_images"].shape[1:] if data in _ARCHIVES else None
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

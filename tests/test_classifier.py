@@ -16,7 +16,7 @@ from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade
-from eeutils.classifier import Classifier, _image_shape, load_classifier
+from eeutils.classifier import Classifier, load_classifier
 from eeutils.data import Normalization, load_data
 from eeutils.errors import IntegrityError, StorageError
 from eeutils.models import MultiExitNet, create_model, resnet18
@@ -309,14 +309,6 @@ def test_a_shipped_networks_images_are_those_that_its_costs_were_counted_on():
     name = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
     shape = load_classifier(name).image_shape
     assert exit_costs(load_weights(name), shape).tolist() == list(weight_entry(name).macs)
-
-
-@pytest.mark.parametrize(
-    ("data", "shape"),
-    [("cifar10", (3, 32, 32)), ("cifar100", (3, 32, 32)), ("tinyimagenet", (3, 64, 64)), ("photos", None)],
-)
-def test_the_shape_of_a_data_sets_images_is_known_without_it(data, shape):
-    assert _image_shape(data) == shape
 
 
 def test_a_shipped_network_can_be_given_a_fallback_and_a_number_format():

@@ -1,23 +1,31 @@
 """Data sets by name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from eeutils.data.cifar import load_cifar10, load_cifar100
 from eeutils.data.digits import load_digits_data
 from eeutils.data.splits import ImageData
 from eeutils.data.tinyimagenet import load_tinyimagenet
 
-_LOADERS: dict[str, Callable[[], ImageData]] = {
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
-    "digits": load_digits_data,
-    "tinyimagenet": load_tinyimagenet,
+
+@dataclass(frozen=True)
+class _DataSet:
+    load: Callable[[], ImageData]
+    image_shape: tuple[int, int, int]
+
+
+_DATA_SETS = {
+    "cifar10": _DataSet(load_cifar10, (3, 32, 32)),
+    "cifar100": _DataSet(load_cifar100, (3, 32, 32)),
+    "digits": _DataSet(load_digits_data, (3, 32, 32)),
+    "tinyimagenet": _DataSet(load_tinyimagenet, (3, 64, 64)),
 }
 
 
 def list_data() -> list[str]:
     """The names that `load_data` knows."""
-    return sorted(_LOADERS)
+    return sorted(_DATA_SETS)
 
 
 def load_data(name: str) -> ImageData:
@@ -28,6 +36,19 @@ def load_data(name: str) -> ImageData:
         DataUnavailableError: if it is nowhere to be had; the message says what was tried and what to do by hand.
         StorageError: if the cache cannot be written.
     """
-    if name not in _LOADERS:
+    return _named(name).load()
+
+
+def image_shape_of(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images, without loading it.
+
+    Raises:
+        ValueError: if the name is not one of `list_data()`.
+    """
+    return _named(name).image_shape
+
+
+def _named(name: str) -> _DataSet:
+    if name not in _DATA_SETS:
         raise ValueError(f"unknown data set {name!r}; choose from {list_data()}")
-    return _LOADERS[name]()
+    return _DATA_SETS[name]

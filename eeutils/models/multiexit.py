@@ -225,8 +225,10 @@ def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet
     evaluation.
 
     Raises:
+        TypeError: if `net` has no exits: then it is to be cut into units first.
         ValueError: if a unit does not exist or already has an exit.
     """
+    check_exits(net)
     taken = sorted(set(exits) & set(net.exit_after))
     if taken:
         raise ValueError(f"units {taken} already have an exit; drop_exits() first to replace it")
@@ -238,7 +240,12 @@ def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
     """A new network without the exits after the units `after`; the last one cannot be dropped.
 
     Weights are shared with `net`: deepcopy the result to train it apart.
+
+    Raises:
+        TypeError: if `net` has no exits.
+        ValueError: if one of them is not there, or is the last.
     """
+    check_exits(net)
     missing = sorted(set(after) - set(net.exit_after))
     if missing:
         raise ValueError(f"no exits after units {missing}; there are exits after {net.exit_after}")
@@ -247,7 +254,13 @@ def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
 
 
 def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
-    """A new network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`."""
+    """A new network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`.
+
+    Raises:
+        TypeError: if `net` has no exits.
+        ValueError: if it has none of that index.
+    """
+    check_exits(net)
     if not 0 <= exit_index < net.num_exits:
         raise ValueError(f"exit_index {exit_index} is not in 0..{net.num_exits - 1}")
     last = net.exit_after[exit_index]
@@ -259,8 +272,11 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     """Give `net` copies of the weights of the units and of the last exit of `donor`; its early exits stay as they are.
 
     Raises:
+        TypeError: if one of them has no exits.
         ValueError: if the two are not built alike there; `net` is then unchanged.
     """
+    for each in (net, donor):
+        check_exits(each)
     last = f"exits.{len(net.units) - 1}."
     own = {key: tensor for key, tensor in net.state_dict().items() if key.startswith(("units.", last))}
     given = {key: tensor for key, tensor in donor.state_dict().items() if key in own}

@@ -5,6 +5,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from eeutils.data import list_data, load_data
+from eeutils.data.cifar import CIFAR100
+from eeutils.data.datasets import image_shape_of
+from eeutils.data.tinyimagenet import TINY_IMAGENET
 
 
 @pytest.fixture
@@ -16,11 +19,19 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def test_an_unknown_name_lists_the_choices():
+@pytest.mark.parametrize("ask", [load_data, image_shape_of])
+def test_an_unknown_name_lists_the_choices(ask):
     with pytest.raises(ValueError, match="unknown data set 'cifar11'") as caught:
-        load_data("cifar11")
+        ask("cifar11")
     assert list_data()
     assert all(f"'{name}'" in str(caught.value) for name in list_data())
+
+
+def test_the_shape_of_the_images_is_known_without_them(cifar10):
+    for data in (cifar10, load_data("digits")):
+        assert image_shape_of(data.name) == data.image_shape
+    for name, archive in {"cifar100": CIFAR100, "tinyimagenet": TINY_IMAGENET}.items():
+        assert image_shape_of(name) == archive.content["test_images"].shape[1:]
 
 
 def test_digits_need_no_network_and_no_cache(no_network, tmp_path, monkeypatch):

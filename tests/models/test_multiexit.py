@@ -290,3 +290,18 @@ def test_a_donor_with_another_backbone_is_refused(donor):
         copy_backbone(net, donor)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: add_exits(net, {0: nn.Flatten()}),
+        lambda net: drop_exits(net, [0]),
+        lambda net: truncate(net, 0),
+        lambda net: copy_backbone(net, resnet18(width=4)),
+        lambda net: copy_backbone(resnet18(width=4), net),
+    ],
+)
+def test_a_network_without_exits_is_to_be_cut_into_units_first(change):
+    with pytest.raises(TypeError, match=r"Sequential has no exits; cut it into units .*MultiExitNet\(units"):
+        change(nn.Sequential(nn.Conv2d(3, 4, 3)))
