@@ -67,7 +67,7 @@ def test_text_is_written_whole_or_not_at_all_whatever_the_machines_encoding(tmp_
 
 def test_tensors_are_written_in_any_memory_order_with_what_is_said_of_them(tmp_path):
     target, tensor = tmp_path / "new" / "file.safetensors", torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    save_tensors(target, {"x": tensor}, {"about": "it"})
+    save_tensors(str(target), {"x": tensor}, {"about": "it"})
     assert torch.equal(load_file(target)["x"], tensor)
     with safe_open(target, "pt") as opened:
         assert opened.metadata() == {"about": "it"}

@@ -13,7 +13,7 @@ from torch import nn
 import eeutils
 from eeutils.classifier import Classifier
 from eeutils.models import MultiExitNet, create_model, resnet18
-from eeutils.weights import list_weights
+from eeutils.weights import list_weights, weight_entry
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -30,7 +30,7 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_every_block_is_tried_here():
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 def test_a_cascade_in_five_lines(monkeypatch, capsys):
@@ -69,7 +69,7 @@ def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
         for name in ("cats", "dogs"):
             picture(tmp_path / "photos" / name / f"{number}.png", rng)
     monkeypatch.chdir(tmp_path)
-    code = block("data_from_folder")
+    code = block("photos.pt")
 
     exec(code.replace("width=16", "width=2").replace("epochs=20", "epochs=1"), {})
 
@@ -119,6 +119,24 @@ def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
         answers.append(logits)
     with torch.no_grad():
         torch.testing.assert_close(answers, net(images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_shipped_network_as_a_beginning(tmp_path, monkeypatch):
+    rng, donor, began = np.random.default_rng(0), create_model("resnet18_3exits", pool="conv+conv+spp", width=32), []
+    for number in range(20):
+        for name in ("cats", "dogs"):
+            picture(tmp_path / "photos" / name / f"{number}.png", rng)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(eeutils, "load_weights", lambda name: donor, raising=False)
+    monkeypatch.setattr(eeutils, "fit", lambda net, data, config: began.append((net, data)), raising=False)
+
+    exec(block("weight_entry"), {})
+
+    ((net, data),) = began
+    assert data.normalization == weight_entry("resnet18_3exits-conv+conv+spp-cifar10-w32").normalization
+    assert [each.shape for each in net.eval()(torch.zeros(1, 3, 32, 32))] == [(1, 2)] * 3
+    for name, tensor in donor.units.state_dict().items():
+        assert torch.equal(tensor, net.units.state_dict()[name])
 
 
 def test_exits_for_a_network_that_is_trained_already(monkeypatch):

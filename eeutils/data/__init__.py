@@ -4,7 +4,7 @@ from eeutils.data.augmentation import Augmentation, Normalization
 from eeutils.data.batches import TrainBatches
 from eeutils.data.datasets import list_data, load_data
 from eeutils.data.own import data_from_folder, data_from_tensors, load_image
-from eeutils.data.splits import ImageData, Split
+from eeutils.data.splits import ImageData, Split, stratified_holdout
 from eeutils.data.trigger import Trigger, poisoned, stamped
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "load_image",
     "poisoned",
     "stamped",
+    "stratified_holdout",
 ]

@@ -40,6 +40,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return tuple(self.images.shape[1:])
+
     def to(self, device: torch.device | str) -> "Split":
         """The same split on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -60,12 +65,23 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: `train` to learn from, `val` to choose by, `test` to report on."""
+    """A data set: `train` to learn from, `val` to choose by, `test` to report on.
+
+    Raises:
+        ValueError: if the three differ in their classes, their normalization or the shape of their images.
+    """
 
     name: str
     train: Split
     val: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        for part, split in (("val", self.val), ("test", self.test)):
+            for what in ("classes", "normalization", "image_shape"):
+                own, others = getattr(split, what), getattr(self.train, what)
+                if own != others:
+                    raise ValueError(f"{part} of {self.name} has another {what} than train: {own}, not {others}")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -77,8 +93,7 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return tuple(self.train.images.shape[1:])
+        return self.train.image_shape
 
 
 def check_images(images: Tensor) -> None:

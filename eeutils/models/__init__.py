@@ -4,7 +4,7 @@ from eeutils.models.exits import InternalClassifier, create_exit, list_pools
 from eeutils.models.inference import StageModule, prepared_for_inference, stage_modules
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
-from eeutils.models.multiexit import MultiExitNet, add_exits, copy_backbone, drop_exits, truncate
+from eeutils.models.multiexit import MultiExitNet, add_exits, copy_backbone, drop_exits, map_tensors, truncate
 from eeutils.models.registry import create_model, list_models, register_model
 from eeutils.models.resnet import resnet18, resnet18_2exits, resnet18_3exits, resnet18_sdn
 from eeutils.models.resnet_cifar import resnet56, resnet56_sdn
@@ -27,6 +27,7 @@ __all__ = [
     "exits_at_cost",
     "list_models",
     "list_pools",
+    "map_tensors",
     "mobilenet",
     "mobilenet_sdn",
     "prepared_for_inference",

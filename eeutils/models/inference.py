@@ -51,9 +51,11 @@ def stage_modules(net: MultiExitNet) -> list[StageModule]:
         ready = prepared_for_inference(net).to(memory_format=torch.contiguous_format)  # as others expect weights to lie
         x, num_images = torch.zeros(2, 3, 32, 32), torch.export.Dim("num_images")
         for index, stage in enumerate(stage_modules(ready)):
-            program = torch.export.export(stage, (x,), dynamic_shapes=[{0: num_images}])
-            torch.export.save(program, f"stage{index}.pt2")
+            shapes = map_tensors(lambda _: {0: num_images}, x)  # of a tuple of tensors, where units hand on such
+            torch.export.save(torch.export.export(stage, (x,), dynamic_shapes=[shapes]), f"stage{index}.pt2")
             x, logits = stage(x)
+
+    A unit of yours has to ask for `x.shape[0]`: of `len(x)` torch.export makes a number.
 
     All give (features, logits), the last one too, whose features nobody needs. Weights are shared with `net`, which has
     to be in evaluation mode, as `prepared_for_inference` gives it, when the modules are run or exported.

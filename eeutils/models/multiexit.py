@@ -53,7 +53,8 @@ class MultiExitNet(nn.Module):
 
     Args:
         units: the backbone, shallow to deep; each maps a feature map to the next. Where more has to be carried on, as
-            by a connection that skips an exit, a map may be a tuple, list or dict of tensors, images first in each.
+            by a connection that skips an exit, a map may be a tuple, list or dict of tensors, images first in each. One
+            that writes into what it reads has to begin with a module that says so, such as `nn.ReLU(inplace=True)`.
         exits: unit index -> head that maps the feature map after that unit to logits; the last unit needs one.
 
     Raises:
@@ -282,7 +283,10 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     given = {key: tensor for key, tensor in donor.state_dict().items() if key in own}
     unlike = sorted(key for key in own if key not in given or given[key].shape != own[key].shape)
     if unlike or len(donor.units) != len(net.units):
-        raise ValueError(f"the donor has another backbone than this network: {unlike[:3]} are missing or unlike")
+        raise ValueError(
+            f"the donor has another backbone or last exit than this network: {unlike[:3]} are missing or unlike. For "
+            "other classes take its units alone: net.units.load_state_dict(donor.units.state_dict())"
+        )
     net.load_state_dict(given, strict=False)
 
 

@@ -140,10 +140,26 @@ def test_moving_a_split_leaves_the_first_where_it_is():
 
 def test_image_data_speaks_for_its_training_split():
     train = split_of([3, 3])
-    data = ImageData("own", train, replace(train, normalization=Normalization((0.1,), (1.0,))), train)
+    data = ImageData("own", train, train, train)
     assert data.classes == ("0", "1")
     assert data.normalization == GREY
     assert data.image_shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalization": Normalization((0.1,), (1.0,))}, r"another normalization than train: Normalization\(mean"),
+        ({"classes": ("1", "0")}, r"another classes than train: \('1', '0'\), not \('0', '1'\)"),
+        ({"images": torch.zeros(6, 1, 4, 4).byte()}, r"another image_shape than train: \(1, 4, 4\), not \(1, 2, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_splits_that_do_not_belong_together_are_refused(changes, message, part):
+    splits = {name: split_of([3, 3]) for name in ("train", "val", "test")}
+    splits[part] = replace(splits[part], **changes)
+    with pytest.raises(ValueError, match=f"{part} of own has {message}"):
+        ImageData("own", **splits)
 
 
 def test_classes_without_an_image_are_named():

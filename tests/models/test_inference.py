@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.cascade import Cascade
-from eeutils.models import MultiExitNet, prepared_for_inference, resnet18, stage_modules, truncate
+from eeutils.models import MultiExitNet, map_tensors, prepared_for_inference, resnet18, stage_modules, truncate
 
 
 @pytest.fixture
@@ -83,7 +83,8 @@ def exported(net: MultiExitNet, folder: Path) -> list[nn.Module]:
     x, num_images = torch.zeros(2, 3, 16, 16), torch.export.Dim("num_images")
     stages = []
     for index, stage in enumerate(stage_modules(net)):
-        program = torch.export.export(stage, (x,), dynamic_shapes=[{0: num_images}])
+        shapes = map_tensors(lambda _: {0: num_images}, x)
+        program = torch.export.export(stage, (x,), dynamic_shapes=[shapes])
         torch.export.save(program, folder / f"stage{index}.pt2")
         stages.append(torch.export.load(folder / f"stage{index}.pt2").module())
         x, _ = stage(x)
@@ -117,6 +118,16 @@ def test_exported_stages_and_a_threshold_between_them_answer_as_the_cascade(net,
     torch.testing.assert_close(logits, expected.logits, rtol=1e-3, atol=1e-4)
     alone, _ = walk(stages, images[:1], threshold)
     torch.testing.assert_close(alone, expected.logits[:1], rtol=1e-3, atol=1e-4)
+
+
+def test_stages_that_hand_on_a_tuple_can_be_exported(tmp_path):
+    net, images = carrying(), torch.randn(5, 3, 16, 16)
+    x, answers = images, []
+    for stage in exported(net, tmp_path):
+        x, logits = stage(x)
+        answers.append(logits)
+    for exported_answer, answer in zip(answers, net(images), strict=True):
+        torch.testing.assert_close(exported_answer, answer)
 
 
 def test_a_network_without_exits_has_no_stages():
