@@ -130,7 +130,7 @@ def _cells(goal: Goal, reached: Reached, by: str) -> dict[str, float | str]:
         "wanted (%)": goal.wanted,
         "reached (%)": 100 * reached.accuracy,
         "for at most (M)": reached.allowed / 1e6,
-        "MACs (M)": reached.cost / 1e6,
+        "spent (M)": reached.cost / 1e6,
         "by": by,
     }
 

@@ -163,6 +163,7 @@ def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
     ]
     ax.plot([each.mean_cost / 1e6 for each in cascades], [100 * each.accuracy for each in cascades], "kD", markersize=5)
     ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
+    ax.set_xlabel(f"{ax.get_xlabel()}, on a logarithmic scale")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())

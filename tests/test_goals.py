@@ -42,7 +42,7 @@ def test_an_exit_is_judged_on_test_and_costs_what_it_costs():
         "wanted (%)": 90.0,
         "reached (%)": 25.0,
         "for at most (M)": 0.5,
-        "MACs (M)": 1.0,
+        "spent (M)": 1.0,
         "by": "net",
     }
 

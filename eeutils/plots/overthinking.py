@@ -27,7 +27,7 @@ def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
     pale, strong = sns.color_palette("crest", 2)
     ax.bar(names, known.numpy(), color=pale, label="an earlier exit has it right")
     drawn = ax.bar(names, new.numpy(), bottom=known.numpy(), color=strong, label="this one is the first")
-    ax.bar_label(drawn, [f"+{count:,}" for count in new.tolist()], fontsize=8, padding=2)
+    ax.bar_label(drawn, [f"+{count:,}" for count in new.tolist()], fontsize=8, padding=6)  # above the dot
     ax.plot(names, effect.correct.numpy(), "o", color="black", markersize=5, label="right at this exit")
     ax.grid(axis="x", visible=False)
     ax.set(ylabel="images", ylim=(0, 1.08 * max(1, int(effect.cumulative[-1]))), title="Images answered rightly so far")

@@ -49,11 +49,12 @@ Every file is checked against the sha256 in `registry.json` before it is read. T
 """
 _TRAINED = (
     "Accuracy of each exit, shallowest first, of the weights as they ship (half precision); cost is the multiply-adds "
-    "of one image up to and including that exit. One seed each unless the name says otherwise."
+    "of one image up to and including that exit. Every row is one run, of seed 0 or the one that its name ends in "
+    "(`-s1`). The matrix peak is how fast the same machine multiplies large matrices."
 )
 _NOT_TRAINED = (
-    "`make weights` trains these, most valuable first; full width wants a GPU. One by one, these commands train them "
-    "and add them here:"
+    "`make weights` trains these, most valuable first; full width wants a GPU. One by one, here by name, these "
+    "commands train them and add them to the table:"
 )
 _EXTERNAL = (
     "Whole-module pickles, which Python would execute: `load_weights` reads their tensors without running anything "
