@@ -66,7 +66,9 @@ class Classifier:
             raise TypeError(f"normalization must be a Normalization, such as data.normalization, got {kind}")
         if not isinstance(self.policy, ThresholdPolicy):
             kind = type(self.policy).__name__
-            raise TypeError(f"policy must be a ThresholdPolicy, such as choice.policy, got {kind}")
+            raise TypeError(
+                f"policy must be a ThresholdPolicy, such as choice.policy, got {kind}; a Cascade takes any policy"
+            )
         object.__setattr__(self, "classes", tuple(self.classes))
         self.cascade  # noqa: B018  raises at once if network and policy do not fit together
         if self.image_shape is not None:
@@ -115,7 +117,7 @@ class Classifier:
             "fallback": self.fallback,
             "image_shape": self.image_shape,
         }
-        save_tensors(Path(path), stored_tensors(self.net), {_METADATA: json.dumps(about)})
+        save_tensors(path, stored_tensors(self.net), {_METADATA: json.dumps(about)})
 
     @staticmethod
     def load(path: Path | str, net: MultiExitNet, *, dtype: torch.dtype | None = None) -> "Classifier":
@@ -129,15 +131,17 @@ class Classifier:
         Raises:
             FileNotFoundError: if there is no such file.
             IntegrityError: if `save` did not write it, or it is damaged.
-            ValueError: if the file holds the weights of another network; `net` is then unchanged.
+            ValueError: if the file holds the weights of another network, or its policy's score is not registered
+                (`eeutils.analysis.register_score`); `net` is then unchanged.
         """
         tensors, about = read_tensors(Path(path)), _read_metadata(Path(path))
+        policy = ThresholdPolicy(**about["policy"])
         put_tensors(net, tensors, str(path))
         return Classifier(
             net.eval(),
             tuple(about["classes"]),
             Normalization.from_json(about["normalization"]),
-            ThresholdPolicy(**about["policy"]),
+            policy,
             about.get("fallback", "last"),  # older files have none, and no image_shape
             dtype,
             about.get("image_shape"),

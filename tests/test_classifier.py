@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from eeutils.analysis import scores
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
@@ -227,7 +228,7 @@ def test_the_pixels_are_normalised_and_the_answers_are_a_cascades(threshold):
 def test_parts_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="3 exits has 2 early ones"):
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy((0.5,)))
-    with pytest.raises(TypeError, match=r"such as choice\.policy, got PatiencePolicy"):
+    with pytest.raises(TypeError, match=r"such as choice\.policy, got PatiencePolicy; a Cascade takes any policy"):
         Classifier(make_net(), CLASSES, NORMALIZATION, PatiencePolicy(2))
     with pytest.raises(TypeError, match=r"such as data\.normalization, got tuple"):
         Classifier(make_net(), CLASSES, ((0.4,) * 3, (0.2,) * 3), ThresholdPolicy(0.5))
@@ -261,6 +262,23 @@ def test_a_network_that_is_built_otherwise_is_left_as_it_was(tmp_path):
     with pytest.raises(ValueError, match="of another shape"):
         Classifier.load(tmp_path / "net.safetensors", other)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_score_of_ones_own_is_kept_by_name_and_missed_where_nobody_registered_it(tmp_path, monkeypatch):
+    path, net = tmp_path / "net.safetensors", make_net(1)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    def energy(logits: torch.Tensor) -> torch.Tensor:
+        return (logits.logsumexp(-1) / 10).sigmoid()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "_SCORES", dict(scores._SCORES))
+        scores.register_score(energy)
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4, "energy")).save(path)
+        assert Classifier.load(path, make_net(1)).policy == ThresholdPolicy(0.4, "energy")
+    with pytest.raises(ValueError, match=r"unknown score 'energy'; choose from .*register_score"):
+        Classifier.load(path, net)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 def test_a_file_that_cannot_be_written_is_a_storage_error(tmp_path):

@@ -63,6 +63,7 @@ _NAMES = {
         "ensemble_confidence",
         "geometric_confidence",
         "margin",
+        "register_score",
         "score_of",
     ),
     "seconds": ("measure_seconds",),

@@ -12,7 +12,11 @@ from eeutils.models.multiexit import left_alone
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """Multiply-adds of one image (convolutions and linear layers) and parameters, part by part.
+    """Multiply-adds of one image and parameters, part by part.
+
+    Multiply-adds are of what `torch.utils.flop_counter` knows: convolutions, matrix products, attention. Custom
+    operators, such as `torchvision.ops.DeformConv2d`, count nothing; a network with such wants another measure, as in
+    `predict(..., costs=measure_seconds(net, split))`.
 
     Attributes:
         unit_macs: (U,) float64 of each backbone unit.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.models import MultiExitNet, drop_exits, truncate
+from eeutils.models.multiexit import Features, map_tensors
 
 Classes = int | Sequence[int] | Tensor | None
 """Whose logit is explained: one class for all images, one per image, or None: the class that the exit itself names."""
@@ -36,7 +37,7 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
     `hires_cam`.
 
     Args:
-        net: any network.
+        net: a network whose exit reads one feature map (N, C, H, W): tokens and tuples of maps have no such places.
         images: (N, C, H, W), normalised as the network is used to; N may be 0.
         exit_index: which exit, 0 is the shallowest.
         target: the class to explain; by default the one that this exit names.
@@ -47,7 +48,8 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
 
     Raises:
         ValueError: if there is no such exit or class, images are not floating or of a shape that the network cannot
-            read, there are not as many classes as images, or the map has a single cell, which shows no places.
+            read, there are not as many classes as images, or the exit reads something else than a feature map, or a
+            map of a single cell, which shows no places.
     """
     return _map_of(net, images, exit_index, target, _mean_gradients)
 
@@ -57,7 +59,8 @@ def hires_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classe
     """As `grad_cam`, but every pixel of the feature map keeps its own gradient (Draelos & Carin, arXiv 2011.08891).
 
     For a head that is linear in its (pooled) map the values before cutting at zero add up to the logit, but for the
-    bias. After global average pooling it is the same as `grad_cam`.
+    bias. After global average pooling it is the same as `grad_cam`. Arguments and errors as there: the exit has to read
+    one feature map (N, C, H, W).
     """
     return _map_of(net, images, exit_index, target, _own_gradients)
 
@@ -191,17 +194,27 @@ def _map_of(
     units, head = _pooling_moved(units, head)
     with torch.no_grad():
         features = units(images)
-        if features.shape[2:].numel() == 1:
-            raise ValueError(
-                f"the map under exit {exit_index} has a single cell, so it cannot show where the evidence is; "
-                "take larger images or an earlier exit"
-            )
+        _check_map(features, exit_index)
         classes = _classes_to_explain(head(features), target)
     if not len(images):  # captum refuses
         return images[:, 0]
     small = method(head, features.clone().requires_grad_(), classes).detach().relu()
     maps = LayerAttribution.interpolate(small, tuple(images.shape[2:]), "bilinear")[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def _check_map(features: Features, exit_index: int) -> None:
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        shape = map_tensors(lambda tensor: tuple(tensor.shape), features)
+        raise ValueError(
+            f"exit {exit_index} reads {type(features).__name__} of shape {shape}, not a feature map (N, C, H, W), so "
+            "there is no map to show"
+        )
+    if features.shape[2:].numel() == 1:
+        raise ValueError(
+            f"the map under exit {exit_index} has a single cell, so it cannot show where the evidence is; "
+            "take larger images or an earlier exit"
+        )
 
 
 def _pooling_moved(units: nn.Sequential, head: nn.Module) -> tuple[nn.Module, nn.Module]:

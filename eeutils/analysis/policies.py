@@ -22,7 +22,13 @@ class Policy(Protocol):
     """A rule that sees what every exit has said so far of the images still in the network.
 
     It has to judge every image by itself, whatever others are in the batch: then the live cascade, whose batches
-    shrink, and the table agree.
+    shrink, and the table agree. It answers from these logits alone and keeps nothing between calls: exits may be asked
+    in any order (`decide` begins with the deepest, `Cascade` with the shallowest).
+
+    A rule's settings are tried on validation: `[Choice.of(Mine(t), validation) for t in grid]`.
+
+    Temperatures t (E,) go on the logits before any rule sees them. In a table that is
+    `Predictions(p.logits / t[:, None, None], p.labels, p.costs)`, live a head that divides its logits.
     """
 
     def leaves(self, logits: Tensor) -> Tensor:
@@ -43,7 +49,8 @@ class ThresholdPolicy:
             [0, 1], or infinity where nobody is to leave (a network sure of itself scores 1 after rounding, so a
             threshold of 1 may still let images go).
         score: how sure an answer is, larger is surer: "confidence", "entropy" (one minus its share of the largest
-            possible), "margin", "ensemble" or "geometric", see `eeutils.analysis.scores.score_of`.
+            possible), "margin", "ensemble" or "geometric", see `eeutils.analysis.scores.score_of`, or one of your own,
+            see `eeutils.analysis.scores.register_score`.
 
     Raises:
         ValueError: if thresholds are none of these, or the score is unknown.

@@ -48,15 +48,40 @@ def _given_to_named(logits: Tensor, probs: Tensor) -> Tensor:
     return probs.gather(-1, logits.argmax(-1, keepdim=True)).squeeze(-1)
 
 
-_OWN_SCORES: dict[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": certainty, "margin": margin}
+Score = Callable[[Tensor], Tensor]
+
 _SHARED_SCORES = {"ensemble": ensemble_confidence, "geometric": geometric_confidence}  # of an exit and those before it
-_SCORES = _OWN_SCORES | _SHARED_SCORES
+_SCORES: dict[str, Score] = {"confidence": confidence, "entropy": certainty, "margin": margin} | _SHARED_SCORES
+
+
+def register_score(score: Score) -> Score:
+    """Make `score` known under its own name, wherever a score is named (a decorator).
+
+        @register_score
+        def energy(logits: Tensor) -> Tensor:
+            return (logits.logsumexp(-1) / 10).sigmoid()
+
+        choice = choose_one_threshold(predictions, 0.005, "energy")
+
+    Args:
+        score: logits (..., C) -> (...) in [0, 1], larger is surer: every search for thresholds looks between 0 and 1.
+            It scores every answer by itself, whatever else is in `logits`; a rule that looks at several exits is a
+            `Policy`.
+
+    Raises:
+        ValueError: if another score has that name; the same one defined anew (a notebook's cell run again) may.
+    """
+    known = _SCORES.get(score.__name__, score)
+    if (known.__module__, known.__qualname__) != (score.__module__, score.__qualname__):
+        raise ValueError(f"{score.__name__!r} is the name of a score in {known.__module__} already; give yours another")
+    _SCORES[score.__name__] = score
+    return score
 
 
 def check_score(name: str) -> None:
     """Raise a ValueError with the choices unless `name` is a score."""
     if name not in _SCORES:
-        raise ValueError(f"unknown score {name!r}; choose from {sorted(_SCORES)}")
+        raise ValueError(f"unknown score {name!r}; choose from {sorted(_SCORES)}, or add yours with register_score")
 
 
 def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
@@ -66,7 +91,8 @@ def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
     takes into account what the exits before it said.
 
     Raises:
-        ValueError: if `name` is not "confidence", "entropy", "margin", "ensemble" or "geometric".
+        ValueError: if `name` is not "confidence", "entropy", "margin", "ensemble", "geometric" or registered
+            (`register_score`).
     """
     check_score(name)
     return _SCORES[name](logits)

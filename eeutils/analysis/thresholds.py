@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.scores import score_of
 
@@ -81,21 +81,21 @@ def threshold_grid(predictions: Predictions, count: int = 1000, score: str = "co
 
 @dataclass(frozen=True)
 class Choice:
-    """Thresholds chosen on one split, with what they came to *there*; see `decide` for other splits.
+    """A rule chosen on one split, with what it came to *there*; see `decide` for other splits.
 
     Attributes:
-        policy: the rule to use; infinity is the threshold of an exit that is better never used.
+        policy: the rule to use; where it is thresholds, infinity is that of an exit that is better never used.
         accuracy: on the split it was chosen on.
         relative_cost: likewise, as a share of the whole network's.
     """
 
-    policy: ThresholdPolicy
+    policy: Policy
     accuracy: float
     relative_cost: float
 
     @staticmethod
-    def of(policy: ThresholdPolicy, validation: Predictions) -> "Choice":
-        """`policy`, with what it comes to on `validation`."""
+    def of(policy: Policy, validation: Predictions) -> "Choice":
+        """`policy` with what it comes to on `validation`."""
         decisions = decide(validation, policy)
         return Choice(policy, decisions.accuracy, decisions.relative_cost)
 

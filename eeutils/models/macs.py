@@ -28,7 +28,11 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
 
 @torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules
 def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Any]:
-    """Multiply-adds of `module(x)` in convolutions and linear layers, and its answer; both on the meta device.
+    """Multiply-adds of `module(x)`, and its answer; both on the meta device.
+
+    Counted is what `torch.utils.flop_counter` knows: convolutions, matrix products, attention. Custom operators, such
+    as `torchvision.ops.DeformConv2d`, count nothing; a network with such wants another measure, given as
+    `predict(..., costs=...)`.
 
     Args:
         module: a unit or a head of a network `on_meta`.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torchvision.ops import DeformConv2d
 
 from eeutils.analysis.costs import exit_costs, measure_costs
 from eeutils.models import MultiExitNet, create_exit, create_model, list_models, resnet18, resnet18_3exits, truncate
@@ -63,6 +64,30 @@ def test_a_network_counted_on_paper():
     assert costs.exit_params.tolist() == [290, 74]
     assert costs.cumulative_macs.tolist() == [3888 + 288, 3888 + 288 + 144 + 72]
     assert exit_costs(net, (3, 6, 6)).tolist() == costs.cumulative_macs.tolist()
+
+
+class Custom(nn.Module):
+    """(N, 3, 8, 8) -> (N, 4, 6, 6) by an operator that torch does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = DeformConv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, x.new_zeros(len(x), 18, 6, 6))
+
+
+class Attention(nn.Module):
+    """(N, C, H, W) -> the same, over the H x W places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).mT.unflatten(2, x.shape[2:])
+
+
+def test_attention_counts_and_custom_operators_do_not():
+    net = MultiExitNet([Custom(), Attention()], {1: nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
+    assert measure_costs(net, (3, 8, 8)).unit_macs.tolist() == [0, 2 * 36 * 36 * 4]
 
 
 def test_resnet18_costs_what_is_published():

@@ -113,6 +113,42 @@ def test_a_map_of_one_cell_is_refused():
             method(net, torch.ones(1, 1, 2, 2), 0, 0)
 
 
+class Tokens(nn.Module):
+    """(N, C, H, W) -> (N, H x W, C)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mT
+
+
+class Pair(nn.Module):
+    """Hands on two maps."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x[:, :1]
+
+
+class OfFirst(nn.Module):
+    """Averages the first thing it reads, an image's rows or a pair's first map."""
+
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        return x.mean(1) if isinstance(x, Tensor) else x[0].mean((2, 3))
+
+
+@pytest.mark.parametrize("method", [grad_cam, hires_cam, guided_grad_cam])
+@pytest.mark.parametrize(
+    ("unit", "complaint"),
+    [
+        (Tokens(), r"exit 0 reads Tensor of shape \(2, 16, 3\), not a feature map \(N, C, H, W\)"),
+        (Pair(), r"exit 0 reads tuple of shape \(\(2, 3, 4, 4\), \(2, 1, 4, 4\)\), not a feature map"),
+    ],
+)
+def test_an_exit_that_reads_no_feature_map_is_named(method, unit, complaint):
+    net = net_of(nn.Conv2d(3, 3, 1), unit, head=OfFirst())
+
+    with pytest.raises(ValueError, match=complaint):
+        method(net, torch.randn(2, 3, 4, 4), 0)
+
+
 def test_guided_backprop_drops_what_was_negative_on_either_way():
     conv = nn.Conv2d(1, 3, 1, bias=False)
     conv.weight.data = torch.tensor([1.0, 1.0, -1.0]).view(3, 1, 1, 1)

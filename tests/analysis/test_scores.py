@@ -4,8 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from eeutils.analysis.scores import certainty, confidence, latest_score, margin, score_of
+from eeutils.analysis import scores
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.scores import certainty, confidence, latest_score, margin, register_score, score_of
+from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.cascade import Cascade
+from eeutils.models import MultiExitNet
 
 OWN, SHARED = ["confidence", "entropy", "margin"], ["ensemble", "geometric"]
 
@@ -66,3 +73,55 @@ def test_an_unknown_score_is_refused_with_the_choices():
         ValueError, match=r"unknown score 'patience'; choose from \['confidence', 'ensemble', 'entropy'"
     ):
         score_of(torch.zeros(1, 2), "patience")
+
+
+@pytest.fixture
+def own_scores(monkeypatch):
+    monkeypatch.setattr(scores, "_SCORES", dict(scores._SCORES))
+
+
+@pytest.mark.usefixtures("own_scores")
+def test_a_score_of_ones_own_chooses_and_decides_on_the_table_and_live():
+    @register_score
+    def energy(logits: Tensor) -> Tensor:
+        return (logits.logsumexp(-1) / 10).sigmoid()
+
+    net = MultiExitNet([nn.Flatten(), nn.Linear(12, 8)], {0: nn.Linear(12, 3), 1: nn.Linear(8, 3)}).eval()
+    images = torch.randn(60, 3, 2, 2)
+    with torch.no_grad():
+        logits = torch.stack(net(images))
+    table = Predictions(logits, logits[-1].argmax(-1), torch.tensor([1.0, 2.0]).double())
+
+    choice = choose_one_threshold(table, 0.3, "energy")
+    assert 0.5 < choice.relative_cost < 1  # some leave and some stay
+    left_at = decide(table, choice.policy).exit_index
+    assert torch.equal(left_at == 0, energy(logits[0]) >= choice.policy.thresholds)
+    assert torch.equal(Cascade(net, choice.policy)(images).exit_index, left_at)
+
+
+@pytest.mark.usefixtures("own_scores")
+@pytest.mark.parametrize("name", ["entropy", "ensemble"])
+def test_a_name_that_is_taken_is_refused(name):
+    def score(logits: Tensor) -> Tensor:
+        raise AssertionError("not this one")
+
+    score.__name__, before = name, dict(scores._SCORES)
+    with pytest.raises(ValueError, match=rf"'{name}' .* eeutils\.analysis\.scores already"):
+        register_score(score)
+    assert before == scores._SCORES
+
+
+@pytest.mark.usefixtures("own_scores")
+def test_a_score_of_ones_own_can_be_defined_anew():
+    for value in (0.25, 0.5):
+
+        @register_score
+        def constant(logits: Tensor, value: float = value) -> Tensor:
+            return torch.full(logits.shape[:-1], value)
+
+        assert score_of(torch.zeros(1, 2), "constant").item() == value
+
+
+def test_an_unknown_score_is_told_how_to_become_known():
+    with pytest.raises(ValueError, match=r"\], or add yours with register_score$"):
+        score_of(torch.zeros(1, 2), "energy")

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from eeutils.analysis import thresholds as module
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import SDN_THRESHOLDS, ThresholdPolicy
+from eeutils.analysis.policies import SDN_THRESHOLDS, PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import (
+    Choice,
     accuracy_cost_curve,
     choose_for_accuracy,
     choose_for_budget,
@@ -369,3 +370,9 @@ def test_a_budget_below_the_first_exit_is_refused_with_its_price(table):
     with pytest.raises(ValueError, match=r"budget of 10.0% cannot be met: the first exit alone costs 20.0%"):
         choose_for_budget(table, 0.1)
     assert choose_for_budget(table, 0.2).relative_cost == 0.2
+
+
+def test_any_rule_can_be_a_choice(table):
+    choice = Choice.of(PatiencePolicy(1), table)
+    decisions = decide(table, choice.policy)
+    assert (choice.accuracy, choice.relative_cost) == (decisions.accuracy, decisions.relative_cost)
