@@ -43,6 +43,7 @@ class TrainingRun:
         exit_after: units that early exits follow.
         start_from: weights of `eeutils.list_weights()`, or the folder of a finished run: a network with the same
             backbone, which with its last exit is taken over; early exits begin at random. "ic_only" cannot do without.
+            Nor can `--train.trained exits`, which takes over the backbone alone, for the same classes or others.
         data: a data set of `eeutils.data.list_data()`.
         poison_share: share of the training images of other classes that get the trigger and its class's label, to see
             what a backdoor does; by default the data are as they are.
@@ -111,8 +112,9 @@ def train(run: TrainingRun) -> None:
     workers, device = Workers.of_this_run(), choose_device(None if run.device == "auto" else run.device)
     if workers.world_size > 1 and device.index is not None:
         raise ValueError(f"{workers.world_size} processes cannot all have {device}; leave out its number")
-    if run.train.trained == "early_exits" and run.start_from is None:
-        raise ValueError("this recipe trains early exits alone; name the trained network by --start-from")
+    if run.train.trained != "all" and run.start_from is None:
+        whom = run.train.trained.replace("_", " ")
+        raise ValueError(f"this run trains {whom} alone; name the trained network by --start-from")
     with torch.device("meta"):
         _build(run)  # a wrong name is found out before anything is downloaded
     data = load_data(run.data)
@@ -122,7 +124,7 @@ def train(run: TrainingRun) -> None:
     torch.manual_seed(run.train.seed)
     net = _build(run, **shape)
     if run.start_from is not None:
-        copy_backbone(net, _trained_network(run.start_from))
+        _take_over(net, _trained_network(run.start_from), run.train.trained)
     checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
     history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
     if not workers.writes:
@@ -154,6 +156,13 @@ def _trained_network(name: str) -> MultiExitNet:
         return load_weights(name)
     except ValueError as error:
         raise ValueError(f"there is no folder {name} of a finished run, and of weights: {error}") from error
+
+
+def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
+    """Give `net` the donor's backbone and last exit; where all exits are trained it keeps its own, for its classes."""
+    if trained == "exits":
+        donor = MultiExitNet(donor.units, {len(donor.units) - 1: list(net.exits.values())[-1]})
+    copy_backbone(net, donor)
 
 
 def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -125,10 +126,13 @@ def test_help_tells_a_recipes_own_network_and_data(capsys):
     assert all(words in shown for words in told)
 
 
-def test_early_exits_are_not_trained_alone_on_a_backbone_that_is_not(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("args", "whom"), [(["ic_only"], "early exits"), (["digits", "--train.trained", "exits"], "exits")]
+)
+def test_exits_are_not_trained_alone_on_a_backbone_that_is_not(capsys, monkeypatch, tmp_path, args, whom):
     monkeypatch.setattr(cli, "load_data", None)
-    shown = error_of(capsys, "ic_only", "--data", "digits", "--out", str(tmp_path))
-    assert "trains early exits alone; name the trained network by --start-from" in shown
+    shown = error_of(capsys, *args, "--data", "digits", "--out", str(tmp_path))
+    assert f"trains {whom} alone; name the trained network by --start-from" in shown
 
 
 @pytest.mark.parametrize(
@@ -277,3 +281,24 @@ def test_training_can_start_from_trained_weights(monkeypatch, tmp_path, capsys):
 
     trained = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(tensor, trained[name]) for name, tensor in donor.state_dict().items())
+
+
+def test_exits_for_other_classes_are_trained_on_a_backbone_that_stays(monkeypatch, tmp_path):
+    donor = create_model("resnet18", width=4, num_classes=3)
+    monkeypatch.setattr(cli, "load_weights", lambda name: donor)
+
+    command = "digits --model resnet18_2exits --width 4 --start-from donor --train.trained exits --train.epochs 1 --out"
+    cli.main([*command.split(), str(tmp_path)])
+
+    trained = load_file(tmp_path / "weights.safetensors")
+    assert {len(tensor) for name, tensor in trained.items() if fnmatch(name, "exits.8.*.bias")} == {10}
+    backbone = {name: tensor for name, tensor in donor.state_dict().items() if name.startswith("units.")}
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in backbone.items())
+
+
+def test_exits_are_not_trained_on_the_backbone_of_another_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "load_weights", lambda name: create_model("resnet18", width=2))
+
+    command = "digits --model resnet18_2exits --width 4 --start-from donor --train.trained exits --out"
+    with pytest.raises(SystemExit, match="the donor has another backbone"):
+        cli.main([*command.split(), str(tmp_path)])

@@ -11,7 +11,11 @@ from eeutils.training.history import History
 
 
 def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, last_exit: bool = False) -> Axes:
-    """Training loss of several networks by epoch: the weighted sum of their exits', or that of their last exit."""
+    """Training loss of several networks by epoch: the weighted sum of their exits', or that of their last exit.
+
+    Raises:
+        ValueError: if the last exit's is asked for, and a history has no losses of single exits.
+    """
     ax = ax or new_axes()
     for name, history in histories.items():
         frame = history.frame()
@@ -24,14 +28,22 @@ def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, las
 
 
 def plot_exit_losses(history: History, ax: Axes | None = None) -> Axes:
-    """Training loss of every exit of one network by epoch."""
+    """Training loss of every exit of one network by epoch.
+
+    Raises:
+        ValueError: if the history has none.
+    """
     ax = _plot_by_exit(history, "train_loss", ax)
     ax.set(xlabel="epoch", ylabel="training loss", title="Training loss of each exit")
     return ax
 
 
 def plot_validation(history: History, ax: Axes | None = None) -> Axes:
-    """Validation accuracy of every exit of one network by epoch."""
+    """Validation accuracy of every exit of one network by epoch.
+
+    Raises:
+        ValueError: if the history has none.
+    """
     ax = _plot_by_exit(history, "val_accuracy", ax)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="epoch", ylabel="validation accuracy", title="Validation accuracy of each exit")
@@ -39,9 +51,9 @@ def plot_validation(history: History, ax: Axes | None = None) -> Axes:
 
 
 def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
-    ax = ax or new_axes()
     frame = history.frame()
     columns = _exit_columns(frame, column)
+    ax = ax or new_axes()
     for index, (name, color) in enumerate(zip(columns, exit_colors(len(columns)), strict=True)):
         label = exit_name(index, len(columns))
         ax.plot(frame.index, frame[name], marker="o", markersize=3, color=color, label=label)
@@ -51,4 +63,7 @@ def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
 
 
 def _exit_columns(frame: pd.DataFrame, column: str) -> list[str]:
-    return [name for name in frame if name.startswith(f"{column}_exit")]
+    columns = [name for name in frame if name.startswith(f"{column}_exit")]
+    if not columns:
+        raise ValueError(f"the history has no columns {column}_exit1, {column}_exit2, ...; it has {list(frame)}")
+    return columns

@@ -39,8 +39,9 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training split.
         batch_size: images per step; the learning rate is tuned to it.
-        trained: "all" of the network, or its "early_exits" alone: the backbone and the last exit then stay as they are,
-            BatchNorm's statistics included, and an epoch takes little more than a forward pass.
+        trained: "all" of the network; its "exits" alone, as for other classes: the backbone then stays as it is,
+            BatchNorm's statistics included, and an epoch takes little more than a forward pass; or its "early_exits"
+            alone: the last exit then stays, too.
         optimizer: "sgd", or "adam" for exits on a backbone that does not move.
         learning_rate: the highest of the run.
         schedule: "linear": up over `warmup`, then down to 0 after the last step, because the last epochs at a tiny rate
@@ -51,7 +52,9 @@ class TrainConfig:
         drops: shares of the run after which "steps" drops; shares, so that a shorter run keeps the shape.
         momentum: of SGD; Adam's first beta.
         nesterov: look ahead; a little better with the linear schedule. Adam does without.
-        weight_decay: on weights of convolutions and linear layers; norms and biases gain nothing from it.
+        weight_decay: on parameters of two or more dimensions: weights of convolutions and linear layers, but also class
+            tokens and a LayerNorm over (C, H, W). Norms and biases, which have one, gain nothing from it. With
+            "adam", too, it is L2, added to the gradient, and not taken from the weights as in AdamW.
         bias_learning_rate: learning rate of BatchNorm's biases, as a multiple of `learning_rate`. They are few and may
             run ahead of the weights (in airbench at 64 times their rate).
         average_decay: above 0, the network ends as the moving average of its weights with this decay per step, and is
@@ -64,11 +67,15 @@ class TrainConfig:
             are taken as asked; GPUs before Ampere compute bf16, but slowly.
         compile: "auto": torch.compile on a GPU where it works, for runs long enough to pay for it; on 2 CPU cores it
             gained under 10 %.
+
+    Raises:
+        TypeError: if `loss` or `augmentation` is of another kind, such as a function of one's own.
+        ValueError: if a value makes no sense.
     """
 
     epochs: int = 16
     batch_size: int = 128
-    trained: Literal["all", "early_exits"] = "all"
+    trained: Literal["all", "exits", "early_exits"] = "all"
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.1
     schedule: Literal["linear", "halving", "steps"] = "linear"
@@ -87,6 +94,12 @@ class TrainConfig:
     compile: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
+        for name, kind in (("loss", LossConfig), ("augmentation", Augmentation)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(
+                    f"{name} must be of type {kind.__name__}, got {getattr(self, name)!r}; for one of your own write "
+                    "the training loop yourself, as help(eeutils.training) shows"
+                )
         for name in ("epochs", "batch_size", "learning_rate", "halve_every", "bias_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -107,7 +120,7 @@ class TrainConfig:
         if not all(0 < drop < 1 for drop in self.drops):
             raise ValueError(f"drops are shares of the run between 0 and 1, got {self.drops}")
         for name, choices in (
-            ("trained", ("all", "early_exits")),
+            ("trained", ("all", "exits", "early_exits")),
             ("optimizer", ("sgd", "adam")),
             ("schedule", ("linear", "halving", "steps")),
             ("precision", ("auto", "fp32", "bf16", "fp16")),

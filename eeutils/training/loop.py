@@ -55,7 +55,9 @@ def fit(
 
     With `checkpoint`, the run is saved there after every epoch, or every ten seconds where epochs are shorter, and at
     the end. If the file exists, the run is resumed from it: killed and resumed, a run on the CPU ends with the very
-    weights that it would have had undisturbed. It may be resumed on another device and in another precision.
+    weights that it would have had undisturbed. It may be resumed on another device and in another precision. If it is
+    finished, nothing is trained, and `net` gets its weights. A network is known by the names and shapes of its tensors
+    alone: give each variant with the same ones (another activation, stride or first weights) a file of its own.
 
     In processes that torch.distributed has made known to each other all train one network together, see
     `eeutils.training.parallel`; the first of them shows the progress and writes the checkpoint.
@@ -66,14 +68,15 @@ def fit(
         config: see `TrainConfig`; `recipe(name)` has some.
         checkpoint: a file of this run's own.
         device: where to train; by default a GPU if there is one.
-        progress: show a bar with loss, validation accuracy of every exit, images/s and the time left.
+        progress: show a bar with loss, validation accuracy of every exit, images/s and the time left; and say on stderr
+            if the checkpoint is of a finished run.
 
     Raises:
         TypeError: if `net` has no exits, `data` are no data set, or `config` is no config.
         ValueError: if there is no such device, if network, data and augmentation do not fit together, or if the
             checkpoint has epochs of another config, network or data set (other training images, labels or
-            normalization, whatever its name); or, where early exits alone are trained, of another backbone or last
-            exit.
+            normalization, whatever its name); or, where exits alone are trained, of another backbone, or of another
+            last exit if it stays, too.
         IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
@@ -87,6 +90,8 @@ def fit(
         with channels_last(net.to(device)), tuned_convolutions():
             run = _Run(net, data, config, device)
             run.resume(path)
+            if run.epoch == config.epochs and progress and run.workers.writes:
+                print(f"{path} has all {config.epochs} epochs of this run: nothing is trained", file=sys.stderr)
             with run.bar(progress) as bar:
                 while run.epoch < config.epochs:
                     run.train_epoch(bar)

@@ -1,4 +1,4 @@
-"""Which part of a network a run trains: all of it, or its early exits on a backbone that stays as it is."""
+"""Which part of a network a run trains: all of it, or exits on a backbone that stays as it is."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,11 @@ from eeutils.models import MultiExitNet
 
 
 def trained_part(net: MultiExitNet, trained: str) -> nn.Module:
-    """What of `net` the optimiser sees: `net` itself ("all"), or its exits but for the last ("early_exits")."""
-    return net if trained == "all" else nn.ModuleList(list(net.exits.values())[:-1])
+    """What of `net` the optimiser sees: `net` itself ("all"), its "exits", or "early_exits", all but the last."""
+    if trained == "all":
+        return net
+    exits = list(net.exits.values())
+    return nn.ModuleList(exits if trained == "exits" else exits[:-1])
 
 
 def frozen_tensors(net: MultiExitNet, trained: str) -> dict[str, Tensor]:
@@ -29,13 +32,14 @@ def training_forward(net: MultiExitNet, trained: str) -> Callable[[Tensor], list
     """Images (N, C, H, W) -> logits of every exit, with gradients for what is trained and no others."""
     if trained == "all":
         return net
+    num_trained = len(trained_part(net, trained))
 
     def forward(images: Tensor) -> list[Tensor]:
         x, answers = images, []
         for stage in net.stages():
             with torch.no_grad():
                 x = stage.features(x)
-            with torch.set_grad_enabled(len(answers) < net.num_exits - 1):
+            with torch.set_grad_enabled(len(answers) < num_trained):
                 answers.append(stage.answer(x))
         return answers
 

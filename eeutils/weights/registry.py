@@ -220,15 +220,18 @@ class Registry:
         return Registry(_parse(text, str(path)), Path(folder))
 
 
+_TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
+
+
 def run_name(run: Mapping[str, Any]) -> str:
     """What the weights of a training run are called, its seed left out.
 
-    `<model>-<pool>-<data>`, then what else differs from the published network: a trigger's class in the data, early
-    exits trained alone on a backbone that was there already, places of exits, stem, width.
+    `<model>-<pool>-<data>`, then what else differs from the published network: a trigger's class in the data, exits
+    trained alone on a backbone that was there already, places of exits, stem, width.
     """
     parts = [run["model"], run.get("pool"), run["data"]]
     parts += [f"trigger{run['trigger']['target']}"] if run.get("poison_share") is not None else []
-    parts += ["ic_only"] if run["train"].get("trained") == "early_exits" else []
+    parts += [_TRAINED_ALONE.get(run["train"].get("trained"))]
     parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
     parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []
     parts += [f"w{run['width']}"] if run.get("width") not in (None, 64) else []

@@ -7,6 +7,7 @@ from seaborn.utils import relative_luminance
 
 from eeutils import plots
 from eeutils.plots.style import exit_colors
+from eeutils.training import History
 
 
 def test_losses_of_networks_are_the_sum_or_the_last_exit(history):
@@ -44,3 +45,16 @@ def test_one_network_has_a_line_for_each_exit(history):
 
     assert [line.get_label() for line in losses.lines] == ["exit 1", "last exit"]
     assert accuracies.lines[1].get_ydata().tolist() == pytest.approx([0.2, 0.4, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("plot", "column"),
+    [
+        (plots.plot_exit_losses, "train_loss"),
+        (plots.plot_validation, "val_accuracy"),
+        (lambda history: plots.plot_losses({"net": history}, last_exit=True), "train_loss"),
+    ],
+)
+def test_columns_that_a_history_lacks_are_named(plot, column):
+    with pytest.raises(ValueError, match=rf"no columns {column}_exit1, .*; it has \['train_loss'\]"):
+        plot(History(({"epoch": 1, "train_loss": 1.0},)))

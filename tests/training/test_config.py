@@ -1,3 +1,4 @@
+import re
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -84,7 +85,7 @@ def test_an_unknown_recipe_lists_the_choices():
         ("seed", 2**64, "seed must be in"),
         ("schedule", "cosine", r"'cosine'.*\['linear', 'halving', 'steps'\]"),
         ("drops", (0.5, 1.0), r"drops are shares .*\(0.5, 1.0\)"),
-        ("trained", "last_exit", r"'last_exit'.*\['all', 'early_exits'\]"),
+        ("trained", "last_exit", r"'last_exit'.*\['all', 'exits', 'early_exits'\]"),
         ("optimizer", "rmsprop", r"'rmsprop'.*\['sgd', 'adam'\]"),
         ("precision", "fp8", r"'fp8'.*\['auto', 'fp32', 'bf16', 'fp16'\]"),
         ("compile", "maybe", r"'maybe'.*\['auto', 'yes', 'no'\]"),
@@ -92,6 +93,13 @@ def test_an_unknown_recipe_lists_the_choices():
 )
 def test_a_value_that_makes_no_sense_is_named(field, value, message):
     with pytest.raises(ValueError, match=message):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "kind"), [("loss", "LossConfig"), ("augmentation", "Augmentation")])
+@pytest.mark.parametrize("value", [print, "mixup", None, {}])
+def test_a_loss_or_augmentation_of_ones_own_is_referred_to_a_loop_of_ones_own(field, kind, value):
+    with pytest.raises(TypeError, match=rf"{field} must be of type {kind}, got {re.escape(repr(value))}; .* loop"):
         TrainConfig(**{field: value})
 
 

@@ -206,6 +206,16 @@ def test_an_interrupted_run_without_a_checkpoint_says_that_nothing_is_kept(
     assert "interrupted: nothing was saved" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_told_where_progress_is_shown(tiny_net, tiny_data, tiny_config, tmp_path, capsys):
+    path, config = tmp_path / "checkpoint.pt", tiny_config(epochs=1)
+    fit(tiny_net(), tiny_data, config, checkpoint=path)
+    assert "nothing is trained" not in capsys.readouterr().err
+    fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False)
+    assert capsys.readouterr() == ("", "")
+    fit(tiny_net(), tiny_data, config, checkpoint=path)
+    assert f"{path} has all 1 epochs of this run: nothing is trained\n" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_only_read(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
     path, net, again = tmp_path / "checkpoint.pt", tiny_net(), tiny_net()
     history = fit(net, tiny_data, tiny_config(), checkpoint=str(path), progress=False)
@@ -452,7 +462,7 @@ def test_a_diverged_network_keeps_its_memory_format(tiny_net, tiny_data, tiny_co
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compiled", ["yes", "no"])
-@pytest.mark.parametrize("trained", ["all", "early_exits"])
+@pytest.mark.parametrize("trained", ["all", "exits", "early_exits"])
 def test_on_a_gpu_networks_learn_compiled_or_not(tiny_net, tiny_data, tiny_config, trained, compiled):
     net, config = tiny_net(), tiny_config(epochs=6, trained=trained, compile=compiled)
     losses = fit(net, tiny_data, config, device="cuda", progress=False).frame()["train_loss"]

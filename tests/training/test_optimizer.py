@@ -86,3 +86,19 @@ def test_a_run_goes_on_with_what_its_optimizer_has_learnt(tiny_net, tiny_config,
     step(net, optimizer)
     step(resumed, fresh)
     torch.testing.assert_close(resumed.state_dict(), net.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_what_has_two_dimensions_or_more_decays_by_its_gradient(tiny_config, kind):
+    """Where a gradient of 0 meets a decay, Adam moves a weight by the whole rate, AdamW by next to nothing."""
+    part = nn.ModuleList([nn.LayerNorm((2, 4, 4)), nn.LayerNorm(4), nn.Linear(3, 3)])
+    nn.init.constant_(part[2].weight, 1.0)
+    before = deepcopy(part.state_dict())
+    optimizer = create_optimizer(part, tiny_config(optimizer=kind, weight_decay=0.01, learning_rate=0.1), CPU)
+    for parameter in part.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {name for name, tensor in part.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"0.weight", "2.weight"}
+    rate = 0.1 if kind == "adam" else 0.1 * 1.9 * 0.01
+    torch.testing.assert_close(part[2].weight, torch.full((3, 3), 1 - rate))

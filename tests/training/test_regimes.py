@@ -56,6 +56,22 @@ def test_early_exits_learn_and_nothing_else_moves_by_a_bit(dropout_net, tiny_dat
     assert not any(module.training for module in dropout_net.modules())
 
 
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"average_decay": 0.9}])
+def test_all_exits_learn_on_a_backbone_that_does_not_move_by_a_bit(dropout_net, tiny_data, tiny_config, settings):
+    before = weights(dropout_net)
+    frame = fit(dropout_net, tiny_data, tiny_config(epochs=3, trained="exits", **settings), progress=False).frame()
+    moved = {name for name in changed(dropout_net, before) if "num_batches" not in name}  # which is not averaged
+    assert moved == {name for name in before if name.startswith("exits.") and "num_batches" not in name}
+    assert (frame.filter(like="train_loss_exit").diff().iloc[-1] < 0).all()
+
+
+def test_the_classifier_of_a_plain_network_can_be_trained_alone(tiny_data, tiny_config):
+    net = wideresnet32_4(width=1, num_classes=4, image_size=8)
+    before = weights(net)
+    fit(net, tiny_data, tiny_config(epochs=1, trained="exits"), progress=False)
+    assert changed(net, before) == {name for name in before if name.startswith("exits.")}
+
+
 def test_training_it_all_moves_the_statistics_too(dropout_net, tiny_data, tiny_config):
     before = weights(dropout_net)
     fit(dropout_net, tiny_data, tiny_config(epochs=1), progress=False)
@@ -192,12 +208,14 @@ def test_a_checkpoint_of_exits_on_another_network_is_refused(tiny_data, tiny_con
     assert path.read_bytes() == content
 
 
-def test_a_checkpoint_of_exits_is_resumed_whatever_these_exits_were(tiny_data, tiny_config, tmp_path):
+@pytest.mark.parametrize("trained", ["exits", "early_exits"])
+def test_a_checkpoint_of_exits_is_resumed_whatever_these_exits_were(tiny_data, tiny_config, tmp_path, trained):
     path, net, other = tmp_path / "checkpoint.pt", build_dropout_net(), build_dropout_net()
-    history = fit(net, tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False)
-    for parameter in trained_part(other, "early_exits").parameters():
+    config = tiny_config(epochs=1, **{**ADAM, "trained": trained})
+    history = fit(net, tiny_data, config, checkpoint=path, progress=False)
+    for parameter in trained_part(other, trained).parameters():
         nn.init.zeros_(parameter)
-    assert fit(other, tiny_data, tiny_config(epochs=1, **ADAM), checkpoint=path, progress=False) == history
+    assert fit(other, tiny_data, config, checkpoint=path, progress=False) == history
     assert changed(other, weights(net)) == set()
 
 

@@ -88,6 +88,8 @@ def test_the_recipe_is_the_one_that_the_command_names(run, command, recipe):
         ({}, "resnet18-avg-cifar10"),
         ({"width": 16}, "resnet18-avg-cifar10-w16"),
         ({"train": {"seed": 2}}, "resnet18-avg-cifar10-s2"),
+        ({"train": {"seed": 0, "trained": "early_exits"}}, "resnet18-avg-cifar10-ic_only"),
+        ({"train": {"seed": 0, "trained": "exits"}}, "resnet18-avg-cifar10-exits_only"),
         ({"exit_after": [2, 4]}, "resnet18-avg-cifar10-e2+4"),
         ({"width": 8, "stem": "imagenet", "train": {"seed": 1}}, "resnet18-avg-cifar10-imagenetstem-w8-s1"),
     ],
