@@ -24,6 +24,7 @@ from eeutils.data import ImageData, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.models import copy_backbone, create_model, resnet18
+from eeutils.models.fitting import fitting_arguments
 from eeutils.pages import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import Spread, frame_as_markdown
@@ -167,7 +168,7 @@ def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, dat
     """Of a network that is trained here, or was before."""
     device = choose_device(None if study.device == "auto" else study.device)
     folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
-    shape = {"width": study.width, "num_classes": len(data.classes), "in_channels": data.train.images.shape[1]}
+    shape = {"width": study.width, **fitting_arguments(_MODEL, len(data.classes), data.image_shape)}
     torch.manual_seed(config.seed)
     net = create_model(_MODEL, pool=variant.pool, **shape)
     if variant.backbone_first:

@@ -17,6 +17,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,7 @@ from torch import Tensor
 from benchmarks.report import publish, report_path
 from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.seconds import measure_seconds, now, stage_seconds
+from eeutils.analysis.seconds import measure_seconds, stage_seconds, timed
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
 from eeutils.cascade import Cascade
 from eeutils.data import Split, load_data
@@ -159,10 +160,10 @@ def measure(
             predicted[name] = torch.cat([forward(images)[-1].argmax(-1) for images in batches]).cpu()
         for repeat in range(repeats + 1):
             of_stages = stage_seconds(whole, batches, device).sum(0)
-            times = {name: seconds_for(contender, batches, device) for name, contender in contenders.items()}
+            times = {name: timed(partial(_over, batches, contender), device) for name, contender in contenders.items()}
             if repeat:  # the first has warmed up
                 stages.append(of_stages)
-                for name, value in times.items():
+                for name, (value, _) in times.items():
                     seconds[name].append(value)
     return Timing(
         batch_size=batch_size,
@@ -176,12 +177,9 @@ def measure(
     )
 
 
-def seconds_for(work: Callable[[Tensor], object], batches: Sequence[Tensor], device: torch.device) -> float:
-    """How long `work` takes for all batches."""
-    started = now(device)
+def _over(batches: Sequence[Tensor], work: Callable[[Tensor], object]) -> None:
     for images in batches:
         work(images)
-    return now(device) - started
 
 
 def allowed_by_stages(stages: Tensor, exit_index: Tensor) -> Tensor:
@@ -216,12 +214,9 @@ def summary(timing: Timing) -> pd.DataFrame:
 def sweep_report(predictions: Predictions, repeats: int) -> str:
     """How long the accuracy-cost curve takes, in a sentence."""
     thresholds = torch.linspace(0, 1, 1000)
-    cpu = torch.device("cpu")
-    seconds = [seconds_for(lambda _: accuracy_cost_curve(predictions, thresholds), [thresholds], cpu)]
-    seconds += [
-        seconds_for(lambda _: accuracy_cost_curve(predictions, thresholds), [thresholds], cpu) for _ in range(repeats)
-    ]
-    median = torch.tensor(seconds[1:]).median()
+    sweep, cpu = partial(accuracy_cost_curve, predictions, thresholds), torch.device("cpu")
+    seconds = [timed(sweep, cpu)[0] for _ in range(repeats + 1)]
+    median = torch.tensor(seconds[1:]).median()  # the first has warmed up
     return (
         f"Accuracy and cost of 1,000 thresholds on {len(predictions.labels):,} images and {predictions.num_exits} "
         f"exits, from saved predictions: {1000 * median:.0f} ms (median of {repeats})."

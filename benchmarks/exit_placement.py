@@ -30,6 +30,7 @@ from eeutils.data import load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
 from eeutils.models import resnet18
+from eeutils.models.fitting import fitting_arguments
 from eeutils.pages import RESULTS
 from eeutils.scoreboard import MAX_DROP
 from eeutils.tables import markdown_table
@@ -83,18 +84,12 @@ def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:
     """What a network with an exit after every unit says of the validation split, and what its parts cost."""
     device = choose_device(None if options.device == "auto" else options.device)
     data = load_data(options.data)
-    shape = tuple(data.train.images.shape[1:])
+    fitting = fitting_arguments("resnet18", len(data.classes), data.image_shape)
     torch.manual_seed(options.seed)
-    net = resnet18(
-        width=options.width,
-        pool=options.pool,
-        num_classes=len(data.classes),
-        in_channels=shape[0],
-        exit_after=EARLY_UNITS,
-    )
+    net = resnet18(width=options.width, pool=options.pool, exit_after=EARLY_UNITS, **fitting)
     config = recipe(options.recipe, epochs=options.epochs, seed=options.seed)
     fit(net, data, config, checkpoint=options.run / "checkpoint.pt", device=device)
-    return predict(net, data.val, device=device), measure_costs(net, shape)
+    return predict(net, data.val, device=device), measure_costs(net, data.image_shape)
 
 
 def compare(predictions: Predictions, costs: NetworkCosts) -> pd.DataFrame:

@@ -11,6 +11,7 @@ Within a repeat the contenders take turns, so that a busy machine slows all alik
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.cascade import machine, seconds_for
+from benchmarks.cascade import machine
 from benchmarks.report import publish, report_path
 from eeutils.analysis.bootstrap import bootstrap_interval
 from eeutils.analysis.confusion import (
@@ -36,6 +37,7 @@ from eeutils.analysis.overthinking import destructive, only_correct_at, wasteful
 from eeutils.analysis.policies import SDN_THRESHOLDS, AgreementPolicy, PatiencePolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.risk import choose_with_guarantee
+from eeutils.analysis.seconds import timed
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
 from eeutils.data import Split, load_data
 from eeutils.errors import message_instead_of_traceback
@@ -177,28 +179,27 @@ def measure(net: MultiExitNet, split: Split, part: int, repeats: int) -> Race:
     """Time both ways on `split`, the original's on its first `part` images, with the thresholds of the original."""
     device = next(net.parameters()).device
     few = split.take(slice(0, part))
-    costs = exit_costs(net, tuple(split.images.shape[1:]))
+    costs = exit_costs(net, split.image_shape)
     predictions = predict(net, split)
     # Different kernels for different batch sizes round differently: a threshold may fall between, for an image.
     slow = one_at_a_time(net, few, SDN_THRESHOLDS, costs)
     fast = from_table(predictions.take(torch.arange(len(few))), SDN_THRESHOLDS)["most_confident"]
-    agree = same_up_to_images(slow, fast, costs, len(few))
-    ways: dict[str, Callable[[Tensor], object]] = {
-        "original": lambda _: one_at_a_time(net, few, SDN_THRESHOLDS, costs),
-        "passed": lambda _: predict(net, split),
-        "swept": lambda _: from_table(predictions, SDN_THRESHOLDS),
+    agree = same_up_to_one(slow, fast, costs, len(few))
+    ways: dict[str, Callable[[], object]] = {
+        "original": partial(one_at_a_time, net, few, SDN_THRESHOLDS, costs),
+        "passed": partial(predict, net, split),
+        "swept": partial(from_table, predictions, SDN_THRESHOLDS),
     }
-    once = [torch.empty(0)]
-    runs = [{name: seconds_for(way, once, device) for name, way in ways.items()} for _ in range(repeats + 1)]
+    runs = [{name: timed(way, device)[0] for name, way in ways.items()} for _ in range(repeats + 1)]
     seconds = {name: torch.tensor([run[name] for run in runs[1:]], dtype=torch.float64) for name in ways}
     return Race(**seconds, part=len(few), images=len(split), agree=agree)
 
 
-def same_up_to_images(one: Outcome, other: Outcome, costs: Tensor, num_images: int, images: int = 1) -> bool:
-    """Whether both could differ by the decisions for so many `images` at each threshold."""
+def same_up_to_one(one: Outcome, other: Outcome, costs: Tensor, num_images: int) -> bool:
+    """Whether both could differ by the decision for one image at each threshold."""
     apart = (one.accuracy - other.accuracy).abs() * num_images
     apart_in_cost = (one.cost - other.cost).abs() * num_images / float(costs[-1])
-    return bool((apart <= images + 1e-6).all() and (apart_in_cost <= images + 1e-6).all())
+    return bool((apart <= 1 + 1e-6).all() and (apart_in_cost <= 1 + 1e-6).all())
 
 
 def race_report(race: Race) -> str:
@@ -220,14 +221,11 @@ def race_report(race: Race) -> str:
 
 def section_seconds(load: Callable[[], tuple[Predictions, Predictions]], repeats: int) -> pd.DataFrame:
     """Seconds of each section, one row a repeat: saved predictions for validation and test are read, then analysed."""
-    cpu, once = torch.device("cpu"), [torch.empty(0)]
-    rows = []
+    cpu, rows = torch.device("cpu"), []
     for _ in range(repeats + 1):
-        tables: list[Predictions] = []
-        row = {"reading": seconds_for(lambda _, tables=tables: tables.extend(load()), once, cpu)}
-        for name, section in SECTIONS.items():
-            row[name] = seconds_for(lambda _, section=section, tables=tables: section(*tables), once, cpu)
-        rows.append(row)
+        reading, tables = timed(load, cpu)
+        seconds = {name: timed(partial(section, *tables), cpu)[0] for name, section in SECTIONS.items()}
+        rows.append({"reading": reading, **seconds})
     return pd.DataFrame(rows[1:])
 
 

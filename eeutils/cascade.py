@@ -140,14 +140,15 @@ class Cascade:
             answer = stage.answer(x)
             check_answers([*so_far[-1:], answer], len(rows))
             answer = answer.float()  # scores of 16 bits would all be 1 from 0.998 on
+            so_far = torch.cat([so_far, answer[None]]) if index else answer[None]  # (exits, images still in, classes)
+            if index == last:
+                answer = fallback_logits(so_far, self.fallback)
             if index == 0:
-                logits, so_far = answer.clone(), answer[None]
+                logits = answer.clone()
             else:  # a deeper answer takes the place of the one before
                 logits.index_copy_(0, rows, answer)
                 exit_index.index_fill_(0, rows, index)
-                so_far = torch.cat([so_far, answer[None]])  # (exits passed, images still in, classes)
             if index == last:
-                logits.index_copy_(0, rows, fallback_logits(so_far, self.fallback))
                 break
             staying = (~leaving(self.policy, so_far)).nonzero().flatten()
             if len(staying) == 0:

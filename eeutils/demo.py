@@ -16,11 +16,11 @@ import torch
 
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import collect_logits, predict
-from eeutils.analysis.seconds import now
+from eeutils.analysis.seconds import timed
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import ImageData
-from eeutils.device import default_device
+from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
@@ -43,7 +43,7 @@ FIGURE = Path("runs") / "demo.png"
 def main() -> None:
     """Measure the networks one by one, then the last of them as a cascade; print and draw it."""
     session = Session.from_environment()
-    device = default_device()
+    device = choose_device()
     started = time.perf_counter()
     data = session.data
     print(f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test images.")
@@ -51,7 +51,7 @@ def main() -> None:
     for network in NETWORKS:
         net, val = session.network(network).to(device), session.predictions(network, "val")
         predict(net, data.test.take(slice(0, 256)))  # a device's first images take longer
-        seconds, test = _timed(lambda net=net: predict(net, data.test), device)
+        seconds, test = timed(lambda net=net: predict(net, data.test), device)
         evaluations[network] = Evaluation(val, test)
         print(f"  {session.weights_name(network)}: {len(data.test) / seconds:,.0f} test images/s")
     print("\nAccuracy on the test images (%), measured just now:\n")
@@ -69,8 +69,8 @@ def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, devi
     cascade = Cascade(net, choice.policy, device=device)
     seconds_whole, seconds_cascade = [], []
     for _ in range(2):  # taking turns, so that a busy machine slows both alike
-        seconds_whole.append(_timed(lambda: collect_logits(whole, data.test, batch_size=256), device)[0])
-        seconds, result = _timed(lambda: cascade.run(data.test, batch_size=256), device)
+        seconds_whole.append(timed(lambda: collect_logits(whole, data.test, batch_size=256), device)[0])
+        seconds, result = timed(lambda: cascade.run(data.test, batch_size=256), device)
         seconds_cascade.append(seconds)
     planned = decide(evaluation.test, choice.policy)
     _report(evaluation, choice.policy.thresholds, result, min(seconds_whole) / min(seconds_cascade))
@@ -87,12 +87,6 @@ def _report(evaluation: Evaluation, threshold: float, result: CascadeResult, spe
     print(f"  images leaving at exits 1, 2, ...: {', '.join(f'{float(rate):.1%}' for rate in rates)}")
     print(f"  accuracy {accuracy:.2%} against {float(test.correct[-1].double().mean()):.2%} for the last exit")
     print(f"  {cost:.1%} of the multiply-adds: at most {1 / cost:.2f}x as fast; measured {speed_up:.2f}x")
-
-
-def _timed(work, device: torch.device) -> tuple[float, object]:
-    started = now(device)
-    result = work()
-    return now(device) - started, result
 
 
 def _draw(evaluations: dict[str, Evaluation]) -> None:

@@ -18,7 +18,7 @@ from eeutils.files import cache_dir
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
-from eeutils.training import History, LossConfig, TrainConfig, default_device, fit, recipe
+from eeutils.training import History, LossConfig, TrainConfig, choose_device, fit, recipe
 from eeutils.weights import (
     Registry,
     WeightEntry,
@@ -135,7 +135,7 @@ def start() -> Session:
 
 
 def _device_in_words() -> str:
-    device = default_device()
+    device = choose_device()
     if device.type == "cuda":
         return f"GPU {torch.cuda.get_device_name(device)}"
     return (

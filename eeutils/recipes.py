@@ -18,11 +18,11 @@ from pathlib import Path
 
 import tyro
 
+from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import exclusive
 from eeutils.tables import markdown_table
 from eeutils.train import TrainingRun, parsed
-from eeutils.training import default_device
 from eeutils.weights import Registry, default_registry, list_weights
 from eeutils.weights.publish import publish
 from eeutils.weights.readme import write_readme
@@ -243,7 +243,7 @@ def _obstacle(planned: PlannedRun, everything: bool) -> str:
     start = planned.run.start_from
     if start is not None and not _is_at_hand(start):
         return f"it starts from {start}, which is not trained"
-    if planned.wants_gpu and not everything and default_device().type == "cpu":
+    if planned.wants_gpu and not everything and choose_device().type == "cpu":
         return "there is no GPU; with --everything it is trained on the CPU all the same"
     return ""
 

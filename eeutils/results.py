@@ -27,7 +27,7 @@ from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.data import load_data
-from eeutils.device import default_device
+from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.goals import goals_board
@@ -36,7 +36,7 @@ from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
 from eeutils.tables import Spread, frame_as_markdown
 from eeutils.training.backends import unrounded_convolutions
-from eeutils.weights import Registry, WeightEntry, default_registry, load_predictions, load_weights, without_seed
+from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights, without_seed
 
 TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
@@ -65,15 +65,16 @@ DRAWN = {
 @message_instead_of_traceback()
 def main() -> int:
     """Recompute, compare, write; the number of mistakes found. What cannot be had ends with its message."""
-    return compare_and_write(default_registry())
+    return compare_and_write()
 
 
-def compare_and_write(registry: Registry) -> int:
-    """Recompute what `registry` records, compare, and write the tables if all came out; the number of mistakes found.
+def compare_and_write() -> int:
+    """Recompute what the registry records, compare, and write the tables if all came out; the number of mistakes found.
 
     Raises:
         ValueError: if the registry came with the package: then there is no repository to write to.
     """
+    registry = default_registry()
     if registry.folder is None:
         raise ValueError("this registry came with the package; recompute the results in a clone of the repository")
     entries = [entry for entry in registry.entries if entry.has_results]
@@ -120,7 +121,7 @@ def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
 
 
 def _recompute(entry: WeightEntry) -> Evaluation:
-    net, data = load_weights(entry.name, default_device()), load_data(entry.data)
+    net, data = load_weights(entry.name, choose_device()), load_data(entry.data)
     with unrounded_convolutions():  # as they were published
         return Evaluation(predict(net, data.val), predict(net, data.test))
 

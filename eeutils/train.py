@@ -28,7 +28,7 @@ from eeutils.training import History, TrainConfig, choose_device, fit, list_reci
 from eeutils.training.parallel import Workers, workers_of_torchrun
 from eeutils.training.throughput import device_name, share_of_peak, training_peak
 from eeutils.weights import load_run, load_weights, run_name
-from eeutils.weights.runs import read_report
+from eeutils.weights.runs import asked_arguments, read_report
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class TrainingRun:
     @property
     def model_args(self) -> dict[str, Any]:
         """What was asked of the network's builder."""
-        asked = {name: getattr(self, name) for name in ("width", "pool", "stem", "exit_after")}
-        return {name: value for name, value in asked.items() if value is not None}
+        return asked_arguments(asdict(self))
 
 
 @message_instead_of_traceback()

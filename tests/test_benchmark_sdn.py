@@ -57,7 +57,7 @@ def test_outcomes_agree_up_to_an_image_at_each_threshold():
     one = bench.Outcome(torch.tensor([0.5, 0.8]).double(), torch.tensor([1.0, 2.0]).double())
     for right, cost, agree in ((0.8, 2.0, True), (0.9, 2.4, True), (0.6, 2.0, False), (0.8, 2.5, False)):
         other = bench.Outcome(torch.tensor([0.5, right]).double(), torch.tensor([1.0, cost]).double())
-        assert bench.same_up_to_images(one, other, costs, num_images=10) is agree
+        assert bench.same_up_to_one(one, other, costs, num_images=10) is agree
 
 
 def test_the_ratio_is_an_image_for_an_image():

@@ -185,7 +185,6 @@ def test_a_run_that_fails_does_not_stop_the_others(folder, monkeypatch):
     ],
 )
 def test_what_cannot_be_trained_here_is_left_out_with_the_reason(folder, monkeypatch, capsys, planned, reason):
-    monkeypatch.setattr(recipes, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(recipes.subprocess, "Popen", None)
 
     assert train_missing((planned,), minutes=5) == []

@@ -220,7 +220,7 @@ def test_without_trained_weights_there_is_nothing_to_recompute(recompute, capsys
 def stops_with(monkeypatch, capsys, error: BaseException) -> tuple[object, str]:
     """What `main` ends with where `error` is raised, and what it prints."""
 
-    def fail(registry: Registry) -> int:
+    def fail() -> int:
         raise error
 
     monkeypatch.setattr(results, "compare_and_write", fail)

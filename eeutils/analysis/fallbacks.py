@@ -48,7 +48,6 @@ def with_fallback(predictions: Predictions, name: str) -> Predictions:
     Raises:
         ValueError: see `fallback_logits`.
     """
-    check_fallback(name)
     if name == "last":
         return predictions
     answers = fallback_logits(predictions.logits, name)

@@ -1,8 +1,9 @@
 """What an image costs at each exit in seconds, on the machine at hand."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from eeutils.analysis.predictions import Batched, check_split, try_out
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
 from eeutils.models.multiexit import check_exits
+
+Result = TypeVar("Result")
 
 _WARM_UP = 3
 _DISTINCT = 4  # time does not depend on what is in a batch, and every one kept takes memory on the device
@@ -59,8 +62,8 @@ def measure_seconds(
     device, dtype = weight.device if device is None else choose_device(device), dtype or weight.dtype
     given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
-    timed = list(islice(cycle(whole), _WARM_UP + batches))
-    stages = stage_seconds(prepared_for_inference(net).to(device, dtype), timed, device)
+    all_batches = list(islice(cycle(whole), _WARM_UP + batches))
+    stages = stage_seconds(prepared_for_inference(net).to(device, dtype), all_batches, device)
     return stages[_WARM_UP:].median(0).values.cumsum(0) / len(whole[0])
 
 
@@ -77,6 +80,13 @@ def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.de
             marks[-1].append(_mark(device))
     now(device)
     return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)
+
+
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Seconds until the device has done `work`, and what it gave."""
+    started = now(device)
+    result = work()
+    return now(device) - started, result
 
 
 def now(device: torch.device) -> float:

@@ -267,14 +267,15 @@ def _sweep_one(
     later = torch.cat([reached[moving + 1 :], torch.ones_like(reached[:1])]).int().argmax(0) + moving + 1
     earlier = reached[:moving].int().argmax(0) if moving else torch.zeros_like(later)
     otherwise = torch.where(arrives, later, earlier)
+    here, order = scores[moving, arrives].sort()
+    first_to_leave = torch.searchsorted(here, candidates.to(scores.dtype))
 
     def total(of_exits: Tensor) -> Tensor:
         """Sum over the images of `of_exits` (E, N), each at the exit where it leaves, for each threshold (T,)."""
         if_staying = of_exits.gather(0, otherwise[None])[0]
-        gain = (of_exits[moving] - if_staying)[arrives]
-        order = scores[moving, arrives].sort()
-        from_here_up = torch.cat([gain[order.indices].flip(0).cumsum(0).flip(0), gain.new_zeros(1)])
-        return if_staying.sum() + from_here_up[torch.searchsorted(order.values, candidates.to(scores.dtype))]
+        gain = (of_exits[moving] - if_staying)[arrives][order]
+        from_here_up = torch.cat([gain.flip(0).cumsum(0).flip(0), gain.new_zeros(1)])
+        return if_staying.sum() + from_here_up[first_to_leave]
 
     num_images = len(predictions.labels)
     costs = predictions.costs[:, None].expand(-1, num_images)

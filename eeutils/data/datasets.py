@@ -12,14 +12,15 @@ from eeutils.data.tinyimagenet import load_tinyimagenet
 @dataclass(frozen=True)
 class _DataSet:
     load: Callable[[], ImageData]
+    num_classes: int
     image_shape: tuple[int, int, int]
 
 
 _DATA_SETS = {
-    "cifar10": _DataSet(load_cifar10, (3, 32, 32)),
-    "cifar100": _DataSet(load_cifar100, (3, 32, 32)),
-    "digits": _DataSet(load_digits_data, (3, 32, 32)),
-    "tinyimagenet": _DataSet(load_tinyimagenet, (3, 64, 64)),
+    "cifar10": _DataSet(load_cifar10, 10, (3, 32, 32)),
+    "cifar100": _DataSet(load_cifar100, 100, (3, 32, 32)),
+    "digits": _DataSet(load_digits_data, 10, (3, 32, 32)),
+    "tinyimagenet": _DataSet(load_tinyimagenet, 200, (3, 64, 64)),
 }
 
 
@@ -46,6 +47,15 @@ def image_shape_of(name: str) -> tuple[int, int, int]:
         ValueError: if the name is not one of `list_data()`.
     """
     return _named(name).image_shape
+
+
+def num_classes_of(name: str) -> int:
+    """How many classes a data set has, without loading it.
+
+    Raises:
+        ValueError: if the name is not one of `list_data()`.
+    """
+    return _named(name).num_classes
 
 
 def _named(name: str) -> _DataSet:

@@ -5,9 +5,9 @@ CIFAR stem an image has paid 27.5 % of the network's multiply-adds after layer1,
 layer3.
 
 Where the exits stand by default: after layer2 (two exits); one block into layer2 and one block into layer3 (three
-exits), at 39 % and 63 % of the cost. No places are better, and for three exits none as good:
-`benchmarks/exit_placement.py` measures all, and the README has what it found. A block into a stage an exit reads a map
-that has just become smaller and twice as deep, which helps it more than another block at the old size would.
+exits), at 39 % and 63 % of the cost. For two the neighbours are about as good, for three no places are:
+`benchmarks/exit_placement.py` measures all, and results/README.md has what it found. A block into a stage an exit reads
+a map that has just become smaller and twice as deep, which helps it more than another block at the old size would.
 """
 
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_siz
                 f"{name!r} of the network is {weight.dtype}; train in float32 (`net.float()`): precision='bf16' "
                 "computes in 16 bits"
             )
-    shape, home = tuple(data.train.images.shape[1:]), next(net.parameters()).device
+    shape, home = data.image_shape, next(net.parameters()).device
     share = max(1, config.batch_size // world_size)
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
     few = data.train.images[: min(share, 2)].cpu()

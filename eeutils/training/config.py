@@ -1,8 +1,8 @@
 """What a training run is made of. A config says everything that its result depends on, besides data and network."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 from eeutils.data import Augmentation
 
@@ -119,15 +119,10 @@ class TrainConfig:
             raise ValueError(f"warmup is a share of the run in [0, 1), got {self.warmup}")
         if not all(0 < drop < 1 for drop in self.drops):
             raise ValueError(f"drops are shares of the run between 0 and 1, got {self.drops}")
-        for name, choices in (
-            ("trained", ("all", "exits", "early_exits")),
-            ("optimizer", ("sgd", "adam")),
-            ("schedule", ("linear", "halving", "steps")),
-            ("precision", ("auto", "fp32", "bf16", "fp16")),
-            ("compile", ("auto", "yes", "no")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {list(choices)}")
+        for each in fields(self):
+            value, choices = getattr(self, each.name), get_args(each.type)
+            if get_origin(each.type) is Literal and value not in choices:
+                raise ValueError(f"unknown {each.name} {value!r}; choose from {list(choices)}")
 
 
 # Shallow-Deep Networks (arXiv 1810.07052): the weight decay that goes with each network, plain and with its exits.

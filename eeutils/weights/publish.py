@@ -17,10 +17,11 @@ import eeutils
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
+from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import exclusive, save_tensors
 from eeutils.models import MultiExitNet
-from eeutils.training import History, default_device
+from eeutils.training import History
 from eeutils.training.backends import unrounded_convolutions
 from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
@@ -113,7 +114,7 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
     """The entry in full, its files lying in `staging/<name>/`."""
     folder = staging / entry.name
     folder.mkdir()
-    save_tensors(folder / "weights.safetensors", halved(_finite(read_tensors(run_folder / "weights.safetensors"))))
+    save_tensors(folder / "weights.safetensors", halved(read_tensors(run_folder / "weights.safetensors")))
     History.load_csv(run_folder / "history.csv")  # raises if it is none
     shutil.copyfile(run_folder / "history.csv", folder / "history.csv")
     net = untrained_network(entry.model, entry.model_args).eval()
@@ -177,18 +178,11 @@ def _set_aside(folder: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(f"the run's weights are NaN or infinite in {broken[:5]}; it is not worth publishing")
-    return tensors
-
-
 def _saved_predictions(net: MultiExitNet, data: ImageData, folder: Path) -> dict[str, Predictions]:
     """Predictions of both splits as they come back from their files: that is what everyone else will see."""
     with unrounded_convolutions():
         for split, images in (("val", data.val), ("test", data.test)):
-            predict(net, images, device=default_device()).save(_predictions_file(folder, split))
+            predict(net, images, device=choose_device()).save(_predictions_file(folder, split))
     return {split: Predictions.load(_predictions_file(folder, split)) for split in ("val", "test")}
 
 

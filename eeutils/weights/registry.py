@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
 from eeutils.files import write_text
 
 REGISTRY_FILE = "registry.json"
+Status = Literal["trained", "measured", "not trained", "external"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class WeightEntry:
     model_args: Mapping[str, Any]
     data: str
     normalization: Normalization
-    status: Literal["trained", "measured", "not trained", "external"]
+    status: Status
     command: str = ""
     note: str = ""
     classes: tuple[str, ...] = ()
@@ -109,8 +110,8 @@ class WeightEntry:
     training: TrainingRecord | None = None
 
     def __post_init__(self) -> None:
-        if self.status not in _STATUSES:
-            raise ValueError(f"unknown status {self.status!r} of {self.name}; choose from {list(_STATUSES)}")
+        if self.status not in get_args(Status):
+            raise ValueError(f"unknown status {self.status!r} of {self.name}; choose from {list(get_args(Status))}")
         if self.status in ("trained", "external") and self.weights is None:
             raise ValueError(f"{self.name} is {self.status} but has no weights file")
         if self.status == "measured" and not self.predictions:
@@ -153,9 +154,6 @@ class WeightEntry:
         parts["macs"] = tuple(parts.get("macs", ()))
         parts["training"] = TrainingRecord(**parts["training"]) if parts.get("training") else None
         return WeightEntry(name=name, **parts)
-
-
-_STATUSES = ("trained", "measured", "not trained", "external")
 
 
 @dataclass(frozen=True)

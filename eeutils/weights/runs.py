@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from eeutils.data import load_data
+from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
 from eeutils.models import MultiExitNet
@@ -31,8 +32,9 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExi
         IntegrityError: if a file of the run is damaged.
         ValueError: if report and weights are of different networks, or there is no such device.
     """
-    device, entry = choose_device(device), entry_of(read_report(folder))
-    net = stored_network(entry.model, entry.model_args, Path(folder, "weights.safetensors"))
+    device, run = choose_device(device), read_report(folder)["run"]
+    model_args = _model_args(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
+    net = stored_network(run["model"], model_args, Path(folder, "weights.safetensors"))
     return net.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -60,6 +62,11 @@ def entry_name(run: Mapping[str, Any]) -> str:
     return run_name(run) + (f"-s{seed}" if seed else "")
 
 
+def asked_arguments(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run, the fields of an `eeutils.train.TrainingRun`, asks of the network's builder."""
+    return {name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None}
+
+
 def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
     """The entry of a run that nobody has done yet.
 
@@ -71,10 +78,7 @@ def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
     return WeightEntry(
         name=entry_name(run),
         model=run["model"],
-        model_args={
-            **fitting_arguments(run["model"], len(data.classes), data.image_shape),
-            **{name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None},
-        },
+        model_args=_model_args(run, len(data.classes), data.image_shape),
         data=run["data"],
         classes=data.classes,
         normalization=data.normalization,
@@ -97,6 +101,10 @@ def entry_of(report: Mapping[str, Any]) -> WeightEntry:
             share_of_peak=report.get("share_of_peak"),
         ),
     )
+
+
+def _model_args(run: Mapping[str, Any], num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    return fitting_arguments(run["model"], num_classes, image_shape) | asked_arguments(run)
 
 
 def _recipe_in(command: str) -> str:

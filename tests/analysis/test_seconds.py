@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from eeutils import Cascade, choose_for_budget, decide, measure_seconds, predict
-from eeutils.analysis.seconds import stage_seconds
+from eeutils.analysis.seconds import stage_seconds, timed
 from eeutils.data import Normalization, Split
 from eeutils.models import MultiExitNet, create_exit, resnet18
 
@@ -152,3 +152,10 @@ def test_a_gpu_is_timed_by_its_own_clock():
     seconds = measure_seconds(net, images(4), batch_size=4, batches=3, device="cuda")
     assert (seconds.diff(prepend=torch.zeros(1)) > 0).all()
     assert next(net.parameters()).device.type == "cpu"
+
+
+def test_what_is_timed_gives_what_it_gives(clock):
+    images = torch.zeros(2, 3, 4, 4)
+    seconds, result = timed(lambda: Takes(3.0)(images), CPU)
+    assert seconds == 3
+    assert result is images

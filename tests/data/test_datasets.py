@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from eeutils.data import list_data, load_data
 from eeutils.data.cifar import CIFAR100
-from eeutils.data.datasets import image_shape_of
+from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.data.tinyimagenet import TINY_IMAGENET
 
 
@@ -19,7 +19,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.mark.parametrize("ask", [load_data, image_shape_of])
+@pytest.mark.parametrize("ask", [load_data, image_shape_of, num_classes_of])
 def test_an_unknown_name_lists_the_choices(ask):
     with pytest.raises(ValueError, match="unknown data set 'cifar11'") as caught:
         ask("cifar11")
@@ -27,11 +27,12 @@ def test_an_unknown_name_lists_the_choices(ask):
     assert all(f"'{name}'" in str(caught.value) for name in list_data())
 
 
-def test_the_shape_of_the_images_is_known_without_them(cifar10):
+def test_classes_and_the_shape_of_the_images_are_known_without_them(cifar10):
     for data in (cifar10, load_data("digits")):
-        assert image_shape_of(data.name) == data.image_shape
+        assert (num_classes_of(data.name), image_shape_of(data.name)) == (len(data.classes), data.image_shape)
     for name, archive in {"cifar100": CIFAR100, "tinyimagenet": TINY_IMAGENET}.items():
         assert image_shape_of(name) == archive.content["test_images"].shape[1:]
+    assert (num_classes_of("cifar100"), num_classes_of("tinyimagenet")) == (100, TINY_IMAGENET.num_classes)
 
 
 def test_digits_need_no_network_and_no_cache(no_network, tmp_path, monkeypatch):

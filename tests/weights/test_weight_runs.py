@@ -45,8 +45,9 @@ def test_a_run_that_is_not_whole_is_refused(run):
 @pytest.mark.parametrize(("model", "size"), [("vgg16_sdn", 64), ("vgg16_sdn", 32), ("resnet18_2exits", 64)])
 def test_an_entry_tells_the_builder_what_it_asks_of_the_images(run, monkeypatch, model, size):
     digits, times = load_data("digits"), size // 32
-    images = digits.train.images.repeat(1, 1, times, times)
-    large = replace(digits, train=replace(digits.train, images=images))
+    splits = {name: getattr(digits, name) for name in ("train", "val", "test")}
+    larger = {name: replace(split, images=split.images.repeat(1, 1, times, times)) for name, split in splits.items()}
+    large = replace(digits, **larger)
     monkeypatch.setattr(runs, "load_data", lambda name: large)
     report = json.loads((run / "report.json").read_text())
     report["run"] |= {"model": model, "pool": None, "width": 2}
