@@ -113,7 +113,7 @@ def _slim() -> Iterator[PlannedRun]:
     for model, width in (("resnet18_sdn", "16"), ("vgg16_sdn", "16"), ("wideresnet32_4_sdn", "4 --train.epochs 36")):
         yield PlannedRun(slim.format(model, "mixed", f"{width} --train.loss.weights sdn"))
     yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, 16))
-    for width, epochs in ((24, 50), (32, 50)):
+    for width, epochs in ((24, 50), (32, 80)):
         yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, f"{width} {_LONG.format(epochs)}"))
     for seed in (1, 2):
         for pool in ("spp", _BEST_HEADS):

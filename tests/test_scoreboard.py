@@ -56,6 +56,7 @@ def test_ensembles_and_cascade_by_hand():
         "last exit": 62.5,
         "mean ensemble": 50.0,
         "weighted ensemble": 75.0,
+        "at 50%": 37.5,  # what always leaving costs
         "cascade": 62.5,
         "cascade cost (%)": (2 * 1 + 6 * 2) / (8 * 2) * 100,
         "MACs (M)": 2.0,
@@ -74,6 +75,7 @@ def test_columns_keep_their_order_whatever_the_networks():
         "last exit",
         "mean ensemble",
         "weighted ensemble",
+        "at 50%",
         "cascade",
         "cascade cost (%)",
         "MACs (M)",
