@@ -44,7 +44,7 @@ def test_a_cascade_in_five_lines(monkeypatch, capsys):
         raising=False,
     )
 
-    exec(block("half a point"), {})
+    exec(block("half of the multiply-adds, on validation"), {})
 
     assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
     assert asked[0] in list_weights()

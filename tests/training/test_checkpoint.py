@@ -124,6 +124,11 @@ def another_pixel(images: Tensor) -> Tensor:
     return images
 
 
+def normalized(data: ImageData, normalization: Normalization) -> ImageData:
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return replace(data, **{name: replace(split, normalization=normalization) for name, split in splits.items()})
+
+
 OTHER_DATA = {
     "name": (lambda data: replace(data, name="other"), "another name"),
     "pixel": (lambda data: with_training(data, images=another_pixel), "other training images"),
@@ -137,7 +142,7 @@ OTHER_DATA = {
         "another number or shape of images, other training images, other training labels",
     ),
     "normalization": (
-        lambda data: replace(data, train=replace(data.train, normalization=Normalization((0.4,) * 3, (0.2,) * 3))),
+        lambda data: normalized(data, Normalization((0.4,) * 3, (0.2,) * 3)),
         "another normalization",
     ),
 }
