@@ -1,6 +1,6 @@
 """One row a network: what all its exits achieve, alone, together and as a cascade."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -49,16 +49,13 @@ def shallow_deep_board(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
 
 
 def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
-    val, test = evaluation.val, evaluation.test
-    row = {f"at {budget:.0%}": _accuracy_within(budget, evaluation) for budget in BUDGETS}
-    cascade = decide(test, choose_one_threshold(val, MAX_DROP).policy)
+    test = evaluation.test
     overthought = destructive(test)
     low, high = overthought.share_interval()
     return {
-        **row,
+        **_within_budgets(evaluation, BUDGETS),
         "last exit": 100 * float(accuracy_per_exit(test)[-1]),
-        "cascade": 100 * cascade.accuracy,
-        "cascade cost (%)": 100 * cascade.relative_cost,
+        **_as_cascade(evaluation),
         "destructive share (%)": 100 * overthought.share,
         "from": 100 * low,
         "to": 100 * high,
@@ -74,9 +71,14 @@ def within_budget(evaluation: Evaluation, budget: float) -> tuple[Choice, Decisi
     return choice, decide(evaluation.test, choice.policy)
 
 
-def _accuracy_within(budget: float, evaluation: Evaluation) -> float:
-    spent = within_budget(evaluation, budget)
-    return float("nan") if spent is None else 100 * spent[1].accuracy
+def _within_budgets(evaluation: Evaluation, budgets: Iterable[float]) -> dict[str, float]:
+    spent = {f"at {budget:.0%}": within_budget(evaluation, budget) for budget in budgets}
+    return {name: float("nan") if each is None else 100 * each[1].accuracy for name, each in spent.items()}
+
+
+def _as_cascade(evaluation: Evaluation) -> dict[str, float]:
+    decisions = decide(evaluation.test, choose_one_threshold(evaluation.val, MAX_DROP).policy)
+    return {"cascade": 100 * decisions.accuracy, "cascade cost (%)": 100 * decisions.relative_cost}
 
 
 def _row(evaluation: Evaluation) -> dict[str, float]:
@@ -86,22 +88,18 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
     row |= {"last exit": accuracies[-1], "MACs (M)": float(test.costs[-1]) / 1e6}
     if test.num_exits > 1:
         weighted = ensemble_probs(test, "weighted", ensemble_weights(val))
-        cascade = decide(test, choose_one_threshold(val, MAX_DROP).policy)
         row["mean ensemble"] = 100 * accuracy_of(ensemble_probs(test), test.labels)
         row["weighted ensemble"] = 100 * accuracy_of(weighted, test.labels)
-        row[_AT_HALF] = _accuracy_within(0.5, evaluation)
-        row["cascade"] = 100 * cascade.accuracy
-        row["cascade cost (%)"] = 100 * cascade.relative_cost
+        row |= _within_budgets(evaluation, [0.5]) | _as_cascade(evaluation)
     return row
 
 
-_AT_HALF = "at 50%"
 # After those of the early exits.
 _COLUMNS = (
     "last exit",
     "mean ensemble",
     "weighted ensemble",
-    _AT_HALF,
+    "at 50%",
     "cascade",
     "cascade cost (%)",
     "MACs (M)",

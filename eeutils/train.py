@@ -123,7 +123,7 @@ def train(run: TrainingRun) -> None:
     torch.manual_seed(run.train.seed)
     net = _build(run, **shape)
     if run.start_from is not None:
-        _take_over(net, _trained_network(run.start_from), run.train.trained)
+        copy_backbone(net, _trained_network(run.start_from), last_exit=run.train.trained != "exits")
     checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
     history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
     if not workers.writes:
@@ -155,13 +155,6 @@ def _trained_network(name: str) -> MultiExitNet:
         return load_weights(name)
     except ValueError as error:
         raise ValueError(f"there is no folder {name} of a finished run, and of weights: {error}") from error
-
-
-def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
-    """Give `net` the donor's backbone and last exit; where all exits are trained it keeps its own, for its classes."""
-    if trained == "exits":
-        donor = MultiExitNet(donor.units, {len(donor.units) - 1: list(net.exits.values())[-1]})
-    copy_backbone(net, donor)
 
 
 def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:

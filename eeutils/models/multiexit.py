@@ -269,8 +269,13 @@ def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
     return _in_mode_of(net, MultiExitNet(net.units[: last + 1], exits))
 
 
-def copy_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
+def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = True) -> None:
     """Give `net` copies of the weights of the units and of the last exit of `donor`; its early exits stay as they are.
+
+    Args:
+        net: what gets them.
+        donor: a network with the same units, and the same last exit if that is wanted.
+        last_exit: False leaves it as it is, too, as for other classes.
 
     Raises:
         TypeError: if one of them has no exits.
@@ -278,8 +283,8 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     """
     for each in (net, donor):
         check_exits(each)
-    last = f"exits.{len(net.units) - 1}."
-    own = {key: tensor for key, tensor in net.state_dict().items() if key.startswith(("units.", last))}
+    parts = ("units.", f"exits.{len(net.units) - 1}.") if last_exit else ("units.",)
+    own = {key: tensor for key, tensor in net.state_dict().items() if key.startswith(parts)}
     given = {key: tensor for key, tensor in donor.state_dict().items() if key in own}
     unlike = sorted(key for key in own if key not in given or given[key].shape != own[key].shape)
     if unlike or len(donor.units) != len(net.units):
