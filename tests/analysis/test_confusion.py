@@ -97,7 +97,8 @@ def test_an_indicator_by_hand():
     assert indicator.wrong.tolist() == [1, 1]
     assert indicator.overlap == 2
     assert indicator.overlap_of_shares == pytest.approx(1 / 2 + 1 / 4)  # 3/4 and 1/4 of the right, 1/2 and 1/2 wrong
-    assert indicator.hidden_wrong == 2
+    assert indicator.suspected_right == 1  # 0.8 lies above (0.2 + 1.0) / 2
+    assert indicator.trusted_wrong == 1  # 0.2 lies below (0.0 + 0.1 + 0.2 + 0.8) / 4
     assert indicator.split_errors == 1  # suspect the last one only
     assert indicator.auroc == pytest.approx((2.5 + 4) / 8)
     assert indicator.coverage.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
@@ -106,12 +107,11 @@ def test_an_indicator_by_hand():
     assert indicator.aurc == pytest.approx(sum(risk) / 6)
 
 
-def test_a_bin_with_more_wrong_answers_than_right_ones_hides_none():
-    suspicion = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    wrong = torch.tensor([False, False, True, True, True, False])
-    indicator = error_indicator(suspicion, wrong, bins=2)
-    assert indicator.hidden_wrong == 1
-    assert indicator.overlap == 2
+def test_a_perfect_hint_suspects_no_right_answer_and_trusts_no_wrong_one():
+    indicator = error_indicator(WRONG.double(), WRONG)
+    assert (indicator.suspected_right, indicator.trusted_wrong) == (0, 0)
+    contrary = error_indicator((~WRONG).double(), WRONG)
+    assert (contrary.suspected_right, contrary.trusted_wrong) == (int((~WRONG).sum()), int(WRONG.sum()))
 
 
 def test_indicators_side_by_side():
@@ -122,7 +122,8 @@ def test_indicators_side_by_side():
     assert rows["AUROC"].tolist() == pytest.approx([6.5 / 8, 1])
     assert rows["overlap"].tolist() == [2, 0]
     assert rows["overlap of shares"].tolist() == pytest.approx([3 / 4, 0])
-    assert rows["hidden wrong"].tolist() == [2, 0]
+    assert rows["suspected right"].tolist() == [1, 0]
+    assert rows["trusted wrong"].tolist() == [1, 0]
     assert rows["best split's errors"].tolist() == [1, 0]
     assert rows["AURC"].tolist() == pytest.approx([(0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6, (1 / 5 + 2 / 6) / 6])
 
@@ -143,6 +144,8 @@ def test_an_indicator_is_what_comparing_all_pairs_and_all_thresholds_gives(pairs
     indicator = error_indicator(suspicion, wrong)
     sides = [(suspicion[i] - suspicion[j]).sign() for i in wrong.nonzero() for j in (~wrong).nonzero()]
     assert indicator.auroc == pytest.approx(float(torch.cat(sides).add(1).div(2).mean()))
+    assert indicator.suspected_right == sum(value > suspicion[wrong].mean() for value in suspicion[~wrong])
+    assert indicator.trusted_wrong == sum(value < suspicion[~wrong].mean() for value in suspicion[wrong])
     splits = [int(((suspicion >= cut) != wrong).sum()) for cut in range(10)]
     assert indicator.split_errors == min(splits)
     assert indicator.risk[-1].item() == pytest.approx(float(wrong.double().mean()))
@@ -160,7 +163,7 @@ def test_neither_the_order_of_the_images_nor_the_scale_matters(pairs, seed):
     one, other = error_indicator(suspicion, wrong), error_indicator(suspicion[order] * 4 - 2, wrong[order])
     assert one.auroc == pytest.approx(other.auroc)
     assert one.risk.tolist() == pytest.approx(other.risk.tolist())
-    assert (one.split_errors, one.overlap, one.hidden_wrong) == (other.split_errors, other.overlap, other.hidden_wrong)
+    assert (one.split_errors, one.overlap) == (other.split_errors, other.overlap)
 
 
 def test_the_overlap_of_shares_does_not_grow_with_the_number_of_mistakes():
@@ -174,7 +177,8 @@ def test_a_suspicion_that_is_the_same_for_all_tells_nothing():
     indicator = error_indicator(torch.ones(4), torch.tensor([True, False, False, False]))
     assert indicator.auroc == 0.5
     assert indicator.risk.tolist() == [0.25] * 4
-    assert indicator.overlap == indicator.hidden_wrong == indicator.split_errors == 1
+    assert indicator.overlap == indicator.split_errors == 1
+    assert indicator.suspected_right == indicator.trusted_wrong == 0  # nothing lies above or below the mean
     assert indicator.overlap_of_shares == 1
 
 
