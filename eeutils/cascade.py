@@ -1,4 +1,4 @@
-"""Early-exit inference that saves real time: whoever is done leaves the batch."""
+"""Early-exit inference that saves real time: an image that is done leaves the batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

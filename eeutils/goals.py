@@ -20,7 +20,7 @@ class Reached:
         validation: accuracy on validation, 0 to 1, to compare networks by.
         accuracy: on test, 0 to 1.
         cost: mean multiply-adds of a test image.
-        allowed: what it should be at most. Of a cascade the validation images pay no more, test images nearly so.
+        allowed: the most it should be. A cascade keeps to it on validation images, and nearly so on test images.
     """
 
     validation: float
@@ -34,10 +34,10 @@ class Goal:
     """A test accuracy, on average over seeds.
 
     Attributes:
-        what: is measured, in words.
+        what: what is measured, in words.
         wanted: accuracy in percent.
-        networks: names of weights, without their seed; of those that are trained the one best on validation counts.
-        measure: that on one seed's tables; None if the network cannot do it at all.
+        networks: names of weights, without their seed; of those trained, the one best on validation counts.
+        measure: measures it on one seed's tables; None if the network cannot do it at all.
     """
 
     what: str

@@ -1,7 +1,7 @@
 """README.md and results/README.md show what lies in results/: whole files, and single numbers within sentences.
 
-A file stands between two marks on lines of their own, <!-- results/NAME.md --> and <!-- end -->. Which numbers of its
-tables are quoted where says results/quotes.csv: there "{}" stands for the number in the words around it.
+A file stands between two marks on lines of their own, <!-- results/NAME.md --> and <!-- end -->. results/quotes.csv
+says which numbers of these tables are quoted where; there "{}" stands for the number in the words around it.
 """
 
 import csv

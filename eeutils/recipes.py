@@ -2,8 +2,7 @@
 
 The plan below says which networks there should be, most valuable first. Each is one command of `eeutils.train`; this
 program runs those whose weights are missing, or were made by another command (a shorter one, as a rule), one after
-another, until the time is up, and publishes each one that finishes. A run that the time did not suffice for is taken up
-again by the next call.
+another, until the time is up, and publishes each one that finishes. A run cut short is resumed by the next call.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Runs each shipped network over the real validation and test images and compares with what the registry and the shipped
 predictions say. Ensemble weights and thresholds are chosen on the shipped validation predictions: one image judged
-otherwise may move a choice far. Fails if a published number does not come out; if all do, writes
+differently may move a choice a long way. Fails if a published number cannot be reproduced; if all can, writes
 `results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and refreshes what README.md
 and results/README.md show of them. Of a network whose weights are too large to ship, the shipped predictions are
 taken as they are.

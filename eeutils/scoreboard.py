@@ -1,4 +1,4 @@
-"""One row a network: what all its exits achieve, alone, together and as a cascade."""
+"""One row per network: what all its exits achieve, alone, together and as a cascade."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

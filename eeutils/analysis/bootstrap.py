@@ -1,6 +1,6 @@
 """The bootstrap: how much of a figure is the luck of the images it was measured on.
 
-Images are drawn anew with replacement, as many as there are, again and again. That covers the luck of the images, not
+Images are resampled with replacement, as many as there are, again and again. That covers the luck of the images, not
 that of a training seed.
 """
 

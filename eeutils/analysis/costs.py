@@ -15,7 +15,7 @@ class NetworkCosts:
     """Multiply-adds of one image and parameters, part by part.
 
     Multiply-adds are of what `torch.utils.flop_counter` knows: convolutions, matrix products, attention. Custom
-    operators, such as `torchvision.ops.DeformConv2d`, count nothing; a network with such wants another measure, as in
+    operators, such as `torchvision.ops.DeformConv2d`, count nothing; a network with these needs another measure, as in
     `predict(..., costs=measure_seconds(net, split))`.
 
     Attributes:

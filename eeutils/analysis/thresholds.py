@@ -84,7 +84,7 @@ class Choice:
     """A rule chosen on one split, with what it came to *there*; see `decide` for other splits.
 
     Attributes:
-        policy: the rule to use; where it is thresholds, infinity is that of an exit that is better never used.
+        policy: the rule to use; a threshold of infinity marks an exit that is better never used.
         accuracy: on the split it was chosen on.
         relative_cost: likewise, as a share of the whole network's.
     """

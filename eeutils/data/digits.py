@@ -1,4 +1,4 @@
-"""Digits: 1,797 real images of 8 x 8 pixels inside scikit-learn, so they are there without a network."""
+"""Digits: 1,797 real images of 8 x 8 pixels that come with scikit-learn, so there is no download."""
 
 import torch
 from torch.nn import functional as F

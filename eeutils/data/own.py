@@ -1,4 +1,4 @@
-"""One's own images as a data set."""
+"""Your own images as a data set."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

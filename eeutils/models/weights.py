@@ -1,4 +1,4 @@
-"""What of a network is its weights."""
+"""Which parts of a network are its weights."""
 
 from collections.abc import Iterator
 

@@ -41,7 +41,7 @@ here with the focal loss (arXiv 1708.02002) of every exit, AdamW and a cosine:
     net.eval()
     history = History(tuple(rows))
 
-What `fit` has besides is then missing: resuming, mixed precision, averaged weights, several GPUs.
+What `fit` adds is then missing: resuming, mixed precision, averaged weights, several GPUs.
 """
 
 from eeutils.device import choose_device, default_device

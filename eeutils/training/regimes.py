@@ -1,4 +1,4 @@
-"""Which part of a network a run trains: all of it, or exits on a backbone that stays as it is."""
+"""Which part of a network a run trains: all of it, or exits on a frozen backbone."""
 
 from collections.abc import Callable
 

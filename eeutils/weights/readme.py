@@ -42,10 +42,10 @@ _INTRODUCTION = """\
     predictions = load_predictions("<name>", "test")   # logits of every exit for every image; or "val"
     history = load_history("<name>")
 
-After training of your own, `load_run("runs/<name>-s0")` gives the network of a finished run.
+After your own training, `load_run("runs/<name>-s0")` gives the network of a finished run.
 
 Every file is checked against the sha256 in `registry.json` before it is read. This page is written from that file by
-`python -m eeutils.weights.publish <folder of a training run>`, which adds a run or replaces the one of its name.
+`python -m eeutils.weights.publish <folder of a training run>`, which adds a run or replaces the one of the same name.
 """
 _TRAINED = (
     "Accuracy of each exit, shallowest first, of the weights as they ship (half precision); cost is the multiply-adds "
@@ -53,8 +53,8 @@ _TRAINED = (
     "(`-s1`). The matrix peak is how fast the same machine multiplies large matrices."
 )
 _NOT_TRAINED = (
-    "`make weights` trains these, most valuable first; full width wants a GPU. One by one, here by name, these "
-    "commands train them and add them to the table:"
+    "`make weights` trains these, most valuable first; full width wants a GPU. Sorted by name, these commands "
+    "train them one by one and add them to the table:"
 )
 _EXTERNAL = (
     "Whole-module pickles, which Python would execute: `load_weights` reads their tensors without running anything "

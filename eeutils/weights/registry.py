@@ -1,4 +1,4 @@
-"""What weights there are: one entry a network, kept as a readable JSON file beside the weights."""
+"""What weights there are: one entry per network, kept as a readable JSON file beside the weights."""
 
 import json
 import re

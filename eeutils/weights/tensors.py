@@ -1,4 +1,4 @@
-"""Files of tensors into networks, with errors that name the tensors."""
+"""Loading files of tensors into networks, with errors that name the tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
