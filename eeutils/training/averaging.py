@@ -32,5 +32,10 @@ class WeightAverage:
 
 
 def _tensors(net: MultiExitNet) -> list[Tensor]:
-    """Parameters and buffers as they live in `net`; BatchNorm's count of batches is no number to average."""
-    return [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
+    """Parameters and buffers as they live in `net`, save those that cannot be averaged.
+
+    BatchNorm's count of batches is no number to average, and of infinities, such as an attention mask has, lerp makes
+    NaN. A weight that is not finite is not left out: nobody would see that it went wrong.
+    """
+    finite = [buffer for buffer in net.buffers() if buffer.isfinite().all()]
+    return [tensor for tensor in (*net.parameters(), *finite) if tensor.is_floating_point()]

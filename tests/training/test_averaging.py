@@ -1,9 +1,12 @@
 """The moving average of a network's weights."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from eeutils.models import resnet18
 from eeutils.training import fit
@@ -52,6 +55,42 @@ def test_the_average_is_a_network_of_its_own():
     assert not average.net.training
     assert net.training
     assert not {id(tensor) for tensor in net.parameters()} & {id(tensor) for tensor in average.net.parameters()}
+
+
+class Masked(nn.Module):
+    """With a mask as attention has one: minus infinity above the diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_mask_of_infinities_stays_as_it_is():
+    net = resnet18(width=1)
+    net.units[0].append(Masked())
+    mask, weight = net.units[0][-1].mask.clone(), net.units[0][0].weight.detach().clone()
+    average = WeightAverage(net, 0.9)
+    with torch.no_grad():
+        net.units[0][0].weight.zero_()
+
+    average.update(0)
+
+    assert torch.equal(average.net.units[0][-1].mask, mask)
+    torch.testing.assert_close(average.net.units[0][0].weight.detach(), 0.1 * weight)
+
+
+def test_a_weight_that_is_not_finite_is_seen_in_the_average():
+    net = resnet18(width=1)
+    with torch.no_grad():
+        net.units[0][0].weight[0] = math.inf
+    average = WeightAverage(net, 0.9)
+
+    average.update(0)
+
+    assert average.net.units[0][0].weight[0].isnan().all()
 
 
 def test_a_run_ends_with_the_average_that_it_validated(tiny_net, tiny_data, tiny_config):
