@@ -288,10 +288,11 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
     given = {key: tensor for key, tensor in donor.state_dict().items() if key in own}
     unlike = sorted(key for key in own if key not in given or given[key].shape != own[key].shape)
     if unlike or len(donor.units) != len(net.units):
-        raise ValueError(
-            f"the donor has another backbone or last exit than this network: {unlike[:3]} are missing or unlike. For "
-            "other classes take its units alone: net.units.load_state_dict(donor.units.state_dict())"
-        )
+        what, remedy = "backbone", ""
+        if last_exit:
+            what += " or last exit"
+            remedy = ". For other classes: copy_backbone(net, donor, last_exit=False)"
+        raise ValueError(f"the donor has another {what} than this network: {unlike[:3]} are missing or unlike{remedy}")
     net.load_state_dict(given, strict=False)
 
 

@@ -257,6 +257,9 @@ def test_a_network_is_cut_at_an_exit_that_is_there(net, exit_index):
         truncate(net, exit_index)
 
 
+_WITHOUT_LAST_EXIT = r"copy_backbone\(net, donor, last_exit=False\)$"
+
+
 def test_a_backbone_is_copied_and_early_exits_are_left_alone():
     donor, net = resnet18(width=4, exit_after=(2,)), resnet18(width=4, exit_after=(2,))
     early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
@@ -271,9 +274,26 @@ def test_a_backbone_is_copied_and_early_exits_are_left_alone():
     assert next(net.parameters()).abs().max() > 0
 
 
+def test_a_backbone_is_copied_between_networks_for_other_classes():
+    donor, net = resnet18(width=4), resnet18(width=4, num_classes=3)
+    last = deepcopy(net.exits.state_dict())
+
+    copy_backbone(net, donor, last_exit=False)
+
+    units = donor.units.state_dict()
+    assert all(torch.equal(tensor, units[name]) for name, tensor in net.units.state_dict().items())
+    assert all(torch.equal(tensor, last[name]) for name, tensor in net.exits.state_dict().items())
+
+
+def test_who_wants_the_backbone_alone_is_not_told_to_ask_for_it_alone():
+    with pytest.raises(ValueError, match="another backbone than this network") as caught:
+        copy_backbone(resnet18(width=4), resnet18(width=8), last_exit=False)
+    assert "copy_backbone" not in str(caught.value)
+
+
 def test_a_donor_with_further_units_is_refused():
     donor = resnet18(width=4, exit_after=(2,))
-    with pytest.raises(ValueError, match=r"another backbone or last exit .*net\.units\.load_state_dict"):
+    with pytest.raises(ValueError, match=rf"another backbone or last exit .*{_WITHOUT_LAST_EXIT}"):
         copy_backbone(truncate(donor, 0), donor)
 
 
@@ -286,7 +306,7 @@ def test_a_donor_with_another_backbone_is_refused(donor):
     net = resnet18(width=4)
     before = deepcopy(net.state_dict())
 
-    with pytest.raises(ValueError, match=r"another backbone or last exit .*net\.units\.load_state_dict"):
+    with pytest.raises(ValueError, match=rf"another backbone or last exit .*{_WITHOUT_LAST_EXIT}"):
         copy_backbone(net, donor)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
