@@ -35,11 +35,11 @@ def mobilenet(
         in_channels: channels of an image.
         width: channels of the stem; 32 is the published network, cost grows with its square.
         image_size: pixels a side that early exits are made for; the network reads any.
-        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
+        pool: how each early exit pools its feature map, as `with_internal_classifiers` takes it.
         exit_after: units (0 to 12) that get an early exit.
 
     Raises:
-        ValueError: if a value is not one of the above.
+        ValueError: if an argument is not as described.
     """
     check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
     units, channels = [conv_norm_act(in_channels, width, 3)], width
@@ -52,6 +52,6 @@ def mobilenet(
 
 
 @register_model
-def mobilenet_sdn(**kwargs: Any) -> MultiExitNet:
+def mobilenet_sdn(*, image_size: int = 32, **kwargs: Any) -> MultiExitNet:
     """`mobilenet` with six internal classifiers, where its cost first reaches 15, 30, ..., 90 %; arguments as there."""
-    return shallow_deep(mobilenet, **kwargs)
+    return shallow_deep(mobilenet, image_size=image_size, **kwargs)

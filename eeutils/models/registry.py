@@ -1,5 +1,6 @@
 """Networks by name: the builder's name is the network's name."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,19 @@ def create_model(name: str, **kwargs: Any) -> MultiExitNet:
         ValueError: if the name is unknown, or an argument has a value the builder does not take.
         TypeError: if the builder has no such argument.
     """
+    return _builder(name)(**kwargs)
+
+
+def takes_argument(name: str, argument: str) -> bool:
+    """Whether the builder of that name has an argument of its own of that name.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return argument in inspect.signature(_builder(name)).parameters
+
+
+def _builder(name: str) -> Callable[..., MultiExitNet]:
     if name not in _BUILDERS:
         raise ValueError(f"unknown model {name!r}; choose from {list_models()}")
-    return _BUILDERS[name](**kwargs)
+    return _BUILDERS[name]

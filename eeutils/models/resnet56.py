@@ -34,11 +34,11 @@ def resnet56(
         in_channels: channels of an image.
         width: channels of the first stage; 16 is the published network, cost grows with its square.
         image_size: pixels a side that early exits are made for; the network reads any.
-        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
+        pool: how each early exit pools its feature map, as `with_internal_classifiers` takes it.
         exit_after: units (0 to 26) that get an early exit.
 
     Raises:
-        ValueError: if a value is not one of the above.
+        ValueError: if an argument is not as described.
     """
     check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
     units, channels = [conv_norm_act(in_channels, width, 3)], width
@@ -54,6 +54,6 @@ def resnet56(
 
 
 @register_model
-def resnet56_sdn(**kwargs: Any) -> MultiExitNet:
+def resnet56_sdn(*, image_size: int = 32, **kwargs: Any) -> MultiExitNet:
     """`resnet56` with six internal classifiers, where its cost first reaches 15, 30, ..., 90 %; arguments as there."""
-    return shallow_deep(resnet56, **kwargs)
+    return shallow_deep(resnet56, image_size=image_size, **kwargs)

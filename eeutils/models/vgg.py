@@ -40,11 +40,11 @@ def vgg16(
         in_channels: channels of an image.
         width: channels of the first convolution; 64 is the published network, cost grows with its square.
         image_size: pixels a side, 32 or 64: the classifier reads images of this size only.
-        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
+        pool: how each early exit pools its feature map, as `with_internal_classifiers` takes it.
         exit_after: units (0 to 11) that get an early exit.
 
     Raises:
-        ValueError: if a value is not one of the above.
+        ValueError: if an argument is not as described.
     """
     check_positive(num_classes=num_classes, in_channels=in_channels, width=width)
     if image_size not in _HIDDEN:
@@ -63,9 +63,9 @@ def vgg16(
 
 
 @register_model
-def vgg16_sdn(**kwargs: Any) -> MultiExitNet:
+def vgg16_sdn(*, image_size: int = 32, **kwargs: Any) -> MultiExitNet:
     """`vgg16` with six internal classifiers, where its cost first reaches 15, 30, ..., 90 %; arguments as there."""
-    return shallow_deep(vgg16, **kwargs)
+    return shallow_deep(vgg16, image_size=image_size, **kwargs)
 
 
 def _classifier(sizes: Sequence[int]) -> nn.Sequential:

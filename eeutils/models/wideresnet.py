@@ -39,11 +39,11 @@ def wideresnet32_4(
             grows with its square.
         image_size: pixels a side that early exits are made for; the network reads any.
         dropout: share of activations dropped between the two convolutions of a block.
-        pool: how each early exit pools its feature map, "avg", "mixed", "spp" or "conv".
+        pool: how each early exit pools its feature map, as `with_internal_classifiers` takes it.
         exit_after: units (0 to 14) that get an early exit.
 
     Raises:
-        ValueError: if a value is not one of the above.
+        ValueError: if an argument is not as described.
     """
     check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
     units, channels = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)], width
@@ -58,6 +58,6 @@ def wideresnet32_4(
 
 
 @register_model
-def wideresnet32_4_sdn(**kwargs: Any) -> MultiExitNet:
+def wideresnet32_4_sdn(*, image_size: int = 32, **kwargs: Any) -> MultiExitNet:
     """`wideresnet32_4` with six internal classifiers, where its cost first reaches 15, 30, ..., 90 %."""
-    return shallow_deep(wideresnet32_4, **kwargs)
+    return shallow_deep(wideresnet32_4, image_size=image_size, **kwargs)

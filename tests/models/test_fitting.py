@@ -28,6 +28,14 @@ def test_what_is_built_with_them_reads_such_images(name):
     assert {answer.shape for answer in net(torch.zeros(2, 1, 64, 64))} == {(2, 5)}
 
 
-def test_a_size_that_a_network_is_not_made_for_is_an_error_that_names_it():
+def test_a_builder_refuses_a_size_that_its_network_is_not_made_for():
+    asked = fitting_arguments("vgg16", 10, (1, 28, 30))
+    assert asked == {"num_classes": 10, "in_channels": 1, "image_size": 28}
     with pytest.raises(ValueError, match="unknown image_size 28"):
-        fitting_arguments("vgg16", 10, (1, 28, 28))
+        create_model("vgg16", **asked)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_network_that_is_not_there_is_an_error(size):
+    with pytest.raises(ValueError, match="unknown model 'nonsense'"):
+        fitting_arguments("nonsense", 10, (3, size, size))

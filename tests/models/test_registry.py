@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from eeutils.models import create_model, list_models, register_model, registry
+from eeutils.models.registry import takes_argument
 
 
 def test_the_builders_are_known_by_their_names():
@@ -57,6 +58,13 @@ def test_a_builder_of_ones_own_can_be_registered_and_defined_anew():
             return create_model("resnet18", width=width)
 
         assert create_model("own_net").units[0][0].out_channels == width
+
+
+def test_a_builder_is_asked_for_arguments_of_its_own():
+    assert takes_argument("vgg16_sdn", "image_size")
+    assert not takes_argument("resnet18_2exits", "image_size")
+    with pytest.raises(ValueError, match="'resnet19'"):
+        takes_argument("resnet19", "image_size")
 
 
 def test_an_argument_the_builder_does_not_have_is_a_type_error():
