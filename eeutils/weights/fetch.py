@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ TIMEOUT_S = (10.0, 30.0)
 """To connect, and between two pieces of an answer: a server that hangs is given up, a slow one is not."""
 
 
-def local_file(file: StoredFile, folder: Path | None, *, timeout_s: tuple[float, float] = TIMEOUT_S) -> Path:
+def local_file(file: StoredFile, folder: Path | None) -> Path:
     """Where the verified file lies on this disk, after fetching it into the cache if it has to be.
 
     A file that is there is used without a network. Several processes may ask at once: one fetches, the others wait.
@@ -24,7 +24,6 @@ def local_file(file: StoredFile, folder: Path | None, *, timeout_s: tuple[float,
     Args:
         file: which file.
         folder: the repository's weights folder, if there is one.
-        timeout_s: to connect, and between two pieces of an answer.
 
     Raises:
         IntegrityError: if the repository's copy is damaged.
@@ -38,7 +37,7 @@ def local_file(file: StoredFile, folder: Path | None, *, timeout_s: tuple[float,
         return cached
     with exclusive(cached):
         if not _is_intact(cached, file):
-            _fetch(file, cached, timeout_s)
+            _fetch(file, cached)
     return cached
 
 
@@ -83,21 +82,21 @@ def _is_intact(path: Path, file: StoredFile) -> bool:
     return True
 
 
-def _fetch(file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+def _fetch(file: StoredFile, cached: Path) -> None:
     sources = [
-        Source(
-            name=source,
-            fetch=partial(_fetcher(source), source, file, cached, timeout_s),
-            remedy=_remedy(source, file, cached),
-        )
+        Source(name=source, fetch=partial(_fetch_from, source, file, cached), remedy=_remedy(source, file, cached))
         for source in file.sources
     ]
     first_that_delivers(file.path, sources)
 
 
-def _fetcher(source: str) -> Callable[[str, StoredFile, Path, tuple[float, float]], None]:
-    kind = source.partition(":")[0]
-    return {"repository": _not_in_repository, "drive": _fetch_from_drive}.get(kind, _fetch_from_url)
+def _fetch_from(source: str, file: StoredFile, cached: Path) -> None:
+    if source == "repository":
+        raise FileNotFoundError(f"there is no weights/{file.path} beside the package")
+    if source.startswith("drive:"):
+        _fetch_from_drive(source.removeprefix("drive:"), file, cached)
+    else:
+        _fetch_from_url(source, file, cached)
 
 
 def _remedy(source: str, file: StoredFile, cached: Path) -> str:
@@ -112,15 +111,11 @@ def drive_page(file_id: str) -> str:
     return f"https://drive.google.com/file/d/{file_id}/view"
 
 
-def _not_in_repository(source: str, file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
-    raise FileNotFoundError(f"there is no weights/{file.path} beside the package")
-
-
-def _fetch_from_url(url: str, file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+def _fetch_from_url(url: str, file: StoredFile, cached: Path) -> None:
     import pooch  # here and below: what is on the disk is used without the half second that these take to import
     import requests
 
-    download = pooch.HTTPDownloader(timeout=timeout_s, progressbar=True)
+    download = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=True)
 
     def download_and_sniff(url: str, output: str, registry: object) -> None:
         download(url, output, registry)
@@ -137,16 +132,14 @@ def _fetch_from_url(url: str, file: StoredFile, cached: Path, timeout_s: tuple[f
         raise storage_error(cached, error) from error
 
 
-def _fetch_from_drive(source: str, file: StoredFile, cached: Path, timeout_s: tuple[float, float]) -> None:
+def _fetch_from_drive(file_id: str, file: StoredFile, cached: Path) -> None:
     import gdown
     import requests
 
     with _folder_beside(cached) as folder:
         output = folder / cached.name
         try:
-            gdown.download(
-                id=source.removeprefix("drive:"), output=str(output), timeout=timeout_s, use_cookies=False, retries=1
-            )
+            gdown.download(id=file_id, output=str(output), timeout=TIMEOUT_S, use_cookies=False, retries=1)
         except requests.RequestException as error:
             raise ConnectionError(str(error)) from error
         except OSError as error:

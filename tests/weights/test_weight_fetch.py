@@ -10,12 +10,17 @@ import pytest
 import requests
 
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
-from eeutils.weights import StoredFile
+from eeutils.weights import StoredFile, fetch
 from eeutils.weights.fetch import drive_page, local_file
 
 CONTENT = bytes(range(256)) * 40
 HTML = b"\n  <!DOCTYPE html><html><body>Quota exceeded</body></html>"
-QUICK = (1.0, 0.3)
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch) -> None:
+    """For the tests whose server stays silent; a busy machine may keep the others waiting that long."""
+    monkeypatch.setattr(fetch, "TIMEOUT_S", (1.0, 0.3))
 
 
 def stored(*sources: str, content: bytes = CONTENT) -> StoredFile:
@@ -87,18 +92,20 @@ def test_the_next_source_has_its_turn(site, cache):
     ],
     ids=["web page", "404", "500", "bit rot", "short", "hangs up", "hangs"],
 )
+@pytest.mark.usefixtures("soon_given_up")
 def test_what_a_bad_source_did_is_said_and_nothing_is_left(site, cache, answer, reason):
     site.say("/w", **answer)
     with pytest.raises(DataUnavailableError, match=reason) as caught:
-        local_file(stored(f"{site.url}/w"), None, timeout_s=QUICK)
+        local_file(stored(f"{site.url}/w"), None)
     assert f"{site.url}/w" in str(caught.value)
     assert str(cache / "net/w.bin") in str(caught.value)
     assert left_in(cache) == set()
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_a_host_that_is_not_there(cache):
     with pytest.raises(DataUnavailableError, match="refused"):
-        local_file(stored("http://127.0.0.1:1/w"), None, timeout_s=QUICK)
+        local_file(stored("http://127.0.0.1:1/w"), None)
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault_of_the_source(site, monkeypatch, tmp_path):
@@ -187,13 +194,14 @@ def test_drive_delivers_something_else(monkeypatch, cache):
     assert left_in(cache) == set()
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_an_unreachable_drive_says_how_to_fetch_by_hand(monkeypatch, cache):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with pytest.raises(DataUnavailableError) as caught:
-        local_file(drive_file(), None, timeout_s=QUICK)
+        local_file(drive_file(), None)
     assert "https://drive.google.com/file/d/some_id/view" in str(caught.value)
     assert f"save it as {cache / 'net/module.pt'}" in str(caught.value)
     assert left_in(cache) == set()
@@ -210,6 +218,6 @@ def test_gdowns_interface_is_the_one_that_is_called(site, tmp_path):
     # The real function, with a URL in place of the id: the other arguments have to be its own.
     site.say("/w", CONTENT)
     output = tmp_path / "w"
-    gdown.download(url=f"{site.url}/w", output=str(output), timeout=QUICK, use_cookies=False, retries=1)
+    gdown.download(url=f"{site.url}/w", output=str(output), timeout=fetch.TIMEOUT_S, use_cookies=False, retries=1)
     assert output.read_bytes() == CONTENT
     assert issubclass(requests.RequestException, OSError)  # why fetch tells it from trouble with the disk
