@@ -21,8 +21,8 @@ class Spread:
         return Spread(mean, deviation) if values.nunique() > 1 and not pd.isna(mean) else mean
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 2) -> str:
-    """A Markdown table: numbers with `digits` decimals, right-aligned; missing ones empty; anything else as it is."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table: numbers with two decimals, right-aligned; missing ones empty; anything else as it is."""
     rows = [list(row) for row in rows]
     numeric = [
         bool(rows) and all(isinstance(row[index], float | Spread) for row in rows) for index in range(len(header))
@@ -30,20 +30,20 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], digi
     lines = [
         header,
         ["---:" if right else "---" for right in numeric],
-        *([_text(cell, digits) for cell in row] for row in rows),
+        *([_text(cell) for cell in row] for row in rows),
     ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def frame_as_markdown(frame: pd.DataFrame, digits: int = 2) -> str:
+def frame_as_markdown(frame: pd.DataFrame) -> str:
     """`markdown_table` of a DataFrame, its index first."""
     rows = ([index, *row] for index, row in zip(frame.index, frame.itertuples(index=False), strict=True))
-    return markdown_table([frame.index.name or "", *map(str, frame.columns)], rows, digits)
+    return markdown_table([frame.index.name or "", *map(str, frame.columns)], rows)
 
 
-def _text(cell: object, digits: int) -> str:
+def _text(cell: object) -> str:
     if isinstance(cell, Spread):
-        return f"{cell.mean:.{digits}f} ± {cell.deviation:.{digits}f}"
+        return f"{cell.mean:.2f} ± {cell.deviation:.2f}"
     if not isinstance(cell, float):
         return str(cell)
-    return "" if pd.isna(cell) else f"{cell:.{digits}f}"
+    return "" if pd.isna(cell) else f"{cell:.2f}"

@@ -9,13 +9,13 @@ from eeutils.tables import Spread, frame_as_markdown, markdown_table
 
 
 def test_floats_are_rounded_and_stand_to_the_right_and_missing_ones_are_empty():
-    table = markdown_table(["name", "x", "y"], [["a", 1.005, float("nan")], ["b", 20.0, 3.14159]], digits=1)
+    table = markdown_table(["name", "x", "y"], [["a", 1.004, float("nan")], ["b", 20.0, 3.14159]])
 
     assert table.splitlines() == [
         "| name | x | y |",
         "| --- | ---: | ---: |",
-        "| a | 1.0 |  |",
-        "| b | 20.0 | 3.1 |",
+        "| a | 1.00 |  |",
+        "| b | 20.00 | 3.14 |",
     ]
 
 
@@ -37,8 +37,8 @@ def test_what_was_measured_several_times_is_shown_with_its_deviation():
     spread = Spread.of(pd.Series([88.0, 90.0]))
 
     assert (spread.mean, spread.deviation) == (89.0, pytest.approx(2**0.5))
-    table = markdown_table(["name", "x"], [["a", spread], ["b", 1.0]], digits=1)
-    assert table.splitlines()[1:] == ["| --- | ---: |", "| a | 89.0 ± 1.4 |", "| b | 1.0 |"]
+    table = markdown_table(["name", "x"], [["a", spread], ["b", 1.0]])
+    assert table.splitlines()[1:] == ["| --- | ---: |", "| a | 89.00 ± 1.41 |", "| b | 1.00 |"]
 
 
 def test_one_measurement_or_several_alike_are_a_number_and_none_is_missing():
