@@ -75,7 +75,6 @@ _NAMES = {
         "choose_for_budget",
         "choose_one_threshold",
         "exit_rates_at",
-        "threshold_grid",
     ),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

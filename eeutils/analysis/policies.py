@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eeutils.analysis.scores import check_score, latest_score
 
-# The grid of Shallow-Deep Networks (arXiv 1810.07052); `eeutils.analysis.thresholds.threshold_grid` is finer.
+# The grid of Shallow-Deep Networks (arXiv 1810.07052); `accuracy_cost_curve`, by default, is finer.
 SDN_THRESHOLDS = (0.1, 0.15, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 
 

@@ -45,7 +45,7 @@ def accuracy_cost_curve(
     Args:
         predictions: the table, N images.
         thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody, in any order, which the curve keeps; by
-            default `threshold_grid(predictions)`, which rises.
+            default at evenly spaced ranks of the scores, rising.
         score: see `eeutils.analysis.scores.score_of`.
 
     Raises:
@@ -66,17 +66,6 @@ def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float]
     everybody = torch.ones_like(predictions.correct)
     leaving = count_leaving(everybody, score_of(predictions.logits[:-1], score), checked_thresholds(thresholds))
     return leaving / len(predictions.labels)
-
-
-def threshold_grid(predictions: Predictions, count: int = 1000, score: str = "confidence") -> Tensor:
-    """(T,) float64, at most `count` thresholds at evenly spaced ranks of the early exits' scores, 0 and 1 among them.
-
-    Scores crowd near 1; a grid by rank has its points where a step changes who leaves.
-
-    Raises:
-        ValueError: if `count` is below 2.
-    """
-    return _grid(score_of(predictions.logits[:-1], score), count)
 
 
 @dataclass(frozen=True)
@@ -153,6 +142,7 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
 
 
 _ROUNDING = 1e-9
+_GRID = 1000
 _PASSES = 4
 
 
@@ -199,11 +189,13 @@ def _candidates(scores: Tensor) -> Tensor:
     return torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])
 
 
-def _grid(scores: Tensor, count: int = 1000) -> Tensor:
-    if count < 2:
-        raise ValueError(f"a grid has 2 thresholds or more, 0 and 1 among them, got count={count}")
+def _grid(scores: Tensor) -> Tensor:
+    """(T,) float64, rising, at most `_GRID` thresholds at evenly spaced ranks of `scores`, 0 and 1 among them.
+
+    Scores crowd near 1; a grid by rank has its points where a step changes who leaves.
+    """
     ordered = scores.flatten().sort().values
-    ranks = torch.linspace(0, max(len(ordered) - 1, 0), count - 2, dtype=torch.float64).long()
+    ranks = torch.linspace(0, max(len(ordered) - 1, 0), _GRID - 2, dtype=torch.float64).long()
     between = ordered[ranks] if len(ordered) else ordered
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
 

@@ -18,7 +18,6 @@ from eeutils.analysis.thresholds import (
     choose_for_budget,
     choose_one_threshold,
     exit_rates_at,
-    threshold_grid,
 )
 
 SCORES = st.sampled_from(["confidence", "entropy", "margin"])
@@ -41,6 +40,11 @@ def tables(draw, max_exits: int = 4, max_images: int = 12) -> Predictions:
 def outcome(predictions: Predictions, thresholds, score_name: str = "confidence") -> tuple[float, float]:
     decisions = decide(predictions, ThresholdPolicy(thresholds, score_name))
     return decisions.accuracy, decisions.mean_cost
+
+
+def candidates_of(predictions: Predictions, score_name: str) -> list[float]:
+    """The thresholds that are searched among."""
+    return [*accuracy_cost_curve(predictions, score=score_name).thresholds.tolist(), math.inf]
 
 
 def every_choice(predictions: Predictions, score_name: str) -> list[tuple[float, float]]:
@@ -131,17 +135,12 @@ def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatc
     assert len(calls) == 3
 
 
-@given(predictions=tables(), count=st.integers(2, 40), score_name=SCORES)
-def test_a_grid_runs_from_zero_to_one_through_scores(predictions, count, score_name):
-    grid = threshold_grid(predictions, count, score_name)
-    assert grid[0] == 0
-    assert grid[-1] == 1
-    assert (grid.diff() > 0).all()
-    assert len(grid) <= count
+@given(predictions=tables(), score_name=SCORES)
+def test_a_curve_runs_from_zero_to_one_through_all_scores_of_a_small_table(predictions, score_name):
+    grid = accuracy_cost_curve(predictions, score=score_name).thresholds
     scores = score_of(predictions.logits[:-1], score_name).clamp(0, 1).flatten()
-    assert set(grid[1:-1].tolist()) <= set(scores.tolist())
-    if count - 2 >= len(scores):
-        assert set(scores.tolist()) <= set(grid.tolist())
+    assert grid.dtype == torch.float64
+    assert grid.tolist() == sorted({0.0, 1.0, *scores.tolist()})
 
 
 def rising(num_images: int, first_right: int) -> Predictions:
@@ -158,7 +157,10 @@ def test_up_to_998_scores_are_all_in_the_grid(num_images, missed):
     predictions = rising(num_images, first_right=0)
     scores = predictions.confidence[0].double()
     assert len(set(scores.tolist())) == num_images
-    assert int((~torch.isin(scores, threshold_grid(predictions))).sum()) == missed
+    grid = accuracy_cost_curve(predictions).thresholds
+    assert int((~torch.isin(scores, grid)).sum()) == missed
+    assert (grid.diff() > 0).all()
+    assert len(grid) == num_images + 2 - missed
 
 
 @pytest.mark.parametrize("num_images", [998, 999, 1000])
@@ -168,11 +170,6 @@ def test_with_one_early_exit_the_choice_is_the_best_there_is_on_998_images_and_o
         leaving = num_images * (5 - 5 * choose_for_accuracy(predictions).relative_cost) / 4
         possible = num_images - first_right  # with the threshold at the first right image's score
         assert leaving == pytest.approx(possible) or (num_images > 998 and leaving == pytest.approx(possible - 1))
-
-
-def test_a_grid_has_its_ends(table):
-    with pytest.raises(ValueError, match="count=1"):
-        threshold_grid(table, 1)
 
 
 def test_choosing_for_accuracy_by_hand(table):
@@ -242,7 +239,7 @@ def test_choosing_for_accuracy_keeps_the_floor_and_is_no_dearer_than_a_shared_th
     choice = choose_for_accuracy(predictions, max_drop, score_name)
     floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
     assert choice.accuracy >= floor
-    shared = [*threshold_grid(predictions, score=score_name).tolist(), math.inf]
+    shared = candidates_of(predictions, score_name)
     allowed = [cost for accuracy, cost in (outcome(predictions, t, score_name) for t in shared) if accuracy >= floor]
     assert choice.relative_cost * predictions.costs[-1] <= min(allowed) * (1 + 1e-9)
     assert outcome(predictions, choice.policy.thresholds, score_name) == pytest.approx(
@@ -257,7 +254,7 @@ def test_choosing_for_a_budget_keeps_it_and_is_no_worse_than_a_shared_threshold(
     budget = min(cheapest + share * (1 - cheapest), 1)
     choice = choose_for_budget(predictions, budget, score_name)
     assert choice.relative_cost <= budget * (1 + 1e-9)
-    shared = [*threshold_grid(predictions, score=score_name).tolist(), math.inf]
+    shared = candidates_of(predictions, score_name)
     results = [outcome(predictions, threshold, score_name) for threshold in shared]
     ceiling = budget * float(predictions.costs[-1]) * (1 + 1e-9)
     assert choice.accuracy >= max(accuracy for accuracy, cost in results if cost <= ceiling)
@@ -283,7 +280,7 @@ def test_no_move_of_one_threshold_makes_a_choice_better(predictions, score_name,
     choice = choose_for_accuracy(predictions, max_drop, score_name)
     floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
     chosen = choice.policy.thresholds
-    candidates = [*threshold_grid(predictions, score=score_name).tolist(), math.inf]
+    candidates = candidates_of(predictions, score_name)
     for index, candidate in itertools.product(range(len(chosen)), candidates):
         moved = (*chosen[:index], candidate, *chosen[index + 1 :])
         accuracy, cost = outcome(predictions, moved, score_name)
@@ -295,7 +292,7 @@ def test_two_thresholds_beat_one_where_the_exits_are_not_equally_trustworthy():
     first = [[0.05, 0.95], [0.1, 0.9], [0.2, 0.8]]
     logits = torch.tensor([first, [[0.6, 0.4]] * 3, [[0.9, 0.1]] * 3], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.zeros(3, dtype=torch.int64), torch.tensor([1.0, 2.0, 9.0]).double())
-    shared = [outcome(predictions, t) for t in [*threshold_grid(predictions).tolist(), math.inf]]
+    shared = [outcome(predictions, t) for t in candidates_of(predictions, "confidence")]
     choice = choose_for_accuracy(predictions)
     assert (choice.accuracy, choice.relative_cost * 9) == (1, pytest.approx(2))
     assert min(cost for accuracy, cost in shared if accuracy == 1) == 9
@@ -333,7 +330,7 @@ def test_one_threshold_is_the_cheapest_that_loses_no_more(predictions, max_drop,
     accuracy, cost = outcome(predictions, choice.policy.thresholds, score_name)
     assert accuracy >= floor
     assert (choice.accuracy, choice.relative_cost) == (accuracy, pytest.approx(cost / float(predictions.costs[-1])))
-    for candidate in [*threshold_grid(predictions, score=score_name).tolist(), math.inf]:
+    for candidate in candidates_of(predictions, score_name):
         other, price = outcome(predictions, candidate, score_name)
         assert other < floor or price >= cost * (1 - 1e-9)
 
