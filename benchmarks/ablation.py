@@ -175,15 +175,10 @@ def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, dat
         config = replace(config, epochs=max(1, config.epochs // 2))
         torch.manual_seed(config.seed)
         plain = resnet18(pool=variant.pool, **shape)
-        _train(plain, data, config, folder / "backbone.pt", device)
+        fit(plain, data, config, checkpoint=folder / "backbone.pt", device=device)
         copy_backbone(net, plain)
-    _train(net, data, config, folder / "checkpoint.pt", device)
+    fit(net, data, config, checkpoint=folder / "checkpoint.pt", device=device)
     return predict(net, data.val, device=device)
-
-
-def _train(net: torch.nn.Module, data: ImageData, config: TrainConfig, path: Path, device: torch.device) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fit(net, data, config, checkpoint=path, device=device)
 
 
 if __name__ == "__main__":
