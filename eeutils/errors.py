@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class DataUnavailableError(RuntimeError):
-    """No source could deliver a data set; the message lists each, why it failed, and what to do by hand."""
+    """No source could deliver a data set or a file of weights; the message says why each failed, and what to do."""
 
 
 class IntegrityError(RuntimeError):

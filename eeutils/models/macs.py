@@ -30,9 +30,7 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
 def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Any]:
     """Multiply-adds of `module(x)`, and its answer; both on the meta device.
 
-    Counted is what `torch.utils.flop_counter` knows: convolutions, matrix products, attention. Custom operators, such
-    as `torchvision.ops.DeformConv2d`, count nothing; a network with such wants another measure, given as
-    `predict(..., costs=...)`.
+    `eeutils.analysis.costs.NetworkCosts` says what is counted, and what is to be done about the rest.
 
     Args:
         module: a unit or a head of a network `on_meta`.
