@@ -112,9 +112,9 @@ class Session:
 
     def _quick_run(self, network: str) -> tuple[MultiExitNet, History]:
         kind = _kind_asked_for(network, default_registry())
-        model, *pool = kind.removesuffix("-ic_only").split("-")
+        model, _, pool = kind.removesuffix("-ic_only").partition("-")
         torch.manual_seed(0)
-        net = create_model(model, width=QUICK_WIDTH, **dict(zip(["pool"], pool, strict=False)))
+        net = create_model(model, width=QUICK_WIDTH, **({"pool": pool} if pool else {}))
         how = recipe("digits")
         if kind.endswith("-ic_only"):
             copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))

@@ -114,10 +114,11 @@ class _Run:
     def __init__(self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
         self.workers = Workers.of_this_run()
-        self.net = net.to(device)
+        self.net = net
         self.workers.follow_first([*net.parameters(), *_statistics(net)])
+        rank, world_size = self.workers.rank, self.workers.world_size
         self.batches = TrainBatches(
-            data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(self.workers)
+            data.train, config.batch_size, config.augmentation, device, config.seed, rank=rank, world_size=world_size
         )
         self.val = data.val.to(device)
         self.trained = trained_part(net, config.trained)
@@ -317,5 +318,5 @@ class _Run:
 
 
 def _statistics(part: nn.Module) -> list[Tensor]:
-    """What BatchNorm has seen; its count of batches is the same for all."""
+    """Floating buffers, BatchNorm's statistics for one; its count of batches is the same for all."""
     return [tensor for tensor in part.buffers() if tensor.is_floating_point()]
