@@ -93,7 +93,7 @@ class Timing:
 
 
 WHOLE, PLAIN = "no early exit", "plain network"
-_LOSING = {drop: f"at most {100 * drop:g} points lost" for drop in MAX_DROPS}
+_LOSING = {drop: f"{100 * drop:g} points allowed" for drop in MAX_DROPS}
 _ALSO_IN_BF16 = _LOSING[MAX_DROPS[1]]
 
 

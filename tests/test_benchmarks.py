@@ -64,8 +64,8 @@ def test_one_of_the_cascades_computes_in_bf16_too(three_exits):
     validation = predict(three_exits, split)
     rules = cascade.policies(validation, validation.costs)
     timing = cascade.measure(three_exits, plain, rules, split, 4, 1, validation.costs)
-    assert list(timing.seconds)[-2:] == ["plain network, in bf16", "at most 0.5 points lost, in bf16"]
-    assert cascade.summary(timing).loc["at most 0.5 points lost, in bf16", "reached"] == ""
+    assert list(timing.seconds)[-2:] == ["plain network, in bf16", "0.5 points allowed, in bf16"]
+    assert cascade.summary(timing).loc["0.5 points allowed, in bf16", "reached"] == ""
 
 
 def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_out(three_exits):
@@ -73,7 +73,7 @@ def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_
     cheap, dear = torch.tensor([[1.0, 2.0, 10.0], [6.0, 8.0, 10.0]])
     in_time, in_cost = replace(validation, costs=cheap), replace(validation, costs=dear)
     rules = cascade.policies(validation, cheap)
-    limits = [f"at most {points} points lost" for points in ("0", "0.5", "1")]
+    limits = [f"{points} points allowed" for points in ("0", "0.5", "1")]
     budgets = ["at most 50% of the multiply-adds", "at most 50% of the time"]
     assert list(rules) == limits + budgets
     for name, measured in zip(budgets, (validation, in_time), strict=True):

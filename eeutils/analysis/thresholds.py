@@ -105,8 +105,8 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: s
 def choose_one_threshold(validation: Predictions, max_drop: float = 0.0, score: str = "confidence") -> Choice:
     """The cheapest threshold, one for all early exits, that loses at most `max_drop` against the last exit.
 
-    New images lose nearly that on average (`benchmarks/threshold_choice.py`); 5,000 validation images pin a loss down
-    to some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
+    New images lose a little more than that on average (`benchmarks/threshold_choice.py`); 5,000 validation images pin a
+    loss down to some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
 
     Raises:
         ValueError: if `max_drop` is not in [0, 1].

@@ -63,9 +63,9 @@ class SpatialPyramidPool(nn.Module):
 class MixedPool(nn.Module):
     """Pool a feature map on one grid, each cell a learned mix of its maximum and its mean.
 
-    `mix * max + (1 - mix) * mean` with one `mix` for the whole layer, 0.5 before training, as in the internal
-    classifiers of Shallow-Deep Networks (Kaya et al., ICML 2019, arXiv 1810.07052, section 3; the mix is from Lee et
-    al., AISTATS 2016, arXiv 1509.08985).
+    `mix * max + (1 - mix) * mean` with one `mix` for the whole layer, as in the internal classifiers of Shallow-Deep
+    Networks (Kaya et al., ICML 2019, arXiv 1810.07052, section 3; the mix is from Lee et al., AISTATS 2016, arXiv
+    1509.08985). It is 0.5 before training; the authors' code draws it between 0 and 1.
 
     Args:
         grid: cells a side.

@@ -21,7 +21,8 @@ SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
 def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple[int, int, int]) -> tuple[int, ...]:
     """The units after which the backbone's cumulative multiply-adds first reach the given shares of its total.
 
-    Heads are not counted, so the places depend neither on the exits that `net` has nor on the number of classes.
+    Heads are not counted, so the places depend neither on the exits that `net` has nor on the number of classes. The
+    authors of Shallow-Deep Networks list the places in their code, near these shares and often just before them.
 
     Args:
         net: any network.

@@ -16,7 +16,8 @@ class LossConfig:
         distillation: share of each early exit's loss that comes from the last exit's softened answer instead of the
             label (self-distillation: Phuong & Lampert, ICCV 2019; Zhang et al., ICCV 2019).
         temperature: softens both answers for distillation.
-        label_smoothing: 0, because smoothing lowers the largest softmax and thresholds on confidence stop firing.
+        label_smoothing: 0, because smoothing lowers the largest softmax, so that fixed thresholds on confidence stop
+            firing, and makes it a worse guide to what is right (Xia et al., ICLR 2025, arXiv 2403.14715).
     """
 
     weights: tuple[float, ...] | str = "deeper_counts_more"
@@ -178,8 +179,8 @@ _RECIPES = {
         augmentation=Augmentation(cutout=0),
     ),
     # After Shallow-Deep Networks: a CNN; the same with its exits from the start; exits for a trained one. Optimiser,
-    # drops and weight decays are the paper's, but here norms and biases are exempt from weight decay, and shifts mirror
-    # the border.
+    # drops and weight decays are the paper's, but here norms and biases are exempt from weight decay, as all of the
+    # exits for a trained one are, and shifts mirror the border.
     **_SHALLOW_DEEP,
     **{
         f"{name}_tinyimagenet": replace(config, augmentation=_SDN_AUGMENTATION_64)
