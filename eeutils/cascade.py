@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eeutils.analysis.fallbacks import check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, check_policy, leaving
@@ -13,8 +13,8 @@ from eeutils.analysis.predictions import Batched, check_outputs, check_split
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.inference import prepared_for_inference
-from eeutils.models.multiexit import check_answers, check_exits, checked_answers, map_tensors
-from eeutils.models.weights import named_weights
+from eeutils.models.multiexit import check_answers, check_exits, checked_answers, map_tensors, uncompiled
+from eeutils.models.weights import check_weights
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
 # for pixels that were never normalised, 0 to 255.
@@ -83,8 +83,8 @@ class Cascade:
         check_policy(policy, net.num_exits)
         check_fallback(fallback)
         _check_dtype(dtype)
-        net = _uncompiled(net)
-        _check_weights(net)
+        net = uncompiled(net)
+        check_weights(net)
         self.policy = policy
         self.fallback = fallback
         self.device = next(net.parameters()).device if device is None else choose_device(device)
@@ -211,16 +211,6 @@ def _check_normalized(images: Tensor) -> None:
 def _check_dtype(dtype: torch.dtype | None) -> None:
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
-
-
-def _uncompiled(net: nn.Module) -> nn.Module:
-    return getattr(net, "_orig_mod", net)  # what torch.compile wraps; its class is slow to import
-
-
-def _check_weights(net: nn.Module) -> None:
-    broken = [name for name, tensor in named_weights(net) if not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(f"{len(broken)} weights of the network are NaN or infinite, the first is {broken[0]!r}")
 
 
 def _check_answers(logits: Tensor) -> None:

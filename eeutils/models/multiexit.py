@@ -201,6 +201,11 @@ def check_exits(net: nn.Module) -> None:
         )
 
 
+def uncompiled(net: nn.Module) -> nn.Module:
+    """The network that `torch.compile` wrapped, or `net` itself; the two share their weights."""
+    return getattr(net, "_orig_mod", net)  # the class of the wrapper is slow to import
+
+
 def check_early_exits(after: Sequence[int], num_units: int) -> None:
     """See that early exits can follow the units `after`, each a unit of its own and none the last.
 

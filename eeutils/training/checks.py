@@ -12,7 +12,7 @@ from eeutils.models import MultiExitNet
 from eeutils.models.multiexit import check_exits, checked_answers
 from eeutils.training.config import TrainConfig
 from eeutils.training.device import cuda_indices
-from eeutils.training.regimes import start_training
+from eeutils.training.regimes import start_training, trained_part
 
 
 def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_size: int = 1) -> None:
@@ -26,7 +26,7 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_siz
 
     Raises:
         TypeError: if `net` has no exits, `data` are no data set, or `config` is no config.
-        ValueError: if the network, the data and the augmentation do not fit together.
+        ValueError: if the network, the data and the augmentation do not fit together, or nothing is to be trained.
     """
     check_exits(net)
     if not isinstance(data, ImageData):
@@ -38,6 +38,11 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_siz
         raise TypeError(f"config must be a TrainConfig, such as recipe('slim'), got {config!r}")
     if config.trained == "early_exits" and net.num_exits == 1:
         raise ValueError("trained='early_exits', but the network has none before its last exit; add some first")
+    if not any(weight.requires_grad for weight in trained_part(net, config.trained).parameters()):
+        raise ValueError(
+            f"trained={config.trained!r}, but all of that is frozen; thaw it with requires_grad_(True). (What "
+            "prepared_for_inference makes is for answering only.)"
+        )
     for name, weight in net.named_parameters():
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ValueError(

@@ -20,6 +20,8 @@ from eeutils.device import choose_device
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
+from eeutils.models.multiexit import uncompiled
+from eeutils.models.weights import check_weights
 from eeutils.training.averaging import WeightAverage
 from eeutils.training.backends import tuned_convolutions
 from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
@@ -63,7 +65,8 @@ def fit(
     `eeutils.training.parallel`; the first of them shows the progress and writes the checkpoint.
 
     Args:
-        net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode.
+        net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode. Of one
+            that `torch.compile` made, what it wraps is trained: whether training is compiled, `config.compile` says.
         data: images and labels.
         config: see `TrainConfig`; `recipe(name)` has some.
         checkpoint: a file of this run's own.
@@ -73,16 +76,16 @@ def fit(
 
     Raises:
         TypeError: if `net` has no exits, `data` are no data set, or `config` is no config.
-        ValueError: if there is no such device, if network, data and augmentation do not fit together, or if the
-            checkpoint has epochs of another config, network or data set (other training images, labels or
-            normalization, whatever its name); or, where exits alone are trained, of another backbone, or of another
-            last exit if it stays, too.
+        ValueError: if there is no such device, if network, data and augmentation do not fit together, if nothing is to
+            be trained, if a weight is NaN or infinite and no checkpoint replaces it, or if the checkpoint has epochs of
+            another config, network or data set (other training images, labels or normalization, whatever its name);
+            or, where exits alone are trained, of another backbone, or of another last exit if it stays, too.
         IntegrityError: if the checkpoint is damaged.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
         StorageError: if a checkpoint cannot be written; the one before is still there.
         KeyboardInterrupt: passed on; the last checkpoint stands.
     """
-    device = choose_device(device)
+    device, net = choose_device(device), uncompiled(net)
     check_fit(net, data, config, Workers.of_this_run().world_size)
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
@@ -181,10 +184,11 @@ class _Run:
 
     def resume(self, path: Path | None) -> None:
         """Go on from `path` if it is there; if there is something to train, see that it can be written."""
+        if path is not None and path.exists():
+            self._restore(path)
+        check_weights(self.net)  # before they are written over a checkpoint: a run that diverged leaves such behind
         if path is None:
             return
-        if path.exists():
-            self._restore(path)
         # All have read by then what the first one is about to replace.
         if len(set(self.workers.gather(self.epoch))) > 1:
             raise ValueError(f"{path} is not the same for all processes: they need one folder that all can read")

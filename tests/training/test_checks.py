@@ -4,6 +4,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eeutils.models import MultiExitNet
 from eeutils.training.checks import check_fit
+from eeutils.training.regimes import trained_part
 
 
 def test_what_one_of_several_processes_will_see_is_tried(tiny_data, tiny_config):
@@ -21,3 +22,13 @@ def test_what_is_no_data_set_is_named_with_what_makes_one(tiny_net, tiny_data, t
     data = split if kind == "Split" else DataLoader(TensorDataset(split.images, split.labels))
     with pytest.raises(TypeError, match=rf"{kind} is no data set .* an ImageData .*data_from_tensors\(images, labels"):
         check_fit(tiny_net(), data, tiny_config())
+
+
+@pytest.mark.parametrize("trained", ["all", "exits", "early_exits"])
+def test_something_has_to_be_trained(tiny_net, tiny_data, tiny_config, trained):
+    net = tiny_net()
+    trained_part(net, trained).requires_grad_(False)
+    with pytest.raises(ValueError, match=f"trained='{trained}', but all of that is frozen"):
+        check_fit(net, tiny_data, tiny_config(trained=trained))
+    next(trained_part(net, trained).parameters()).requires_grad_(True)
+    check_fit(net, tiny_data, tiny_config(trained=trained))

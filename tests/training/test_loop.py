@@ -337,6 +337,40 @@ def test_a_diverged_run_stops_and_keeps_the_checkpoint_from_before(
     assert all(tensor.isfinite().all() for tensor in state["net"].values())
 
 
+def test_a_network_that_diverged_does_not_spoil_the_checkpoint(tiny_net, tiny_data, tiny_config, tmp_path):
+    net, path = tiny_net(), tmp_path / "checkpoint.pt"
+    with pytest.raises(TrainingDivergedError):
+        fit(net, tiny_data, tiny_config(learning_rate=1e30), checkpoint=path, progress=False)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"NaN or infinite, the first is .*; build or load it anew"):
+        fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_replaces_weights_that_a_run_has_spoilt(tiny_net, tiny_data, tiny_config, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False)
+    net = tiny_net()
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    assert all(weight.isfinite().all() for weight in net.parameters())
+
+
+@pytest.mark.parametrize("wrapped_first", [True, False])
+def test_a_compiled_network_and_what_it_wraps_share_a_checkpoint(
+    tiny_net, tiny_data, tiny_config, tmp_path, wrapped_first
+):
+    one, other = (torch.compile(tiny_net(), backend="eager"), tiny_net())[:: 1 if wrapped_first else -1]
+    path = tmp_path / "checkpoint.pt"
+    fit(one, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    history = fit(other, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    assert len(history.rows) == tiny_config().epochs
+    assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
+    assert not one.training
+    assert not other.training
+
+
 def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch):
     def blow_up(config, step, steps_per_epoch):
         return 1e-3 if step < 2 * steps_per_epoch else float("inf")
