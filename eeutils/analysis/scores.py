@@ -64,7 +64,8 @@ def register_score(score: Score) -> Score:
         choice = choose_one_threshold(predictions, 0.005, "energy")
 
     Args:
-        score: logits (..., C) -> (...) in [0, 1], larger is surer: every search for thresholds looks between 0 and 1.
+        score: logits (..., C) -> (...) in [0, 1], larger is surer: every search for thresholds looks between 0 and 1,
+            and refuses scores beyond.
             It scores every answer by itself, whatever else is in `logits`; a rule that looks at several exits is a
             `Policy`.
 
@@ -92,10 +93,14 @@ def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
 
     Raises:
         ValueError: if `name` is not "confidence", "entropy", "margin", "ensemble", "geometric" or registered
-            (`register_score`).
+            (`register_score`), or a registered one does not answer one number for each answer.
     """
     check_score(name)
-    return _SCORES[name](logits)
+    scores = _SCORES[name](logits)
+    if scores.shape != logits.shape[:-1]:
+        of, made = tuple(logits.shape), tuple(scores.shape)
+        raise ValueError(f"score {name!r} must make (...) of logits (..., C), but of {of} it made {made}")
+    return scores
 
 
 def latest_score(logits: Tensor, name: str) -> Tensor:

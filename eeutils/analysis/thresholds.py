@@ -141,7 +141,7 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
     return _choose(validation, score, _Goal(ceiling=budget * float(validation.costs[-1])))
 
 
-_ROUNDING = 1e-9
+_ROUNDING, _SCORE_ROUNDING = 1e-9, 1e-6  # of costs in float64, and of scores in float32
 _GRID = 1000
 _PASSES = 4
 
@@ -195,9 +195,19 @@ def _grid(scores: Tensor) -> Tensor:
     Scores crowd near 1; a grid by rank has its points where a step changes who leaves.
     """
     ordered = scores.flatten().sort().values
+    _check_range(ordered)
     ranks = torch.linspace(0, max(len(ordered) - 1, 0), _GRID - 2, dtype=torch.float64).long()
     between = ordered[ranks] if len(ordered) else ordered
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
+
+
+def _check_range(ordered: Tensor) -> None:
+    """See that scores, (S,) rising, with NaN at the end, are in [0, 1] but for rounding."""
+    if len(ordered) and not (ordered[0] >= -_SCORE_ROUNDING and ordered[-1] <= 1 + _SCORE_ROUNDING):
+        low, high = float(ordered[0]), float(ordered[-1])
+        raise ValueError(
+            f"scores must be in [0, 1], got {low:.4g} to {high:.4g}; squash yours, as by sigmoid() of a tenth of it"
+        )
 
 
 def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:

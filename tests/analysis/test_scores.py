@@ -122,6 +122,26 @@ def test_a_score_of_ones_own_can_be_defined_anew():
         assert score_of(torch.zeros(1, 2), "constant").item() == value
 
 
+@pytest.mark.usefixtures("own_scores")
+@pytest.mark.parametrize(
+    ("scored", "message"),
+    [
+        (lambda logits: logits.amax(-1), r"scores must be in \[0, 1\], got 4 to 9; squash yours"),
+        (lambda logits: logits.amax(), r"must make \(...\) of logits \(..., C\), but of \(1, 2, 2\) it made \(\)"),
+        (lambda logits: logits[..., 0] * math.nan, r"got nan to nan"),
+    ],
+)
+def test_a_score_of_ones_own_that_no_threshold_fits_is_refused(scored, message):
+    def own(logits: Tensor) -> Tensor:
+        return scored(logits)
+
+    register_score(own)
+    logits = torch.tensor([[[4.0, 0.0], [9.0, 0.0]]]).expand(2, 2, 2)
+    table = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]).double())
+    with pytest.raises(ValueError, match=message):
+        choose_one_threshold(table, 0.1, "own")
+
+
 def test_an_unknown_score_is_told_how_to_become_known():
     with pytest.raises(ValueError, match=r"\], or add yours with register_score$"):
         score_of(torch.zeros(1, 2), "energy")
