@@ -76,7 +76,7 @@ class Study:
         epochs: passes over the training split, each variant; by default the recipe's.
         seeds: of the weights and the batches.
         precision: of the training.
-        device: "auto" takes a GPU if there is one.
+        device: where to train; by default a GPU if there is one.
         runs: folder of the trainings' checkpoints; finished ones are used as they are.
         results: folder for ablation.csv and ablation.md.
     """
@@ -87,7 +87,7 @@ class Study:
     epochs: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "auto"
-    device: str = "auto"
+    device: str | None = None
     runs: Path = Path("runs/ablation")
     results: Path = RESULTS
 
@@ -166,7 +166,7 @@ def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None
 
 def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, data: ImageData) -> Predictions:
     """Of a network that is trained here, or was before."""
-    device = choose_device(None if study.device == "auto" else study.device)
+    device = choose_device(study.device)
     folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
     shape = {"width": study.width, **fitting_arguments(_MODEL, len(data.classes), data.image_shape)}
     torch.manual_seed(config.seed)

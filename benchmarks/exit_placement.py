@@ -53,7 +53,7 @@ class Placement:
         recipe: of `eeutils.training.list_recipes()`.
         epochs: passes over the training split.
         seed: of the weights and the batches.
-        device: "auto" takes a GPU if there is one.
+        device: where to train; by default a GPU if there is one.
         run: folder of the training's checkpoint; a finished one is used as it is, an interrupted one goes on.
         results: folder for exit_placement.csv, .md and .png.
     """
@@ -64,7 +64,7 @@ class Placement:
     recipe: str = "slim"
     epochs: int = 6
     seed: int = 0
-    device: str = "auto"
+    device: str | None = None
     run: Path = Path("runs/exit_placement")
     results: Path = RESULTS
 
@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:
     """What a network with an exit after every unit says of the validation split, and what its parts cost."""
-    device = choose_device(None if options.device == "auto" else options.device)
+    device = choose_device(options.device)
     data = load_data(options.data)
     fitting = fitting_arguments("resnet18", len(data.classes), data.image_shape)
     torch.manual_seed(options.seed)

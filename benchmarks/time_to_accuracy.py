@@ -49,7 +49,7 @@ class TimeToAccuracy:
         seeds: so many runs, with seeds 0, 1, ...
         precision: of the training; "auto" as in `TrainConfig`.
         compile: likewise.
-        device: "auto" takes a GPU if there is one.
+        device: where to train; by default a GPU if there is one.
         target: test accuracy that the last exit should reach in the mean over seeds, as a share.
         other_peak: TFLOPS of another card, to estimate the time there; a T4's data sheet says 65 (fp16).
         out: the report.
@@ -64,7 +64,7 @@ class TimeToAccuracy:
     seeds: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"
-    device: str = "auto"
+    device: str | None = None
     target: float = 0.95
     other_peak: float | None = None
     out: Path = RESULTS / "time_to_accuracy.md"
@@ -150,7 +150,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def measure(options: TimeToAccuracy) -> Measurement:
     """Train and test all seeds, one after the other, then measure the device's peak."""
-    device = choose_device(None if options.device == "auto" else options.device)
+    device = choose_device(options.device)
     configs = [options.config(seed) for seed in range(options.seeds)]
     with torch.device("meta"):
         _build(options)  # a wrong name is found out before anything is downloaded

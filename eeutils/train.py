@@ -49,7 +49,7 @@ class TrainingRun:
             what a backdoor does; by default the data are as they are.
         trigger: what these get; without effect unless `poison_share` is given.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
-        device: "auto" takes a GPU if there is one.
+        device: where to train; by default a GPU if there is one.
         train: the recipe.
     """
 
@@ -63,7 +63,7 @@ class TrainingRun:
     poison_share: float | None = None
     trigger: Trigger = field(default_factory=lambda: Trigger(target=0))
     out: Path | None = None
-    device: str = "auto"
+    device: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
@@ -108,7 +108,7 @@ def _described(run: TrainingRun) -> str:
 
 def train(run: TrainingRun) -> None:
     """Train one network, or go on with an interrupted run, and write everything to `run.folder`."""
-    workers, device = Workers.of_this_run(), choose_device(None if run.device == "auto" else run.device)
+    workers, device = Workers.of_this_run(), choose_device(run.device)
     if workers.world_size > 1 and device.index is not None:
         raise ValueError(f"{workers.world_size} processes cannot all have {device}; leave out its number")
     if run.train.trained != "all" and run.start_from is None:
