@@ -23,14 +23,15 @@ from benchmarks.report import publish
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
+from eeutils.device import device_name
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.fitting import fitting_arguments
 from eeutils.pages import RESULTS
 from eeutils.tables import frame_as_markdown
 from eeutils.training import History, TrainConfig, choose_device, fit, recipe
-from eeutils.training.device import autocast_dtype, compute_capability
-from eeutils.training.throughput import device_name, share_of_peak, training_peak
+from eeutils.training.compute import autocast_dtype, compute_capability
+from eeutils.training.throughput import share_of_peak, training_peak
 
 _TERA = 1e12
 

@@ -14,7 +14,7 @@ from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.inference import prepared_for_inference
 from eeutils.models.multiexit import check_answers, check_exits, checked_answers, map_tensors, uncompiled
-from eeutils.models.weights import check_weights
+from eeutils.models.state import check_weights
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
 # for pixels that were never normalised, 0 to 255.

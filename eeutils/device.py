@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Where to compute, and what that is called."""
 
 import torch
 
@@ -31,3 +31,15 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
             f"device {str(chosen)!r} asked for, but the last one is 'cuda:{torch.cuda.device_count() - 1}'"
         )
     return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """What a speed was measured on: the GPU's name, or the number of the CPU's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def cuda_indices(device: torch.device) -> list[int]:
+    """The GPU whose random numbers a run on `device` draws, if it is one, as `torch.random.fork_rng` wants it."""
+    return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []

@@ -1,5 +1,6 @@
 """Where files are kept, and how they are written: whole or not at all."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -93,6 +94,17 @@ def save_tensors(path: Path | str, tensors: Mapping[str, "Tensor"], metadata: Ma
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise storage_error(path, error) from error
+
+
+def sha256_of_tensor(tensor: "Tensor") -> str:
+    """Of a tensor's bytes, in hexadecimal; the same on every device and in every memory format."""
+    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """In hexadecimal."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def web_page(path: Path) -> str:

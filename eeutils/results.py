@@ -26,6 +26,7 @@ from eeutils.analysis.decisions import decide
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.backends import unrounded_convolutions
 from eeutils.data import load_data
 from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
@@ -35,7 +36,6 @@ from eeutils.pages import RESULTS, refresh_pages
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
 from eeutils.tables import Spread, frame_as_markdown
-from eeutils.training.backends import unrounded_convolutions
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights, without_seed
 
 TOLERANCE = 0.0005

@@ -14,10 +14,10 @@ from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice
+from eeutils.backends import unrounded_convolutions
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization, Split
 from eeutils.models import MultiExitNet, prepared_for_inference, resnet18
-from eeutils.training.backends import unrounded_convolutions
 
 PLACES = {1: (), 2: (4,), 3: (2, 4), 6: (0, 1, 2, 4, 6)}
 NEVER, ALWAYS = ThresholdPolicy(float("inf")), ThresholdPolicy(0.0)

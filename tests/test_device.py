@@ -8,7 +8,7 @@ from eeutils.analysis.predictions import predict
 from eeutils.cascade import Cascade
 from eeutils.classifier import load_classifier
 from eeutils.data import ImageData, Normalization, Split
-from eeutils.device import choose_device, default_device
+from eeutils.device import choose_device, cuda_indices, default_device, device_name
 from eeutils.models import resnet18_2exits
 from eeutils.training import fit, recipe
 from eeutils.weights import list_weights, load_weights
@@ -44,6 +44,20 @@ def test_a_gpu_beyond_the_last_is_an_error(monkeypatch):
 def test_an_unknown_device_lists_the_choices(name):
     with pytest.raises(ValueError, match=rf"'{name}'.*\['cpu', 'cuda'\]"):
         choose_device(name)
+
+
+def test_a_device_is_named_as_one_speaks_of_it(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+
+    assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"
+    assert device_name(torch.device("cuda:1")) == "GPU 1"
+
+
+def test_random_numbers_of_a_gpu_are_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+
+    assert [cuda_indices(torch.device(name)) for name in ("cpu", "cuda", "cuda:0")] == [[], [2], [0]]
 
 
 IMAGES = Split(

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from eeutils.errors import StorageError
-from eeutils.files import atomic_path, cache_dir, exclusive, save_tensors, web_page, write_text
+from eeutils.files import (
+    atomic_path,
+    cache_dir,
+    exclusive,
+    save_tensors,
+    sha256_of_file,
+    sha256_of_tensor,
+    web_page,
+    write_text,
+)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -250,3 +260,12 @@ def test_exclusive_keeps_another_process_out(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", code, log]) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert log.read_text().split() == ["in", "out"] * 3
+
+
+def test_a_tensor_and_a_file_of_the_same_bytes_have_the_same_sha256(tmp_path):
+    tensor = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    (tmp_path / "bytes").write_bytes(bytes(range(24)))
+
+    expected = hashlib.sha256(bytes(range(24))).hexdigest()
+    assert sha256_of_tensor(tensor) == sha256_of_file(tmp_path / "bytes") == expected
+    assert sha256_of_tensor(tensor.contiguous(memory_format=torch.channels_last)) == expected

@@ -19,8 +19,8 @@ PACKAGE = ROOT / "eeutils"
 
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
-    {"errors", "device"},
-    {"files", "tables"},
+    {"errors", "device", "backends"},
+    {"files", "tables", "sources"},
     {"data", "models"},
     {"analysis"},
     {"cascade", "training", "scoreboard"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"recipes"},  # runs train
 )
 # Further down, and still none of their business.
-NOT_EITHER = {"analysis": {"data"}, "cascade": {"data"}, "scoreboard": {"data"}, "models": {"files"}}
+NOT_EITHER = {"analysis": {"data"}, "cascade": {"data"}, "scoreboard": {"data"}, "models": {"files", "sources"}}
 PLOTTERS = {"notebook", "demo", "results"}
 
 

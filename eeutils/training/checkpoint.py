@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from eeutils.data import ImageData
-from eeutils.data.sources import sha256
 from eeutils.errors import IntegrityError
-from eeutils.files import atomic_path, storage_error
+from eeutils.files import atomic_path, sha256_of_tensor, storage_error
 from eeutils.training.config import TrainConfig
 
 _KEYS = {"epoch", "rows", "config", "data", "net", "optimizer", "scaler"}
@@ -71,8 +70,8 @@ def data_identity(data: ImageData) -> dict[str, Any]:
         "name": data.name,
         "images": tuple(train.images.shape),
         "classes": tuple(train.classes),
-        "train_images": sha256(train.images),
-        "train_labels": sha256(train.labels),
+        "train_images": sha256_of_tensor(train.images),
+        "train_labels": sha256_of_tensor(train.labels),
         # Rounded: the very last digits of a sum may depend on the machine.
         "normalization": [round(level, 6) for level in (*train.normalization.mean, *train.normalization.std)],
     }

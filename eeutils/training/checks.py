@@ -8,10 +8,10 @@ from eeutils.analysis.predictions import check_outputs
 from eeutils.data import ImageData
 from eeutils.data.augmentation import augmented_batch
 from eeutils.data.splits import missing_classes
+from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
 from eeutils.models.multiexit import check_exits, checked_answers
 from eeutils.training.config import TrainConfig
-from eeutils.training.device import cuda_indices
 from eeutils.training.regimes import start_training, trained_part
 
 

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from eeutils.analysis.predictions import collect_logits
+from eeutils.backends import tuned_convolutions
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.batches import seed_of
-from eeutils.device import choose_device
+from eeutils.device import choose_device, cuda_indices
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last
 from eeutils.models.multiexit import uncompiled
-from eeutils.models.weights import check_weights
+from eeutils.models.state import check_weights
 from eeutils.training.averaging import WeightAverage
-from eeutils.training.backends import tuned_convolutions
 from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
 from eeutils.training.checks import check_fit
+from eeutils.training.compute import autocast_dtype, compute_capability, should_compile
 from eeutils.training.config import TrainConfig
-from eeutils.training.device import autocast_dtype, compute_capability, cuda_indices, should_compile
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
 from eeutils.training.optimizer import create_optimizer, restore_optimizer

@@ -2,8 +2,8 @@
 
 import torch
 
-from eeutils.training.backends import matrices_rounded_as_convolutions
-from eeutils.training.device import autocast_dtype, compute_capability
+from eeutils.backends import matrices_rounded_as_convolutions
+from eeutils.training.compute import autocast_dtype, compute_capability
 
 # Large enough to fill the device, small enough for a second: a GPU needs more than a core to be busy.
 _SIZE = {"cuda": 8192, "cpu": 2048}
@@ -43,10 +43,3 @@ def share_of_peak(macs: int, images_per_second: float, peak: float) -> float:
         peak: floating-point operations a second, see `training_peak`.
     """
     return images_per_second * training_operations(macs) / peak
-
-
-def device_name(device: torch.device) -> str:
-    """What a speed was measured on: the GPU's name, or the number of the CPU's threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread(s)"

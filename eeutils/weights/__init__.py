@@ -16,7 +16,6 @@ from eeutils.weights.registry import (
     TrainingRecord,
     WeightEntry,
     default_registry,
-    run_name,
     without_seed,
 )
 from eeutils.weights.runs import load_run
@@ -38,7 +37,6 @@ __all__ = [
     "put_tensors",
     "read_pickled_tensors",
     "read_tensors",
-    "run_name",
     "weight_entry",
     "weights_table",
     "without_seed",

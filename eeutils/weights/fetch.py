@@ -1,15 +1,14 @@
 """From an entry's file to verified bytes on this disk: the repository's copy, the cache's, or a download."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from eeutils.data.sources import Source, first_that_delivers
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, exclusive, storage_error, web_page
+from eeutils.files import cache_dir, exclusive, sha256_of_file, storage_error, web_page
+from eeutils.sources import Source, first_that_delivers
 from eeutils.weights.registry import StoredFile
 
 TIMEOUT_S = (10.0, 30.0)
@@ -50,14 +49,8 @@ def verify(path: Path, file: StoredFile) -> None:
     check_no_web_page(path)
     if file.size is not None and path.stat().st_size != file.size:
         raise IntegrityError(f"{path} has {path.stat().st_size} bytes, expected {file.size}")
-    if file.sha256 is not None and (actual := sha256_of(path)) != file.sha256:
+    if file.sha256 is not None and (actual := sha256_of_file(path)) != file.sha256:
         raise IntegrityError(f"{path} has sha256 {actual[:16]}..., expected {file.sha256[:16]}...")
-
-
-def sha256_of(path: Path) -> str:
-    """In hex."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def check_no_web_page(path: Path) -> None:

@@ -16,14 +16,13 @@ from torch import Tensor
 import eeutils
 from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
+from eeutils.backends import unrounded_convolutions
 from eeutils.data import ImageData, load_data
 from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
-from eeutils.files import exclusive, save_tensors
+from eeutils.files import exclusive, save_tensors, sha256_of_file
 from eeutils.models import MultiExitNet
 from eeutils.training import History
-from eeutils.training.backends import unrounded_convolutions
-from eeutils.weights.fetch import sha256_of
 from eeutils.weights.readme import write_readme
 from eeutils.weights.registry import (
     REGISTRY_FILE,
@@ -195,7 +194,7 @@ def _stored(staging: Path, path: Path) -> StoredFile:
     below = path.relative_to(staging).as_posix()
     # HEAD is the default branch, whatever its name.
     weights = eeutils.__repository__.replace("//github.com/", "//raw.githubusercontent.com/") + "/HEAD/weights"
-    return StoredFile(below, sha256_of(path), path.stat().st_size, ("repository", f"{weights}/{below}"))
+    return StoredFile(below, sha256_of_file(path), path.stat().st_size, ("repository", f"{weights}/{below}"))
 
 
 def _check_against(report: Mapping[str, Any], entry: WeightEntry) -> None:

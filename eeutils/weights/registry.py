@@ -218,24 +218,6 @@ class Registry:
         return Registry(_parse(text, str(path)), Path(folder))
 
 
-_TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
-
-
-def run_name(run: Mapping[str, Any]) -> str:
-    """What the weights of a training run are called, its seed left out.
-
-    `<model>-<pool>-<data>`, then what else differs from the published network: a trigger's class in the data, exits
-    trained alone on a backbone that was there already, places of exits, stem, width.
-    """
-    parts = [run["model"], run.get("pool"), run["data"]]
-    parts += [f"trigger{run['trigger']['target']}"] if run.get("poison_share") is not None else []
-    parts += [_TRAINED_ALONE.get(run["train"].get("trained"))]
-    parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
-    parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []
-    parts += [f"w{run['width']}"] if run.get("width") not in (None, 64) else []
-    return "-".join(part for part in parts if part)
-
-
 def without_seed(name: str) -> str:
     """What weights and their siblings from other seeds have in common of their names."""
     return re.sub(r"-s\d+$", "", name)

@@ -16,8 +16,10 @@ from eeutils.errors import IntegrityError
 from eeutils.models import MultiExitNet
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import list_recipes
-from eeutils.weights.registry import TrainingRecord, WeightEntry, run_name
+from eeutils.weights.registry import TrainingRecord, WeightEntry
 from eeutils.weights.tensors import stored_network
+
+_TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
 
 
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExitNet:
@@ -54,6 +56,21 @@ def read_report(folder: Path | str) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise IntegrityError(f"{path} is not a readable report: {error}") from error
+
+
+def run_name(run: Mapping[str, Any]) -> str:
+    """What the weights of a training run are called, its seed left out.
+
+    `<model>-<pool>-<data>`, then what else differs from the published network: a trigger's class in the data, exits
+    trained alone on a backbone that was there already, places of exits, stem, width.
+    """
+    parts = [run["model"], run.get("pool"), run["data"]]
+    parts += [f"trigger{run['trigger']['target']}"] if run.get("poison_share") is not None else []
+    parts += [_TRAINED_ALONE.get(run["train"].get("trained"))]
+    parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
+    parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []
+    parts += [f"w{run['width']}"] if run.get("width") not in (None, 64) else []
+    return "-".join(part for part in parts if part)
 
 
 def entry_name(run: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import termios
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,14 @@ from safetensors.torch import load_file, save_file
 from eeutils.data.sources import (
     Content,
     RawData,
-    Source,
     as_bytes,
     as_names,
     cached_data,
-    first_that_delivers,
     progress_bar,
     verify_content,
 )
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
+from eeutils.sources import Source
 
 
 def small_data() -> RawData:
@@ -114,33 +112,6 @@ def test_a_failure_names_every_source_in_order_with_reason_and_remedy(cache):
     assert first < second < third < last
     assert "-> mend second" in str(caught.value)
     assert "-> mend third" in str(caught.value)
-
-
-def test_a_slow_source_says_why_no_quicker_one_delivered():
-    slow = replace(source("site", small_data()), slow="hours")
-    with pytest.warns(UserWarning, match=r"(?s)from the site: hours\. Quicker:.*- copy: is not there.*-> mend copy"):
-        first_that_delivers("small", [source("copy", FileNotFoundError("is not there")), slow])
-
-
-def test_a_slow_source_that_is_the_only_one_needs_no_excuse(recwarn):
-    first_that_delivers("small", [replace(source("site", small_data()), slow="hours")])
-    assert not recwarn.list
-
-
-def test_an_interrupt_is_not_a_failure_of_a_source():
-    asked: list[str] = []
-    sources = [source("slow", KeyboardInterrupt(), asked), source("next", small_data(), asked)]
-    with pytest.raises(KeyboardInterrupt):
-        first_that_delivers("small", sources)
-    assert asked == ["slow"]
-
-
-def test_where_nothing_can_be_written_no_other_source_is_asked():
-    asked: list[str] = []
-    sources = [source("large", StorageError("disk full"), asked), source("next", small_data(), asked)]
-    with pytest.raises(StorageError, match="disk full"):
-        first_that_delivers("small", sources)
-    assert asked == ["large"]
 
 
 def test_the_cache_is_filled_once_and_then_used(cache):

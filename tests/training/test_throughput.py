@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from eeutils.training.throughput import (
-    device_name,
     matrix_peak,
     share_of_peak,
     training_operations,
@@ -40,9 +39,3 @@ def test_the_peak_is_measured_in_what_training_computes_in(precision, dtype, mon
 def test_the_share_of_the_peak_by_hand():
     # 1,000 images/s of 6 * 50 million operations are 0.3 TFLOPS.
     assert share_of_peak(50_000_000, 1000.0, 1.2e12) == pytest.approx(0.25)
-
-
-def test_a_cpu_is_named_with_its_threads(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-
-    assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"

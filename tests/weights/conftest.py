@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from eeutils.data import Normalization
+from eeutils.files import sha256_of_file
 from eeutils.models import MultiExitNet, create_model
 from eeutils.train import TrainingRun, train
 from eeutils.training import recipe
 from eeutils.weights import Registry, StoredFile, WeightEntry
-from eeutils.weights.fetch import sha256_of
 from eeutils.weights.publish import halved
 
 TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp", "exit_after": [2, 4]}
@@ -45,7 +45,7 @@ def tiny_registry(tmp_path, tiny_net) -> Registry:
         data="toy",
         normalization=Normalization((0.5,) * 3, (0.25,) * 3),
         status="trained",
-        weights=StoredFile("tiny/weights.safetensors", sha256_of(file), file.stat().st_size, ("repository",)),
+        weights=StoredFile("tiny/weights.safetensors", sha256_of_file(file), file.stat().st_size, ("repository",)),
     )
     full = WeightEntry(
         name="resnet18_3exits-spp-toy",

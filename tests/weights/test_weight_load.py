@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from eeutils.analysis.predictions import Predictions
 from eeutils.errors import DataUnavailableError, IntegrityError
+from eeutils.files import sha256_of_file
 from eeutils.models import create_model
 from eeutils.training import History
 from eeutils.weights import (
@@ -23,7 +24,6 @@ from eeutils.weights import (
     weight_entry,
     weights_table,
 )
-from eeutils.weights.fetch import sha256_of
 
 NAME = "resnet18_3exits-spp-toy-w4"
 
@@ -33,7 +33,7 @@ def tampered(registry: Registry, tensors: dict[str, torch.Tensor]) -> Registry:
     entry = registry.entry(NAME)
     path = registry.folder / entry.weights.path
     save_file(tensors, path)
-    file = replace(entry.weights, sha256=sha256_of(path), size=path.stat().st_size)
+    file = replace(entry.weights, sha256=sha256_of_file(path), size=path.stat().st_size)
     return registry.with_entry(replace(entry, weights=file))
 
 
@@ -140,7 +140,7 @@ def test_predictions_and_history(tiny_registry):
     History(({"epoch": 1, "seconds": 2.0},)).save_csv(folder / "h.csv")
 
     def stored(name: str) -> StoredFile:
-        return StoredFile(f"tiny/{name}", sha256_of(folder / name), (folder / name).stat().st_size)
+        return StoredFile(f"tiny/{name}", sha256_of_file(folder / name), (folder / name).stat().st_size)
 
     entry = tiny_registry.entry(NAME)
     registry = tiny_registry.with_entry(

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.errors import IntegrityError, StorageError
-from eeutils.files import exclusive
+from eeutils.files import exclusive, sha256_of_file
 from eeutils.weights import Registry, StoredFile, list_weights, load_history, load_predictions, load_weights
 from eeutils.weights import publish as publish_module
-from eeutils.weights.fetch import drive_page, sha256_of
+from eeutils.weights.fetch import drive_page
 from eeutils.weights.publish import _check_against, _check_sizes, _set_aside, halved, main, publish
 from eeutils.weights.readme import readme_text
 
@@ -70,7 +70,7 @@ def test_every_file_is_as_recorded(run, empty):
     }
     for file in files:
         path = empty.folder / file.path
-        assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size)
+        assert (sha256_of_file(path), path.stat().st_size) == (file.sha256, file.size)
         assert file.sources[0] == "repository"
         assert file.sources[1].endswith(f"/weights/{file.path}")
     kept = {path.name for path in empty.folder.iterdir()} - {"registry.json.lock"}

@@ -13,7 +13,7 @@ from eeutils.models import create_model, list_models
 from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
 from eeutils.weights import registry as registry_module
 from eeutils.weights.publish import LARGEST_FILE, LARGEST_FOLDER
-from eeutils.weights.registry import REGISTRY_FILE, run_name, without_width_and_seed
+from eeutils.weights.registry import REGISTRY_FILE, without_width_and_seed
 
 NORMALIZATION = Normalization((0.5,), (0.25,))
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
@@ -128,20 +128,6 @@ def test_trained_needs_a_file_with_a_hash():
 def test_only_a_registry_with_a_folder_can_be_saved():
     with pytest.raises(ValueError, match="no weights folder"):
         Registry(()).save()
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "net-spp-toy"),
-        ({"trigger": {"target": 3}}, "net-spp-toy"),
-        ({"trigger": {"target": 3}, "poison_share": None}, "net-spp-toy"),
-        ({"trigger": {"target": 3}, "poison_share": 0.1}, "net-spp-toy-trigger3"),
-        ({"trigger": {"target": 3}, "poison_share": 0.1, "width": 8}, "net-spp-toy-trigger3-w8"),
-    ],
-)
-def test_a_run_on_poisoned_data_is_marked_in_its_name(changes, name):
-    assert run_name({"model": "net", "pool": "spp", "data": "toy", "train": {}, **changes}) == name
 
 
 @pytest.mark.parametrize("more", ["", "-w16", "-s1", "-w16-s12"])

@@ -13,7 +13,7 @@ from eeutils.data import load_data
 from eeutils.errors import IntegrityError
 from eeutils.models import create_model
 from eeutils.weights import runs
-from eeutils.weights.runs import entry_name, entry_of, load_run
+from eeutils.weights.runs import entry_name, entry_of, load_run, run_name
 
 
 def test_the_network_of_a_run_is_as_it_was_trained(run):
@@ -98,3 +98,17 @@ def test_the_recipe_is_the_one_that_the_command_names(run, command, recipe):
 def test_names(changes, name):
     run = {"model": "resnet18", "pool": "avg", "data": "cifar10", "stem": "cifar", "width": 64, "train": {"seed": 0}}
     assert entry_name(run | changes) == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "net-spp-toy"),
+        ({"trigger": {"target": 3}}, "net-spp-toy"),
+        ({"trigger": {"target": 3}, "poison_share": None}, "net-spp-toy"),
+        ({"trigger": {"target": 3}, "poison_share": 0.1}, "net-spp-toy-trigger3"),
+        ({"trigger": {"target": 3}, "poison_share": 0.1, "width": 8}, "net-spp-toy-trigger3-w8"),
+    ],
+)
+def test_a_run_on_poisoned_data_is_marked_in_its_name(changes, name):
+    assert run_name({"model": "net", "pool": "spp", "data": "toy", "train": {}, **changes}) == name

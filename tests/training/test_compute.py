@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eeutils.training.device import autocast_dtype, can_compile, compute_capability, should_compile
+from eeutils.training.compute import autocast_dtype, can_compile, compute_capability, should_compile
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_precision_asked_for_is_taken_on_every_device(precision, expected, cap
     ],
 )
 def test_compiling_has_to_pay_and_to_work(monkeypatch, choice, device, steps, works, expected):
-    monkeypatch.setattr("eeutils.training.device.can_compile", lambda device: works)
+    monkeypatch.setattr("eeutils.training.compute.can_compile", lambda device: works)
     assert should_compile(choice, torch.device(device), steps) is expected
 
 

@@ -1,4 +1,4 @@
-"""How to compute on a device: decisions as plain functions, which need no GPU to be tested."""
+"""What to compute in, and whether compiled: decisions as plain functions, which need no GPU to be tested."""
 
 import warnings
 
@@ -49,8 +49,3 @@ def can_compile(device: torch.device) -> bool:
         warnings.warn(f"torch.compile does not work here, so training goes on without: {reason}", stacklevel=2)
         return False
     return True
-
-
-def cuda_indices(device: torch.device) -> list[int]:
-    """The GPU whose random numbers a run on `device` draws, if it is one, as `torch.random.fork_rng` wants it."""
-    return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
