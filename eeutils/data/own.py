@@ -20,7 +20,7 @@ from eeutils.errors import IntegrityError
 def data_from_tensors(
     images: Tensor,
     labels: Tensor,
-    classes: tuple[str, ...],
+    classes: Sequence[str],
     *,
     name: str = "own",
     val_share: float = 0.1,
@@ -42,6 +42,7 @@ def data_from_tensors(
             `eeutils.weights.weight_entry(name).normalization`.
 
     Raises:
+        TypeError: if images or labels are no tensor.
         ValueError: if shapes, dtypes, labels or the normalization's channels do not fit, or a share leaves a split
             without some class.
     """
@@ -59,7 +60,7 @@ def data_from_tensors(
 
 
 def data_from_folder(
-    root: str | Path, size: int = 32, *, classes: Sequence[str] | None = None, **kwargs: Any
+    root: Path | str, size: int = 32, *, classes: Sequence[str] | None = None, **kwargs: Any
 ) -> ImageData:
     """`data_from_tensors` of a folder that has one folder of images a class, each read by `load_image`.
 
@@ -86,7 +87,7 @@ def data_from_folder(
     return data_from_tensors(images, labels, names, **{"name": Path(root).resolve().name, **kwargs})
 
 
-def load_image(path: str | Path, size: int = 32) -> Tensor:
+def load_image(path: Path | str, size: int = 32) -> Tensor:
     """An image file as (1, 3, size, size) uint8, made just as `data_from_folder` makes its images.
 
     It is turned as its EXIF says, 16 bits a pixel become 8, and grey becomes RGB; then it is scaled until the shorter
@@ -121,7 +122,7 @@ def _decoded(folder: Dataset) -> Iterator[Tensor]:
             yield image
 
 
-def _read_image(path: str | Path) -> Any:
+def _read_image(path: Path | str) -> Any:
     """A PIL image in RGB, as its EXIF says to hold it."""
     from PIL import Image, ImageOps
 

@@ -23,6 +23,10 @@ class Split:
         labels: (N,) int64, each an index into `classes`.
         classes: the names of the classes.
         normalization: how these images become a network's input.
+
+    Raises:
+        TypeError: if images or labels are no tensor.
+        ValueError: if shapes, dtypes, labels or the normalization's channels do not fit, or there is no image.
     """
 
     images: Tensor
@@ -97,9 +101,14 @@ class ImageData:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise a ValueError that says what is wrong, and how to put it right, unless these are (N, C, H, W) uint8."""
+    """See that these are (N, C, H, W) uint8; an error says what is wrong and how to put it right.
+
+    Raises:
+        TypeError: if they are no tensor.
+        ValueError: if they have another shape or dtype, or there is none.
+    """
     if not isinstance(images, Tensor):
-        raise ValueError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.from_numpy makes one")
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.from_numpy makes one")
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
     if images.shape[3] in (1, 3) and images.shape[1] > 4:
@@ -116,7 +125,7 @@ def check_images(images: Tensor) -> None:
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
     if not isinstance(labels, Tensor):
-        raise ValueError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.tensor makes one")
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.tensor makes one")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64, got {labels.dtype}; convert them with labels.long()")
     if labels.shape != (num_images,):

@@ -80,6 +80,19 @@ def test_bad_tensors_are_an_error(images, labels, message):
         data_from_tensors(images, labels, CLASSES)
 
 
+def test_what_is_no_tensor_is_a_type_error():
+    images, labels, classes = tensors()
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, got ndarray"):
+        data_from_tensors(images.numpy(), labels, classes)
+    with pytest.raises(TypeError, match=r"labels must be a torch\.Tensor, got list"):
+        data_from_tensors(images, labels.tolist(), classes)
+
+
+def test_classes_may_come_in_a_list():
+    images, labels, classes = tensors()
+    assert data_from_tensors(images, labels, list(classes)).classes == classes
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Twenty images a class, of several sizes and modes; red ones and blue ones."""

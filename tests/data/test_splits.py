@@ -96,7 +96,6 @@ def test_narrow_images_are_not_taken_for_channels_last(width):
         ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "1 channels, normalization is for 3"),
         ({"images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(0).long()}, "at least one image"),
         ({"images": torch.zeros(4, 3, 0, 8, dtype=torch.uint8)}, "at least one pixel"),
-        ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "torch.Tensor, got ndarray"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, r"from 0 to 2, but 2 classes are numbered 0\.\.1"),
         ({"labels": torch.tensor([0, -1, 1, 0])}, "from -1 to 1"),
         ({"labels": torch.tensor([0, 1, 1])}, r"4 images need labels of shape \(4,\), got \(3,\)"),
@@ -104,11 +103,22 @@ def test_narrow_images_are_not_taken_for_channels_last(width):
         ({"labels": torch.tensor([[0], [1], [1], [0]])}, r"got \(4, 1\)"),
         ({"labels": torch.tensor([0.0, 1, 1, 0])}, "int64, got torch.float32"),
         ({"labels": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}, r"int64, got torch.uint8.*labels\.long"),
-        ({"labels": [0, 1, 1, 0]}, "torch.Tensor, got list"),
     ],
 )
 def test_a_split_says_what_is_wrong_with_its_input(changes, message):
     with pytest.raises(ValueError, match=message):
+        Split(**{**good(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "images must be a torch.Tensor, got ndarray; torch.from_numpy"),
+        ({"labels": [0, 1, 1, 0]}, "labels must be a torch.Tensor, got list; torch.tensor"),
+    ],
+)
+def test_what_is_no_tensor_is_a_type_error(changes, message):
+    with pytest.raises(TypeError, match=message):
         Split(**{**good(), **changes})
 
 
