@@ -91,7 +91,7 @@ class Predictions:
         """The predictions for the images that `index` (positions or a boolean mask) picks."""
         return Predictions(self.logits[:, index], self.labels[index], self.costs)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %.
 
         Raises:
@@ -102,10 +102,10 @@ class Predictions:
         if largest > torch.finfo(torch.float16).max:
             raise ValueError(f"a logit of size {largest:.4g} does not fit into float16; is the network trained?")
         tensors = {"logits": self.logits.half(), "labels": self.labels.to(torch.int32), "costs": self.costs}
-        save_tensors(Path(path), tensors)
+        save_tensors(path, tensors)
 
     @staticmethod
-    def load(path: Path) -> "Predictions":
+    def load(path: Path | str) -> "Predictions":
         """Read what `save` wrote.
 
         Raises:

@@ -23,7 +23,7 @@ class History:
         """The rows as a DataFrame with the epoch as index."""
         return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")
 
-    def save_csv(self, path: Path) -> None:
+    def save_csv(self, path: Path | str) -> None:
         """Write the rows as CSV, six digits per number.
 
         Raises:
@@ -33,7 +33,7 @@ class History:
             self.frame().to_csv(temporary, float_format="%.6g")
 
     @staticmethod
-    def load_csv(path: Path) -> "History":
+    def load_csv(path: Path | str) -> "History":
         """Read what `save_csv` wrote.
 
         Raises:

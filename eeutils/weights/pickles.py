@@ -69,7 +69,7 @@ class _View:
     stride: tuple[int, ...]
 
 
-def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
+def read_pickled_tensors(path: Path | str) -> dict[str, Tensor]:
     """Parameters and persistent buffers of a saved network (or of a saved dict of tensors), by name, on the CPU.
 
     Names are those of the network's `state_dict()`, in its order. Nothing is imported or called.

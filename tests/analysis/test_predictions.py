@@ -101,8 +101,8 @@ def test_a_saved_table_comes_back_rounded_to_half_precision(tmp_path_factory, sh
     labels = torch.randint(0, shape[2], (shape[1],), generator=generator)
     path = tmp_path_factory.mktemp("tables") / "new folder" / "table.safetensors"
     before = Predictions(logits, labels, torch.rand(shape[0], generator=generator).double().cumsum(0) + 0.1)
-    before.save(path)
-    after = Predictions.load(path)
+    before.save(str(path))
+    after = Predictions.load(str(path))
     assert after.logits.dtype == torch.float32
     assert torch.equal(after.logits, before.logits.half().float())
     assert torch.equal(after.labels, before.labels)

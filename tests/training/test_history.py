@@ -15,8 +15,9 @@ def test_the_frame_has_one_row_an_epoch():
 
 
 def test_a_saved_history_is_read_back_to_six_digits(tmp_path):
-    History(ROWS).save_csv(tmp_path / "new" / "history.csv")
-    back = History.load_csv(tmp_path / "new" / "history.csv")
+    path = str(tmp_path / "new" / "history.csv")
+    History(ROWS).save_csv(path)
+    back = History.load_csv(path)
     pd.testing.assert_frame_equal(back.frame(), History(ROWS).frame(), rtol=1e-5)
 
 
