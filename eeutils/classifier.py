@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,8 @@ class Classifier:
         print(classifier.classes[result.predicted[0]])
 
     Attributes:
-        net: the network.
+        net: a copy of the network that was given, so that what is saved is what answers: to train that network further
+            does not change the classifier; make another of it.
         classes: what its outputs stand for.
         normalization: of the images that it was trained on.
         policy: who leaves where.
@@ -70,6 +72,7 @@ class Classifier:
                 f"policy must be a ThresholdPolicy, such as choice.policy, got {kind}; a Cascade takes any policy"
             )
         object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "net", deepcopy(self.net))
         self.cascade  # noqa: B018  raises at once if network and policy do not fit together
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", _checked_shape(self.image_shape))
@@ -77,7 +80,7 @@ class Classifier:
 
     @cached_property
     def cascade(self) -> Cascade:
-        """What answers: a copy of the network as it is now, made for inference."""
+        """What answers: the network made for inference."""
         return Cascade(self.net, self.policy, fallback=self.fallback, dtype=self.dtype)
 
     def __call__(self, images: Tensor) -> CascadeResult:

@@ -58,6 +58,29 @@ def test_a_network_in_channels_last_memory_can_be_saved(tmp_path):
     assert all(torch.equal(tensor, again.net.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
+def trained_further(path, net):
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1)
+
+
+def given_other_weights(path, net):
+    other = path.with_name("other.safetensors")
+    Classifier(make_net(1), CLASSES, NORMALIZATION, ThresholdPolicy(0.4)).save(other)
+    Classifier.load(other, net)
+
+
+@pytest.mark.parametrize("changed", [trained_further, given_other_weights])
+def test_what_is_saved_is_what_answers_whatever_becomes_of_the_network_given(tmp_path, changed):
+    path, net, images = tmp_path / "net.safetensors", make_net(), pictures(20)
+    classifier = Classifier(net, CLASSES, NORMALIZATION, ThresholdPolicy(0.4))
+    before = classifier(images).logits
+    changed(path, net)
+    classifier.save(path)
+    assert torch.equal(Classifier.load(path, make_net(2))(images).logits, before)
+    assert torch.equal(classifier(images).logits, before)
+
+
 def whole(net: MultiExitNet) -> nn.Module:
     return torch.compile(net, backend="eager")
 
