@@ -139,7 +139,10 @@ def predict(
 ) -> Predictions:
     """Run `net` over `split` once, in evaluation mode; the network is left in the mode and place it was in.
 
-    Memory: one batch of activations and the logits, whatever the number of images.
+    Memory: one batch of activations, the logits, and the weights twice, whatever the number of images.
+
+    Not for several threads at once on one network, for meanwhile its weights lie elsewhere and it is in evaluation
+    mode: give each thread a copy. A `Cascade`, which has one, may be asked by several.
 
     Args:
         net: the network; its weights are used where they are unless `device` says otherwise.

@@ -5,30 +5,54 @@ from contextlib import contextmanager
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def to_channels_last(net: nn.Module) -> None:
     """Lay the tensors of `net` out in channels-last memory, in place, those that have four dimensions.
 
-    `net.to(memory_format=torch.channels_last)` would try it with five as well, and raise.
+    `net.to(memory_format=torch.channels_last)` would try it with five as well, and raise. Tensors that share memory
+    still do afterwards: those that are one and the same move together, different views stay where they are, and so do
+    tensors with gaps or overlaps.
     """
-    for tensor in chain(net.parameters(), net.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    for tensors in _by_storage(net):
+        first = tensors[0]
+        if first.ndim == 4 and first.is_contiguous() and len({_view(tensor) for tensor in tensors}) == 1:
+            moved = first.data.contiguous(memory_format=torch.channels_last)
+            for tensor in tensors:
+                tensor.data = moved
 
 
 @contextmanager
 def channels_last(net: nn.Module) -> Iterator[None]:
-    """`net` in channels-last memory, in which convolutions are fastest; afterwards as it was.
+    """`net` in channels-last memory, in which convolutions are fastest; afterwards in the very memory where it was.
 
-    It is put back because its owner may depend on it: `safetensors.torch.save_file` takes contiguous tensors only.
+    It is put back because its owner may depend on it: other processes may share that memory, a `state_dict()` may have
+    been kept of it, and `safetensors.torch.save_file` takes contiguous tensors only. Not for several threads at once.
     """
-    contiguous = [tensor.is_contiguous() for tensor in chain(net.parameters(), net.buffers())]
+    before = [(tensor, tensor.data) for tensor in _tensors(net)]
     to_channels_last(net)
     try:
         yield
     finally:
-        for tensor, was_contiguous in zip(chain(net.parameters(), net.buffers()), contiguous, strict=True):
-            if was_contiguous:
-                tensor.data = tensor.data.contiguous()
+        for tensor, own in before:
+            if tensor.data_ptr() != own.data_ptr():
+                with torch.inference_mode(own.is_inference()):  # elsewhere such tensors are not written into
+                    own.copy_(tensor.data)
+                tensor.data = own
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    return chain(net.parameters(), net.buffers())
+
+
+def _by_storage(net: nn.Module) -> list[list[Tensor]]:
+    """The tensors of `net`, those that lie in the same memory together."""
+    groups = {}
+    for tensor in _tensors(net):
+        groups.setdefault(tensor.untyped_storage().data_ptr() or id(tensor), []).append(tensor)  # 0 where nothing lies
+    return list(groups.values())
+
+
+def _view(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
