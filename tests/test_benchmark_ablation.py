@@ -14,9 +14,8 @@ from eeutils.weights import Registry, StoredFile, WeightEntry
 def answers(right: list[list[bool]], sure: list[list[float]], costs: list[float]) -> Predictions:
     """Two classes, the true one always 0; `sure` is each exit's margin between its logits."""
     margin = torch.tensor(sure) * torch.where(torch.tensor(right), 1.0, -1.0)
-    return Predictions(
-        torch.stack([margin, torch.zeros_like(margin)], -1), torch.zeros(4, dtype=torch.int64), torch.tensor(costs)
-    )
+    logits = torch.stack([margin, torch.zeros_like(margin)], -1)
+    return Predictions(logits, torch.zeros(4, dtype=torch.int64), torch.tensor(costs).double())
 
 
 def test_all_variants_are_asked_for_the_accuracy_of_the_first(monkeypatch):

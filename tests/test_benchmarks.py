@@ -70,7 +70,7 @@ def test_one_of_the_cascades_computes_in_bf16_too(three_exits):
 
 def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_out(three_exits):
     validation = predict(three_exits, make_split(20))
-    cheap, dear = torch.tensor([[1.0, 2.0, 10.0], [6.0, 8.0, 10.0]])
+    cheap, dear = torch.tensor([[1.0, 2.0, 10.0], [6.0, 8.0, 10.0]]).double()
     in_time, in_cost = replace(validation, costs=cheap), replace(validation, costs=dear)
     rules = cascade.policies(validation, cheap)
     limits = [f"{points} points allowed" for points in ("0", "0.5", "1")]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eeutils.analysis.fallbacks import with_fallback
 from eeutils.analysis.policies import Policy, check_policy, leaving
-from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.predictions import Predictions, check_predictions
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> 
             `eeutils.analysis.fallbacks.fallback_logits`.
 
     Raises:
-        TypeError: if `policy` is no policy.
+        TypeError: if `predictions` are no table, or `policy` is no policy.
         ValueError: if the policy is for another number of exits, or does not answer one bool per image, or the fallback
             is unknown.
     """
+    check_predictions(predictions)
     index = exit_indices(predictions.logits, policy)
     predicted = with_fallback(predictions, fallback).predicted.gather(0, index[None])[0]
     return Decisions(index, predicted, predictions.labels, predictions.costs)

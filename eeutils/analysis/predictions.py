@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,10 @@ class Predictions:
         labels: (N,) int64.
         costs: (E,) float64 of one image up to and including each exit, all heads passed counted: multiply-adds, or
             another measure that was given to `predict`.
+
+    Raises:
+        TypeError: if one of them is no tensor.
+        ValueError: if their shapes, dtypes or numbers are not as above.
     """
 
     logits: Tensor
@@ -37,6 +41,10 @@ class Predictions:
     costs: Tensor
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if not isinstance(value := getattr(self, each.name), Tensor):
+                kind = type(value).__name__
+                raise TypeError(f"{each.name} must be a torch.Tensor, got {kind}; torch.as_tensor makes one")
         if self.logits.ndim != 3 or 0 in self.logits.shape or self.logits.shape[2] < 2:
             raise ValueError(
                 f"logits must have shape (E, N, C), E and N 1 or more, C 2 or more, got {tuple(self.logits.shape)}"
@@ -114,7 +122,7 @@ class Predictions:
         """
         try:
             tensors = load_file(path)
-            return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"])
+            return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"].double())
         except (SafetensorError, KeyError, ValueError) as error:
             raise IntegrityError(f"{path} holds no predictions: {error!r}") from error
 
@@ -149,22 +157,22 @@ def predict(
         split: images and labels.
         batch_size: images at a time.
         device: where to compute; by default where the network is.
-        costs: (E,) float64 of one image up to and including each exit, in any unit, such as the seconds of
-            `eeutils.analysis.seconds.measure_seconds`; by default multiply-adds.
+        costs: (E,) numbers for one image up to and including each exit, in any unit, such as the seconds of
+            `eeutils.analysis.seconds.measure_seconds`; kept as float64. By default multiply-adds.
 
     Raises:
         TypeError: if `net` has no exits, or `split` is no split.
         ValueError: if the network cannot read images of this size and number of channels, or answers NaN or infinity,
             or for other than the split's classes, two or more; if an early exit's head works in place on what it
-            reads, see `eeutils.analysis.costs.measure_costs`; `costs` are not increasing positive floats; or there is
-            no such device.
+            reads, see `eeutils.analysis.costs.measure_costs`; `costs` are not increasing, positive and finite; or
+            there is no such device.
     """
     check_exits(net)
     check_split(split)
     if costs is None:
         costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
     else:
-        costs = torch.as_tensor(costs, device="cpu")
+        costs = torch.as_tensor(costs, dtype=torch.float64, device="cpu")
         _check_costs(costs, net.num_exits)
         try_out(net, split, device)
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
@@ -199,8 +207,21 @@ def collect_logits(
 
 def _check_costs(costs: Tensor, num_exits: int) -> None:
     steps = costs.diff(prepend=costs.new_zeros(1)) if costs.shape == (num_exits,) else None
-    if steps is None or not costs.is_floating_point() or not bool(((steps > 0) & steps.isfinite()).all()):
-        raise ValueError(f"costs must be {num_exits} increasing positive floats, got {costs.tolist()} {costs.dtype}")
+    if steps is None or not bool(((steps > 0) & steps.isfinite()).all()):
+        raise ValueError(f"costs must be {num_exits} increasing positive numbers, got {costs.tolist()}")
+    if costs.dtype != torch.float64:
+        raise ValueError(f"costs must be float64, got {costs.dtype}; convert them with .double()")
+
+
+def check_predictions(predictions: Predictions) -> None:
+    """See that `predictions` are a table.
+
+    Raises:
+        TypeError: that says how to make one.
+    """
+    if not isinstance(predictions, Predictions):
+        kind = type(predictions).__name__
+        raise TypeError(f"{kind} is no table of predictions; predict(net, data.val) makes one")
 
 
 def check_split(split: Batched) -> None:

@@ -13,7 +13,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy
-from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.predictions import Predictions, check_predictions
 from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice, checked_thresholds, count_leaving
 
@@ -60,8 +60,10 @@ def measure_risk(
             `GUARANTEE_THRESHOLDS`.
 
     Raises:
+        TypeError: if `validation` is no table of predictions.
         ValueError: if `max_risk` is not in (0, 1), a threshold makes no sense, there is none, or the score is unknown.
     """
+    check_predictions(validation)
     if not 0 < max_risk < 1:
         raise ValueError(f"max_risk is a share of the images in (0, 1), got {max_risk}")
     thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
@@ -102,6 +104,7 @@ def choose_with_guarantee(
             `GUARANTEE_THRESHOLDS`, 602 of them from 1 to 0.
 
     Raises:
+        TypeError: if `validation` is no table of predictions.
         ValueError: if `delta` is not in (0, 1), or as in `measure_risk`.
     """
     if not 0 < delta < 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import Policy, ThresholdPolicy
-from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.predictions import Predictions, check_predictions
 from eeutils.analysis.scores import score_of
 
 
@@ -97,8 +97,10 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: s
     six early ones twice as much was lost on new images. `choose_one_threshold` has next to nothing to overfit.
 
     Raises:
+        TypeError: if `validation` is no table of predictions.
         ValueError: if `max_drop` is not in [0, 1].
     """
+    check_predictions(validation)
     return _choose(validation, score, _allowing(validation, max_drop))
 
 
@@ -109,8 +111,10 @@ def choose_one_threshold(validation: Predictions, max_drop: float = 0.0, score: 
     loss down to some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
 
     Raises:
+        TypeError: if `validation` is no table of predictions.
         ValueError: if `max_drop` is not in [0, 1].
     """
+    check_predictions(validation)
     scores = score_of(validation.logits[:-1], score)
     candidates = _candidates(scores)
     best = _allowing(validation, max_drop).best(*_sweep_shared(validation, scores, candidates))
@@ -127,9 +131,11 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
     how much, and how little a large budget then brings on new images.
 
     Raises:
+        TypeError: if `validation` is no table of predictions.
         ValueError: if `budget` is not in (0, 1], or too small even for always leaving at the first exit; it says what
             that costs.
     """
+    check_predictions(validation)
     if not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the network's cost in (0, 1], got {budget}")
     cheapest = float(validation.relative_costs[0])

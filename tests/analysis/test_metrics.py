@@ -161,7 +161,9 @@ def test_ensemble_weights_ignore_an_exit_that_only_misleads_be_it_by_little(wors
 def test_an_image_that_every_exit_rules_out_has_no_say_in_the_ensemble_weights():
     ruled_out, told = [0.0, 999.0], [9.0, 0.0]
     predictions = Predictions(
-        torch.tensor([[ruled_out, told], [ruled_out, [0.0, 0.0]]]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0])
+        torch.tensor([[ruled_out, told], [ruled_out, [0.0, 0.0]]]),
+        torch.tensor([0, 0]),
+        torch.tensor([1.0, 2.0]).double(),
     )
     assert predictions.probs[:, 0, 0].tolist() == [0, 0]
     assert ensemble_weights(predictions) == pytest.approx((1, 0))
@@ -177,7 +179,9 @@ def test_calibration_error_by_hand():
 
 
 def test_a_sure_and_right_exit_is_calibrated_and_a_sure_and_wrong_one_is_not():
-    sure = Predictions(torch.tensor([[[99.0, 0.0]], [[0.0, 99.0]]]), torch.tensor([0]), torch.tensor([1.0, 2.0]))
+    sure = Predictions(
+        torch.tensor([[[99.0, 0.0]], [[0.0, 99.0]]]), torch.tensor([0]), torch.tensor([1.0, 2.0]).double()
+    )
     assert calibration_error(sure).tolist() == [0, 1]
 
 

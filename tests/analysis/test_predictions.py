@@ -5,6 +5,7 @@ import sys
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,7 +77,8 @@ def test_take_picks_the_same_images_by_position_and_by_mask():
         ({"costs": torch.tensor([1.0, float("nan")])}, "increasing"),
         ({"costs": torch.tensor([1.0, float("inf")])}, "increasing"),
         ({"costs": torch.tensor([1.0])}, "2 increasing"),
-        ({"costs": torch.tensor([1, 2])}, "floats"),
+        ({"costs": torch.tensor([1.0, 2.0])}, r"costs must be float64, got torch\.float32; .*\.double\(\)"),
+        ({"costs": torch.tensor([1, 2])}, "costs must be float64, got torch.int64"),
         ({"logits": torch.tensor([[[0.0, 1.0]] * 3, [[0.0, float("nan")]] * 3])}, r"exits \[1\] are NaN"),
         ({"logits": torch.tensor([[[0.0, float("inf")]] * 3, [[0.0, 1.0]] * 3])}, r"exits \[0\] are NaN or infinite"),
     ],
@@ -84,6 +86,12 @@ def test_take_picks_the_same_images_by_position_and_by_mask():
 def test_impossible_tables_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         table(**changes)
+
+
+@pytest.mark.parametrize("field", ["logits", "labels", "costs"])
+def test_what_is_no_tensor_is_named(field):
+    with pytest.raises(TypeError, match=rf"{field} must be a torch\.Tensor, got ndarray; torch\.as_tensor makes one"):
+        table(**{field: getattr(table(), field).numpy()})
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,7 +120,7 @@ def test_a_saved_table_comes_back_rounded_to_half_precision(tmp_path_factory, sh
 
 def test_labels_of_very_many_classes_survive(tmp_path):
     logits = torch.zeros(1, 1, 40_000)
-    Predictions(logits, torch.tensor([39_999]), torch.ones(1)).save(tmp_path / "table")
+    Predictions(logits, torch.tensor([39_999]), torch.ones(1).double()).save(tmp_path / "table")
     assert Predictions.load(tmp_path / "table").labels.item() == 39_999
 
 
@@ -153,6 +161,13 @@ def test_a_file_of_something_else_is_an_integrity_error(tmp_path, tensors):
         Predictions.load(tmp_path / "other")
 
 
+def test_a_file_from_when_costs_could_be_float32_is_read(tmp_path):
+    before = table()
+    costs = before.costs.float()
+    save_file({"logits": before.logits.half(), "labels": before.labels.int(), "costs": costs}, tmp_path / "table")
+    assert torch.equal(Predictions.load(tmp_path / "table").costs, before.costs)
+
+
 def test_text_is_an_integrity_error(tmp_path):
     (tmp_path / "page.html").write_text("<html>not found</html>")
     with pytest.raises(IntegrityError, match="holds no predictions"):
@@ -184,7 +199,8 @@ def test_a_full_disk_is_a_storage_error_and_keeps_the_old_file(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         from eeutils.analysis.predictions import Predictions
         from eeutils.errors import StorageError
-        large = Predictions(torch.zeros(2, 5000, 2), torch.zeros(5000, dtype=torch.int64), torch.tensor([1.0, 2.0]))
+        labels, costs = torch.zeros(5000, dtype=torch.int64), torch.tensor([1.0, 2.0]).double()
+        large = Predictions(torch.zeros(2, 5000, 2), labels, costs)
         try:
             large.save(sys.argv[1])
         except StorageError as error:
@@ -346,7 +362,7 @@ def test_images_too_small_for_the_network_are_refused():
 
 
 def test_costs_of_another_measure_take_the_place_of_multiply_adds():
-    net, split, milliseconds = small_net(), images(4), torch.tensor([0.5, 0.75, 1.5])
+    net, split, milliseconds = small_net(), images(4), torch.tensor([0.5, 0.75, 1.5]).double()
     with torch.inference_mode():
         predictions = predict(net, split, costs=milliseconds)
     assert torch.equal(predictions.costs, milliseconds)
@@ -358,7 +374,7 @@ def test_costs_of_another_measure_take_the_place_of_multiply_adds():
 @pytest.mark.parametrize(
     ("costs", "size", "message"),
     [
-        ([1.0, 2.0], 8, r"costs must be 3 increasing positive floats, got \[1.0, 2.0\]"),
+        ([1.0, 2.0], 8, r"costs must be 3 increasing positive numbers, got \[1.0, 2.0\]"),
         ([1.0, 3.0, 2.0], 8, "increasing"),
         ([1.0, 2.0, 3.0], 4, r"\(2, 1, 1\) does not fit the network's unit 1 \(BasicBlock\): 2 pixels are needed"),
     ],
@@ -369,6 +385,13 @@ def test_with_such_costs_too_it_is_told_what_is_wrong_before_all_images_are_comp
     net.units[7].register_forward_hook(lambda unit, given, answer: pytest.fail("computed"))
     with pytest.raises(ValueError, match=message):
         predict(net, images(3, size=size), costs=torch.tensor(costs))
+
+
+@pytest.mark.parametrize("costs", [[1, 2, 3], np.array([1, 2, 3], np.float32), torch.tensor([1, 2, 3])])
+def test_costs_may_be_any_numbers_and_become_float64(costs):
+    predictions = predict(small_net(), images(3), costs=costs)
+    assert predictions.costs.dtype == torch.float64
+    assert predictions.costs.tolist() == [1, 2, 3]
 
 
 def _at_least(x, size):

@@ -10,6 +10,7 @@ from eeutils.analysis import thresholds as module
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import SDN_THRESHOLDS, PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import (
     Choice,
@@ -19,6 +20,7 @@ from eeutils.analysis.thresholds import (
     choose_one_threshold,
     exit_rates_at,
 )
+from eeutils.models import resnet18
 
 SCORES = st.sampled_from(["confidence", "entropy", "margin"])
 FEW = [0.0, 1.0, 2.0, 400.0]  # so that scores tie, and some answers are sure beyond rounding
@@ -54,6 +56,24 @@ def every_choice(predictions: Predictions, score_name: str) -> list[tuple[float,
         for scores in score_of(predictions.logits[:-1], score_name)
     ]
     return [outcome(predictions, choice, score_name) for choice in itertools.product(*candidates)]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        choose_for_accuracy,
+        choose_one_threshold,
+        lambda table: choose_for_budget(table, 0.5),
+        lambda table: choose_with_guarantee(table, 0.1),
+        lambda table: decide(table, ThresholdPolicy(0.5)),
+    ],
+)
+def test_who_wants_a_table_says_how_to_make_one_of_a_network(ask):
+    net = resnet18(width=2, exit_after=(4,))
+    with pytest.raises(
+        TypeError, match=r"MultiExitNet is no table of predictions; predict\(net, data\.val\) makes one"
+    ):
+        ask(net)
 
 
 @pytest.fixture
@@ -217,7 +237,7 @@ def test_a_budget_is_met_with_equality():
 
 def test_an_exit_that_is_sure_and_wrong_is_switched_off():
     logits = torch.tensor([[[0.0, 999.0], [0.0, 999.0]], [[9.0, 0.0], [9.0, 0.0]]])
-    predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]).double())
     assert outcome(predictions, 1.0)[0] == 0
     choice = choose_for_accuracy(predictions)
     assert choice.policy.thresholds == (math.inf,)
@@ -226,7 +246,9 @@ def test_an_exit_that_is_sure_and_wrong_is_switched_off():
 
 def test_one_bad_exit_is_switched_off_and_the_good_one_used():
     wrong, right = [[0.0, 999.0]] * 2, [[9.0, 0.0]] * 2
-    predictions = Predictions(torch.tensor([wrong, right, right]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0, 9.0]))
+    predictions = Predictions(
+        torch.tensor([wrong, right, right]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0, 9.0]).double()
+    )
     choice = choose_for_accuracy(predictions)
     assert (choice.accuracy, choice.relative_cost) == (1, pytest.approx(2 / 9))
 
@@ -343,7 +365,7 @@ def test_one_threshold_with_nothing_to_gain_lets_nobody_leave():
 
 
 def test_a_network_with_one_exit_has_nothing_to_choose():
-    one = Predictions(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), torch.tensor([3.0]))
+    one = Predictions(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), torch.tensor([3.0]).double())
     assert accuracy_cost_curve(one).cost.tolist() == [3, 3]
     for choice in (choose_for_accuracy(one), choose_for_budget(one, 1.0), choose_one_threshold(one)):
         assert (choice.accuracy, choice.relative_cost) == (1, 1)

@@ -48,7 +48,7 @@ def test_curves_end_at_the_single_exits_and_a_plain_network_is_a_star(two_exits)
 
 
 def test_curves_of_seconds_say_so(two_exits):
-    seconds = replace(two_exits, costs=torch.tensor([0.001, 0.004]))
+    seconds = replace(two_exits, costs=torch.tensor([0.001, 0.004]).double())
     ax = plots.plot_curves({"two": seconds}, unit=plots.MILLISECONDS)
 
     assert ax.get_xlabel() == "mean milliseconds an image"

@@ -54,7 +54,7 @@ def test_whiskers_are_the_interval():
     labels = torch.zeros(100, dtype=torch.int64)
     answers = torch.stack([torch.arange(100) >= 60, torch.arange(100) >= 0]).long()  # 60 destroyed, 40 wrong throughout
     logits = 3.0 * torch.nn.functional.one_hot(answers, 2).float()
-    effect = destructive(Predictions(logits, labels, torch.tensor([1.0, 2.0])))
+    effect = destructive(Predictions(logits, labels, torch.tensor([1.0, 2.0]).double()))
 
     ax = plots.plot_destructive_by_class(effect, ("a", "b"))
 

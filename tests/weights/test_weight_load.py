@@ -136,7 +136,9 @@ def test_a_file_that_is_no_safetensors(tmp_path):
 
 def test_predictions_and_history(tiny_registry):
     folder = tiny_registry.folder / "tiny"
-    Predictions(torch.randn(3, 5, 3), torch.arange(5) % 3, torch.arange(1.0, 4.0)).save(folder / "p.safetensors")
+    Predictions(torch.randn(3, 5, 3), torch.arange(5) % 3, torch.arange(1.0, 4.0).double()).save(
+        folder / "p.safetensors"
+    )
     History(({"epoch": 1, "seconds": 2.0},)).save_csv(folder / "h.csv")
 
     def stored(name: str) -> StoredFile:
