@@ -20,7 +20,7 @@ PACKAGE = ROOT / "eeutils"
 
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
-    {"errors", "device", "backends"},
+    {"errors", "device", "backends", "plain"},
     {"files", "tables", "sources"},
     {"data", "models"},
     {"analysis"},

@@ -3,23 +3,38 @@
 Every image gets its own draw, yet there is no loop over images: flips and shifts are one gather, cutout is one mask.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eeutils.plain import make_plain, plain
+
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per channel: pixel / 255, minus `mean`, over `std` (both on the scale 0..1)."""
+    """Per channel: pixel / 255, minus `mean`, over `std` (both on the scale 0..1).
+
+    Attributes:
+        mean: one number a channel; of lists, arrays and tensors it makes tuples.
+        std: likewise.
+
+    Raises:
+        ValueError: if they are no such numbers or not equally many, one is NaN or infinite, or a `std` is not positive.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _channel_values(name, getattr(self, name)))
+        if len(self.mean) != len(self.std):
             raise ValueError(f"mean and std need one value a channel, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
@@ -27,7 +42,7 @@ class Normalization:
     @staticmethod
     def from_json(values: Mapping[str, Sequence[float]]) -> "Normalization":
         """What `dataclasses.asdict` gave, after JSON has made lists of its tuples."""
-        return Normalization(tuple(values["mean"]), tuple(values["std"]))
+        return Normalization(values["mean"], values["std"])
 
     @staticmethod
     def of(images: Tensor) -> "Normalization":
@@ -38,7 +53,7 @@ class Normalization:
         total = counts.sum(1, keepdim=True)
         mean = (counts * level).sum(1, keepdim=True) / total
         variance = (counts * (level - mean) ** 2).sum(1) / (total[:, 0] - 1).clamp_min(1)
-        return Normalization(tuple(mean[:, 0].tolist()), tuple(variance.sqrt().clamp_min(1e-6).tolist()))
+        return Normalization(mean[:, 0], variance.sqrt().clamp_min(1e-6))
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> float32 of the same shape, in channels-last memory.
@@ -52,6 +67,15 @@ class Normalization:
             raise ValueError(f"images must have shape (N, {len(self.mean)}, H, W), got {tuple(images.shape)}")
         mean, std = _levels(self, images.device)
         return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+
+
+def _channel_values(name: str, values: Any) -> tuple[float, ...]:
+    numbers = plain(values)
+    if not isinstance(numbers, tuple) or not numbers or not all(isinstance(number, Real) for number in numbers):
+        raise ValueError(f"{name} needs one value a channel, a sequence of numbers such as (0.5,), got {values!r}")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be finite, got {numbers}")
+    return tuple(map(float, numbers))
 
 
 @lru_cache(maxsize=16)
@@ -83,6 +107,7 @@ class Augmentation:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.translate < 0 or self.cutout < 0:
             raise ValueError(f"translate and cutout must not be negative, got {self.translate} and {self.cutout}")
         for name in ("brightness", "contrast", "saturation"):

@@ -21,7 +21,7 @@ class Split:
     Attributes:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, each an index into `classes`.
-        classes: the names of the classes.
+        classes: the names of the classes; whatever sequence is given, a tuple of str.
         normalization: how these images become a network's input.
 
     Raises:
@@ -36,6 +36,7 @@ class Split:
 
     def __post_init__(self) -> None:
         check_images(self.images)
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         _check_labels(self.labels, len(self.images), len(self.classes))
         channels = self.images.shape[1]
         if len(self.normalization.mean) != channels:
@@ -71,6 +72,10 @@ class Split:
 class ImageData:
     """A data set: `train` to learn from, `val` to choose by, `test` to report on.
 
+    Attributes:
+        name: what to call it; of a Path, say, it makes a str.
+        train, val, test: of the same classes, normalization and shape of images.
+
     Raises:
         ValueError: if the three differ in their classes, their normalization or the shape of their images.
     """
@@ -81,6 +86,7 @@ class ImageData:
     test: Split
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", str(self.name))
         for part, split in (("val", self.val), ("test", self.test)):
             for what in ("classes", "normalization", "image_shape"):
                 own, others = getattr(split, what), getattr(self.train, what)

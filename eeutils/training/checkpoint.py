@@ -11,6 +11,7 @@ from torch import Tensor
 from eeutils.data import ImageData
 from eeutils.errors import IntegrityError
 from eeutils.files import atomic_path, sha256_of_tensor, storage_error
+from eeutils.plain import plain
 from eeutils.training.config import TrainConfig
 
 _KEYS = {"epoch", "rows", "config", "data", "net", "optimizer", "scaler"}
@@ -109,10 +110,10 @@ def _changed_fields(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tu
 
 
 def _flat(config: dict[str, Any], part: str = "") -> dict[str, Any]:
-    """Fields of a config and of its parts, such as "loss.weights"."""
+    """Fields of a config and of its parts, such as "loss.weights"; older checkpoints have lists for tuples."""
     flat = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{part}{name}.") if isinstance(value, dict) else {part + name: value}
+        flat |= _flat(value, f"{part}{name}.") if isinstance(value, dict) else {part + name: plain(value)}
     return flat
 
 

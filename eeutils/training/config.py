@@ -5,11 +5,12 @@ from numbers import Integral
 from typing import Literal, get_args, get_origin
 
 from eeutils.data import Augmentation
+from eeutils.plain import make_plain
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How the exits' losses become one.
+    """How the exits' losses become one. Of numbers and words of numpy or torch, and of lists, it makes Python's own.
 
     Attributes:
         weights: one per exit, shallowest first; or a scheme of `eeutils.training.losses` by name.
@@ -26,6 +27,7 @@ class LossConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("distillation", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -35,7 +37,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run.
+    """One training run. Of numbers and words of numpy or torch, and of lists, it makes Python's own.
 
     Attributes:
         epochs: passes over the training split.
@@ -95,6 +97,7 @@ class TrainConfig:
     compile: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name, kind in (("loss", LossConfig), ("augmentation", Augmentation)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(
@@ -104,9 +107,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "learning_rate", "halve_every", "bias_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("epochs", "batch_size", "halve_every"):
+        for name in ("epochs", "batch_size", "halve_every", "seed"):
             if not isinstance(getattr(self, name), Integral):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}")
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("momentum", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -241,7 +241,7 @@ class _Run:
         """Mean loss of each exit over the epoch, (E,) on the CPU."""
         start_training(self.net, self.config.trained)
         self.weights = self._exit_weights()
-        total = torch.zeros(self.net.num_exits, device=self.device)
+        total = torch.zeros(self.net.num_exits, dtype=torch.float32, device=self.device)
         reported, pending = time.perf_counter(), 0
         # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
         with torch.random.fork_rng(devices=cuda_indices(self.device)):

@@ -1,6 +1,7 @@
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -295,8 +296,27 @@ def test_normalization_refuses_other_images(images, message):
 
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
-    [((0.5, 0.5), (0.2,), "one value a channel"), ((), (), "one value a channel"), ((0.5,), (0.0,), "std.*positive")],
+    [
+        ((0.5, 0.5), (0.2,), r"one value a channel, got \(0.5, 0.5\) and \(0.2,\)"),
+        ((), (), r"mean needs one value a channel, .* such as \(0.5,\), got \(\)"),
+        (0.5, (0.2,), "mean needs one value a channel, .* got 0.5"),
+        ((0.5,), torch.tensor(0.2), "std needs one value a channel"),
+        (torch.zeros(3, 1, 1), (0.2,) * 3, "mean needs one value a channel"),
+        ("0.5", "0.2", "mean needs one value a channel"),
+        ((0.5,), (0.0,), "std.*positive"),
+        ((float("nan"),), (1.0,), r"mean must be finite, got \(nan,\)"),
+        ((0.5,), (float("nan"),), "std must be finite"),
+        ((0.5,), (float("inf"),), "std must be finite"),
+    ],
 )
 def test_normalization_refuses_other_numbers(mean, std, message):
     with pytest.raises(ValueError, match=message):
         Normalization(mean, std)
+
+
+@pytest.mark.parametrize("sequence", [list, np.array, lambda each: torch.tensor(each, dtype=torch.float64)])
+def test_normalization_takes_numbers_in_any_sequence(sequence):
+    normalization = Normalization(sequence([0.5, 0.25]), sequence([1, 2]))
+    assert normalization == Normalization((0.5, 0.25), (1.0, 2.0))
+    images = random_images(2, 2, 4, 4)
+    assert torch.equal(normalization(images), Normalization((0.5, 0.25), (1.0, 2.0))(images))

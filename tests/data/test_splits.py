@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def good() -> dict:
 
 def test_the_good_split_is_good():
     assert len(Split(**good())) == 4
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], np.array(["a", "b"]), {"a": 0, "b": 1}])
+def test_classes_of_any_kind_become_a_tuple_of_words(classes):
+    split = Split(**{**good(), "classes": classes})
+    assert split == replace(split, classes=("a", "b"))
+    assert {type(name) for name in split.classes} == {str}
+
+
+def test_a_path_as_a_name_becomes_a_word():
+    split = Split(**good())
+    assert ImageData(Path("own"), split, split, split).name == "own"
 
 
 @pytest.mark.parametrize("width", [1, 3])

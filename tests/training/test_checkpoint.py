@@ -1,12 +1,14 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils.data import ImageData, Normalization
+from eeutils.data import Augmentation, ImageData, Normalization
 from eeutils.errors import IntegrityError, StorageError
 from eeutils.training import LossConfig, fit
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
@@ -176,6 +178,34 @@ def test_a_checkpoint_from_before_data_were_compared_is_resumed(tiny_net, tiny_d
     assert fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False) == history
     with pytest.raises(ValueError, match="another name"):
         fit(tiny_net(), replace(tiny_data, name="other"), tiny_config(epochs=1), checkpoint=path, progress=False)
+
+
+def test_a_run_in_numpys_numbers_and_words_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
+    path, words = tmp_path / "checkpoint.pt", np.array(["a", "b", "c", "d"])
+    splits = (replace(split, classes=words) for split in (tiny_data.train, tiny_data.val, tiny_data.test))
+    data = ImageData(Path("tiny"), *splits)
+    config = tiny_config(
+        epochs=np.int64(2),
+        learning_rate=np.logspace(-2, -1, 3)[1],
+        schedule=np.str_("steps"),
+        drops=np.array([0.5]),
+        seed=np.uint32(3),
+        loss=LossConfig(weights=np.array([0.2, 0.3, 0.5]), label_smoothing=np.float64(0.1)),
+        augmentation=Augmentation(flip=np.bool_(False), translate=np.int64(1), cutout=np.int32(2)),
+    )
+    history = fit(tiny_net(), data, config, checkpoint=path, progress=False)
+    assert fit(tiny_net(), data, config, checkpoint=path, progress=False) == history
+    assert fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False) == history
+
+
+def test_a_checkpoint_from_when_a_config_could_hold_lists_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
+    path, config = tmp_path / "checkpoint.pt", tiny_config(epochs=1, loss=LossConfig(weights=(0.2, 0.3, 0.5)))
+    history = fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    state["config"]["loss"]["weights"] = [0.2, 0.3, 0.5]
+    state["config"]["drops"] = list(config.drops)
+    save_checkpoint(path, state)
+    assert fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False) == history
 
 
 @pytest.mark.parametrize(

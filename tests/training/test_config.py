@@ -1,7 +1,9 @@
 import re
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
+import torch
 
 from eeutils.training import LossConfig, TrainConfig, list_recipes, recipe
 
@@ -83,6 +85,8 @@ def test_an_unknown_recipe_lists_the_choices():
         ("weight_decay", -1e-4, "weight_decay must not be negative"),
         ("seed", -1, "seed must be in"),
         ("seed", 2**64, "seed must be in"),
+        ("seed", 1.0, "seed must be a whole number, got 1.0"),
+        ("seed", float("nan"), "seed must be a whole number, got nan"),
         ("schedule", "cosine", r"'cosine'.*\['linear', 'halving', 'steps'\]"),
         ("drops", (0.5, 1.0), r"drops are shares .*\(0.5, 1.0\)"),
         ("trained", "last_exit", r"'last_exit'.*\['all', 'exits', 'early_exits'\]"),
@@ -94,6 +98,21 @@ def test_an_unknown_recipe_lists_the_choices():
 def test_a_value_that_makes_no_sense_is_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("sequence", [tuple, list, np.array, torch.tensor, lambda each: list(np.array(each))])
+def test_of_sequences_of_any_kind_become_tuples(sequence):
+    loss, config = LossConfig(weights=sequence([0.25, 0.75])), TrainConfig(drops=sequence([0.5, 0.75]))
+    assert loss == LossConfig(weights=(0.25, 0.75))
+    assert hash(config) == hash(TrainConfig(drops=(0.5, 0.75)))
+
+
+def test_of_numpys_numbers_and_words_become_pythons_own():
+    loss = LossConfig(weights=np.str_("equal"), temperature=np.float64(2))
+    config = TrainConfig(epochs=np.int64(3), learning_rate=np.logspace(-2, -1, 3)[1], nesterov=np.bool_(True))
+    values = (loss.weights, loss.temperature, config.epochs, config.learning_rate, config.nesterov)
+    assert [type(value) for value in values] == [str, float, int, float, bool]
+    assert type(TrainConfig(seed=True).seed) is int
 
 
 @pytest.mark.parametrize(("field", "kind"), [("loss", "LossConfig"), ("augmentation", "Augmentation")])

@@ -503,3 +503,13 @@ def test_on_a_gpu_networks_learn_compiled_or_not(tiny_net, tiny_data, tiny_confi
     assert losses.iloc[-1] < losses.iloc[0]
     there, here = (predict(net, tiny_data.val, device=device) for device in ("cuda", "cpu"))
     assert (there.predicted == here.predicted).double().mean() > 0.9
+
+
+def test_torchs_default_dtype_may_be_another(tiny_net, tiny_data, tiny_config):
+    net, expected = tiny_net(), fit(tiny_net(), tiny_data, tiny_config(epochs=1), progress=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        history = fit(net, tiny_data, tiny_config(epochs=1), progress=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert history.rows[0]["train_loss"] == pytest.approx(expected.rows[0]["train_loss"], rel=1e-3)
