@@ -4,7 +4,9 @@ Gets CIFAR-10, runs ResNet18 with one, two and three exits over its 10,000 test 
 validation, and lets images leave the last of these networks early for real.
 """
 
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +23,7 @@ from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import ImageData
 from eeutils.device import choose_device
-from eeutils.errors import message_instead_of_traceback
+from eeutils.errors import message_instead_of_traceback, refuse_arguments
 from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
@@ -40,8 +42,9 @@ FIGURE = Path("runs") / "demo.png"
 
 
 @message_instead_of_traceback()
-def main() -> None:
+def main(args: Sequence[str] = ()) -> None:
     """Measure the networks one by one, then the last of them as a cascade; print and draw it."""
+    refuse_arguments("eeutils.demo", __doc__, args)
     session = Session.from_environment()
     device = choose_device()
     started = time.perf_counter()
@@ -98,4 +101,4 @@ def _draw(evaluations: dict[str, Evaluation]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,5 +1,6 @@
-"""The errors of this package that are not a plain ValueError, how messages list names, and how programs end."""
+"""The errors of this package that are no plain ValueError, how messages list names, how programs begin and end."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,3 +41,19 @@ def message_instead_of_traceback() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def refuse_arguments(program: str, description: str, args: Sequence[str]) -> None:
+    """Read the command line of a program that takes none, but for `--help`.
+
+    Args:
+        program: its module, such as "eeutils.demo".
+        description: what `--help` says.
+        args: what comes after its name.
+
+    Raises:
+        SystemExit: after `--help`; and after a message, with 2, if there is anything else.
+    """
+    parser = argparse.ArgumentParser(f"python -m {program}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines
+    parser.parse_args(args)

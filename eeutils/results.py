@@ -9,7 +9,7 @@ taken as they are.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.backends import unrounded_convolutions
 from eeutils.data import load_data
 from eeutils.device import choose_device
-from eeutils.errors import message_instead_of_traceback
+from eeutils.errors import message_instead_of_traceback, refuse_arguments
 from eeutils.files import write_text
 from eeutils.goals import goals_board
 from eeutils.pages import RESULTS, refresh_pages
@@ -64,8 +64,9 @@ DRAWN = {
 
 
 @message_instead_of_traceback()
-def main() -> int:
+def main(args: Sequence[str] = ()) -> int:
     """Recompute, compare, write; the number of mistakes found. What cannot be had ends with its message."""
+    refuse_arguments("eeutils.results", __doc__, args)
     return compare_and_write()
 
 
@@ -175,4 +176,4 @@ def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(), 1))  # 256 of them would look like none
+    sys.exit(min(main(sys.argv[1:]), 1))  # 256 of them would look like none

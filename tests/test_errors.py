@@ -1,5 +1,9 @@
+import runpy
+import sys
+
 import pytest
 
+from eeutils import demo, results
 from eeutils.errors import StorageError, TrainingDivergedError, a_few, message_instead_of_traceback
 
 
@@ -34,3 +38,30 @@ def test_what_is_our_mistake_keeps_its_traceback():
 
 def test_what_a_program_gives_back_goes_through_as_often_as_it_is_called():
     assert [program(), program()] == ["done", "done"]
+
+
+@pytest.mark.parametrize("program", [demo, results])
+def test_help_says_what_a_program_without_arguments_does_and_ends(program, capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m {program.__name__} [-h]")
+    assert program.__doc__.strip() in said
+
+
+@pytest.mark.parametrize("program", [demo, results])
+@pytest.mark.parametrize("argument", ["--quick", "now"])
+def test_a_program_without_arguments_refuses_any(program, argument, capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main([argument])
+    assert end.value.code == 2
+    assert f"unrecognized arguments: {argument}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [demo, results])
+def test_a_program_without_arguments_reads_its_command_line(program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program.__file__, "--no"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(program.__file__, run_name="__main__")
+    assert end.value.code == 2
