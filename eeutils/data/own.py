@@ -90,7 +90,8 @@ def data_from_folder(
 def load_image(path: Path | str, size: int = 32) -> Tensor:
     """An image file as (1, 3, size, size) uint8, made just as `data_from_folder` makes its images.
 
-    It is turned as its EXIF says, 16 bits a pixel become 8, and grey becomes RGB; then it is scaled until the shorter
+    It is turned as its EXIF says, 16 bits a pixel become 8, grey becomes RGB, and transparency is dropped: a pixel gets
+    the colour that it has in the file, seen or not; then it is scaled until the shorter
     side has `size` pixels, and the middle square is kept. To ask a network, normalise it as the training images were:
     `net(data.normalization(load_image("photo.jpg", size=32)))`; a `Cascade` is called alike.
 
@@ -140,4 +141,6 @@ def _read_image(path: Path | str) -> Any:
         )
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))  # 65535 becomes 255
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # of a palette Pillow would warn that RGB cannot keep it
     return image.convert("RGB")

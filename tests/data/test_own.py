@@ -222,6 +222,16 @@ def test_16_bits_become_8(tmp_path, suffix, orders):
     assert torch.equal(load_image(path, size=8), expected.expand(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize("transparency", [0, bytes([0, 255, 128])])
+@pytest.mark.filterwarnings("error")
+def test_of_a_palette_with_transparency_the_colours_are_kept(tmp_path, transparency):
+    image = Image.frombytes("P", (2, 2), bytes([0, 1, 2, 0]))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "palette.png", transparency=transparency)
+    red, green, blue = load_image(tmp_path / "palette.png", size=2)[0].flatten(1).tolist()
+    assert (red, green, blue) == ([10, 40, 70, 10], [20, 50, 80, 20], [30, 60, 90, 30])
+
+
 @pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
 def test_pixels_without_a_known_white_are_refused(folder, mode, dtype):
     path = folder / "red" / "3.tif"
