@@ -96,6 +96,7 @@ def resnet18_sdn(*, in_channels: int = 3, image_size: int = 32, pool: str = "mix
 
 
 def _with_early_exits(count: int, exit_after: Sequence[int], kwargs: dict) -> MultiExitNet:
+    check_early_exits(exit_after, _LAST_UNIT + 1)
     if len(exit_after) != count:
         raise ValueError(f"a network with {count + 1} exits has {count} early ones, got exit_after={tuple(exit_after)}")
     return resnet18(exit_after=exit_after, **kwargs)

@@ -109,6 +109,12 @@ def test_values_that_make_no_network_are_named(arguments, message):
         resnet18(**{"width": 2, **arguments})
 
 
+@pytest.mark.parametrize("name", ["resnet18_2exits", "resnet18_3exits"])
+def test_a_single_unit_for_the_exits_is_no_sequence(name):
+    with pytest.raises(ValueError, match=r"a sequence, such as \(3,\), got 3"):
+        create_model(name, width=2, exit_after=3)
+
+
 @pytest.mark.parametrize(("name", "count"), [("resnet18_2exits", 2), ("resnet18_3exits", 3)])
 def test_the_number_of_exits_is_what_the_name_says(name, count):
     with pytest.raises(ValueError, match=f"a network with {count} exits has {count - 1} early ones"):
