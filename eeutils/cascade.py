@@ -13,6 +13,7 @@ from eeutils.analysis.predictions import Batched, check_outputs, check_split
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.inference import prepared_for_inference
+from eeutils.models.memory import a_weight
 from eeutils.models.multiexit import check_answers, check_exits, checked_answers, map_tensors, uncompiled
 from eeutils.models.state import check_weights
 
@@ -67,7 +68,7 @@ class Cascade:
     Raises:
         TypeError: if `net` has no exits, `policy` is no policy, or `dtype` no torch.dtype.
         ValueError: if the policy is for another number of exits, the fallback is unknown, there is no such device, or a
-            weight of the network is NaN or infinite.
+            weight of the network is NaN or infinite, or is not there yet as in a lazy layer.
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class Cascade:
         check_fallback(fallback)
         _check_dtype(dtype)
         net = uncompiled(net)
+        weight = a_weight(net)
         check_weights(net)
         self.policy = policy
         self.fallback = fallback
-        self.device = next(net.parameters()).device if device is None else choose_device(device)
-        self.dtype = dtype or next(net.parameters()).dtype
+        self.device = weight.device if device is None else choose_device(device)
+        self.dtype = dtype or weight.dtype
         self.net = prepared_for_inference(net).to(self.device, self.dtype)
         self._stages = list(self.net.stages())
 

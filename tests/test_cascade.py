@@ -607,3 +607,17 @@ def test_on_a_gpu_the_answers_are_the_same():
     here = Cascade(net, policy).run(split)
     assert torch.equal(there.exit_index.cpu(), here.exit_index)
     assert next(net.parameters()).device.type == "cpu"
+
+
+def test_a_network_without_weights_gets_the_tables_answers():
+    net = MultiExitNet([nn.ReLU(), nn.AvgPool2d(2)], {0: MeanOfChannels(), 1: MeanOfChannels()})
+    split = make_split(8)
+    predictions = predict(net, split, costs=[1, 2])
+    assert torch.equal(Cascade(net, ThresholdPolicy(0.0)).run(split).logits, predictions.logits[0])
+
+
+class MeanOfChannels(nn.Module):
+    """Logits without a weight, ten of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3))[:, None] * torch.arange(10)

@@ -17,7 +17,7 @@ from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
-from eeutils.models.memory import channels_last
+from eeutils.models.memory import a_weight, channels_last
 from eeutils.models.multiexit import check_answers, check_exits, checked_answers
 
 
@@ -164,8 +164,8 @@ def predict(
         TypeError: if `net` has no exits, or `split` is no split.
         ValueError: if the network cannot read images of this size and number of channels, or answers NaN or infinity,
             or for other than the split's classes, two or more; if an early exit's head works in place on what it
-            reads, see `eeutils.analysis.costs.measure_costs`; `costs` are not increasing, positive and finite; or
-            there is no such device.
+            reads, see `eeutils.analysis.costs.measure_costs`; if `costs` are not increasing, positive and finite; a
+            lazy layer has no weights yet; or there is no such device.
     """
     check_exits(net)
     check_split(split)
@@ -249,7 +249,7 @@ def check_outputs(split: Batched, outputs: int) -> None:
 
 
 def _batches(net: MultiExitNet, split: Batched, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    dtype = next(net.parameters()).dtype
+    dtype = a_weight(net).dtype
     return (images.to(dtype) for images, _ in split.batches(batch_size, device))
 
 
@@ -264,7 +264,7 @@ def _evaluating(net: MultiExitNet, device: torch.device | str | None) -> Iterato
 
     Each part by itself: while exits alone are trained the backbone is held in evaluation mode.
     """
-    home = next(net.parameters()).device
+    home = a_weight(net).device
     at = home if device is None else choose_device(device)
     training = [module for module in net.modules() if module.training]
     try:

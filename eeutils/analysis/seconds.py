@@ -11,6 +11,7 @@ from torch import Tensor
 from eeutils.analysis.predictions import Batched, check_split, try_out
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
+from eeutils.models.memory import a_weight
 from eeutils.models.multiexit import check_exits
 
 Result = TypeVar("Result")
@@ -58,7 +59,7 @@ def measure_seconds(
     if batches < 1:
         raise ValueError(f"batches must be positive, got {batches}")
     try_out(net, split, device)
-    weight = next(net.parameters())
+    weight = a_weight(net)
     device, dtype = weight.device if device is None else choose_device(device), dtype or weight.dtype
     given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eeutils.models.memory import check_sizes
 from eeutils.models.multiexit import Features, MultiExitNet, check_exits, reading
 
 # Where numbers are looked at torch names the device ("cannot be called on meta tensors", "register_meta"); where shapes
@@ -21,8 +22,10 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
 
     Raises:
         TypeError: if `net` has no exits.
+        ValueError: if a lazy layer of it has no weights yet.
     """
     check_exits(net)
+    check_sizes(net)
     return deepcopy(net).to("meta", torch.float32).eval()
 
 

@@ -1,4 +1,4 @@
-"""How a network's tensors lie in memory."""
+"""Where a network's tensors are, and how they lie in memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,30 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+def a_weight(net: nn.Module) -> Tensor:
+    """A tensor that tells where `net` is and what it computes in: of floats, one of its own if it has such.
+
+    Else an empty one, float32 on the CPU.
+
+    Raises:
+        ValueError: if a lazy layer does not know yet how large its weights are.
+    """
+    check_sizes(net)
+    floats = (tensor for tensor in _tensors(net) if tensor.is_floating_point())
+    return next(floats, torch.empty(0, dtype=torch.float32))
+
+
+def check_sizes(net: nn.Module) -> None:
+    """See that every layer of `net` knows how large its weights are.
+
+    Raises:
+        ValueError: if a lazy one does not yet.
+    """
+    if any(map(is_lazy, _tensors(net))):
+        raise ValueError("a lazy layer of the network has no weights yet; call net(images) once first")
 
 
 def to_channels_last(net: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.layers import initialise
 from eeutils.models.macs import count_macs, on_meta, walk_units
+from eeutils.models.memory import a_weight
 from eeutils.models.multiexit import Features, MultiExitNet, add_exits, check_early_exits, map_tensors
 
 SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
@@ -80,7 +81,7 @@ def with_internal_classifiers(
     features = [feature for _, feature in walk_units(shapes, image_shape)]
     last = len(features) - 1
     _, answer = count_macs(shapes.exits[str(last)], features[last], f"exit after unit {last}")
-    weight = next(net.parameters())
+    weight = a_weight(net)
     heads = {}
     for unit, each in zip(sorted(after), pools, strict=True):
         channels, height, width = _map_shape(unit, features[unit])

@@ -10,6 +10,7 @@ from eeutils.data.augmentation import augmented_batch
 from eeutils.data.splits import missing_classes
 from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
+from eeutils.models.memory import a_weight
 from eeutils.models.multiexit import check_exits, checked_answers
 from eeutils.training.config import TrainConfig
 from eeutils.training.regimes import start_training, trained_part
@@ -49,7 +50,7 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_siz
                 f"{name!r} of the network is {weight.dtype}; train in float32 (`net.float()`): precision='bf16' "
                 "computes in 16 bits"
             )
-    shape, home = data.image_shape, next(net.parameters()).device
+    shape, home = data.image_shape, a_weight(net).device
     share = max(1, config.batch_size // world_size)
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
     few = data.train.images[: min(share, 2)].cpu()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils.models.memory import channels_last
+from eeutils.models.memory import a_weight, channels_last
 
 
 @pytest.fixture
@@ -104,3 +104,13 @@ def test_also_after_an_error(net):
     with pytest.raises(KeyError), channels_last(net):
         raise KeyError
     assert in_channels_last(net) == before
+
+
+def test_a_weight_tells_what_a_network_computes_in():
+    counted = nn.Module()
+    counted.register_buffer("count", torch.tensor(0))
+    counted.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+    assert a_weight(counted) is counted.mean
+    assert a_weight(nn.Conv2d(3, 4, 3).bfloat16()).dtype == torch.bfloat16
+    nothing = a_weight(nn.ReLU())
+    assert (nothing.dtype, nothing.device.type) == (torch.float32, "cpu")
