@@ -191,6 +191,7 @@ def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
         "excess AURC": "excess_aurc",
         "overlap of shares": "overlap_of_shares",
         "best split's errors": "split_errors",
+        "overlap": "overlap",
         "suspected right": "suspected_right",
         "trusted wrong": "trusted_wrong",
     }
