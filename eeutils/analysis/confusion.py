@@ -137,10 +137,11 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
             or all wrong, so that there is nothing to tell apart.
     """
     _check(suspicion, wrong, bins)
-    values, places, counts = suspicion.double().unique(return_inverse=True, return_counts=True)
+    suspicion = suspicion.double()
+    values, places, counts = suspicion.unique(return_inverse=True, return_counts=True)
     mistakes = places[wrong].bincount(minlength=len(values))  # (V,), of the answers equally suspect
     edges = np.histogram_bin_edges(values.numpy(), bins)
-    of_right, of_wrong = suspicion[~wrong].double(), suspicion[wrong].double()
+    of_right, of_wrong = suspicion[~wrong], suspicion[wrong]
     kept = torch.arange(1, len(wrong) + 1, dtype=torch.float64)
     return ErrorIndicator(
         edges=torch.from_numpy(edges),
@@ -149,7 +150,7 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
         suspected_right=int((of_right > of_wrong.mean()).sum()),
         trusted_wrong=int((of_wrong < of_right.mean()).sum()),
         split_errors=_best_split(mistakes, counts),
-        auroc=float(roc_auc_score(wrong.numpy(), suspicion.double().numpy())),
+        auroc=float(roc_auc_score(wrong.numpy(), suspicion.numpy())),
         coverage=kept / len(wrong),
         risk=(mistakes / counts.double()).repeat_interleave(counts).cumsum(0) / kept,
     )

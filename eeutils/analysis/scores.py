@@ -65,9 +65,8 @@ def register_score(score: Score) -> Score:
 
     Args:
         score: logits (..., C) -> (...) in [0, 1], larger is surer: every search for thresholds looks between 0 and 1,
-            and refuses scores beyond.
-            It scores every answer by itself, whatever else is in `logits`; a rule that looks at several exits is a
-            `Policy`.
+            and refuses scores beyond. It scores every answer by itself, whatever else is in `logits`; a rule that looks
+            at several exits is a `Policy`.
 
     Raises:
         ValueError: if another score has that name; the same one defined anew (a notebook's cell run again) may.

@@ -94,7 +94,7 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: s
 
     There always are some: at worst those that let nobody leave early. For how they are found see `choose_for_budget`.
     The drop is counted on the images searched on, which flatters the choice the more, the more exits there are: with
-    six early ones twice as much was lost on new images. `choose_one_threshold` has next to nothing to overfit.
+    six early ones twice as much was lost on new images. `choose_one_threshold` has next to nothing to overfit with.
 
     Raises:
         TypeError: if `validation` is no table of predictions.

@@ -91,8 +91,8 @@ def load_image(path: Path | str, size: int = 32) -> Tensor:
     """An image file as (1, 3, size, size) uint8, made just as `data_from_folder` makes its images.
 
     It is turned as its EXIF says, 16 bits a pixel become 8, grey becomes RGB, and transparency is dropped: a pixel gets
-    the colour that it has in the file, seen or not; then it is scaled until the shorter
-    side has `size` pixels, and the middle square is kept. To ask a network, normalise it as the training images were:
+    the colour that it has in the file, seen or not. Then it is scaled until the shorter side has `size` pixels, and the
+    middle square is kept. To ask a network, normalise it as the training images were:
     `net(data.normalization(load_image("photo.jpg", size=32)))`; a `Cascade` is called alike.
 
     Raises:
