@@ -1,11 +1,10 @@
 """Networks made ready to answer and nothing else."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from eeutils.models.folding import fold_norms
 from eeutils.models.memory import to_channels_last
 from eeutils.models.multiexit import Features, MultiExitNet, Stage, check_exits
 
@@ -13,20 +12,17 @@ from eeutils.models.multiexit import Features, MultiExitNet, Stage, check_exits
 def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
     """A copy of `net` in evaluation mode with batch normalisations folded into the convolutions before them.
 
-    Only neighbours in an `nn.Sequential` that runs as a whole are folded: there nothing but the norm reads the
-    convolution. Such are units and heads, what lies in them, and the layers of this package's blocks; within a block of
-    yours nothing is folded, for it may read parts of a chain by themselves. The copy answers the same up to rounding.
-    On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 % one image at a time, by 19 % in
-    batches of 256 (one thread, best of alternated repeats).
+    Blocks of yours are folded too, where nothing but the norm reads the convolution. The copy answers the same up to
+    rounding. On a CPU it is a little faster: a ResNet18 of width 16 with three exits by 11 % one image at a time, by
+    19 % in batches of 256; torchvision's MobileNetV2 on images of 64 pixels by 17 %, and by 19 % in batches of 32 (one
+    thread, alternated repeats).
 
     Raises:
         TypeError: if `net` has no exits.
     """
     check_exits(net)
     copy = deepcopy(net).eval()
-    for part in (*copy.units, *copy.exits.values()):
-        for chain in list(_chains(part)):
-            _fold_neighbours(chain)
+    fold_norms([*copy.units, *copy.exits.values()])
     to_channels_last(copy.requires_grad_(False))
     return copy
 
@@ -72,27 +68,3 @@ def stage_modules(net: MultiExitNet) -> list[StageModule]:
     """
     check_exits(net)
     return [StageModule(stage) for stage in net.stages()]
-
-
-def _chains(module: nn.Module) -> Iterator[nn.Sequential]:
-    """The `nn.Sequential`s in `module` that run as a whole; others' blocks may read parts of theirs by themselves."""
-    if type(module).forward is nn.Sequential.forward:
-        yield module
-    elif not type(module).__module__.startswith("eeutils."):
-        return
-    for child in module.children():
-        yield from _chains(child)
-
-
-def _fold_neighbours(chain: nn.Sequential) -> None:
-    for index in range(len(chain) - 1):
-        first, second = chain[index], chain[index + 1]
-        if _can_be_folded(first, second):
-            chain[index], chain[index + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
-
-
-def _can_be_folded(first: nn.Module, second: nn.Module) -> bool:
-    """Of a convolution and a norm that are just that: a subclass, or a hook, may make its weight anew every time."""
-    if type(first) is not nn.Conv2d or type(second) is not nn.BatchNorm2d or second.running_mean is None:
-        return False
-    return not any((each._forward_pre_hooks or each._forward_hooks) for each in (first, second))

@@ -1,4 +1,3 @@
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,6 @@ from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.cascade import Cascade
 from eeutils.models import (
     MultiExitNet,
-    create_model,
-    list_models,
     map_tensors,
     prepared_for_inference,
     resnet18,
@@ -143,62 +140,6 @@ def test_stages_that_hand_on_a_tuple_can_be_exported(tmp_path):
 def test_a_network_without_exits_has_no_stages():
     with pytest.raises(TypeError, match="Conv2d has no exits"):
         stage_modules(nn.Conv2d(3, 3, 1))
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_in_networks_of_this_package_every_norm_after_a_convolution_is_folded(name):
-    with torch.device("meta"):
-        prepared = prepared_for_inference(create_model(name))
-    chains = [module for module in prepared.modules() if isinstance(module, nn.Sequential)]
-    kinds = [[type(layer) for layer in chain] for chain in chains]
-    assert any(nn.Conv2d in chain for chain in kinds)
-    assert not any(pair == (nn.Conv2d, nn.BatchNorm2d) for chain in kinds for pair in pairwise(chain))
-
-
-def body() -> nn.Sequential:
-    """With statistics that matter when they are folded."""
-    norm = nn.BatchNorm2d(3)
-    norm.running_mean.copy_(torch.tensor([-0.5, 0.0, 0.5]))
-    norm.running_var.copy_(torch.tensor([0.1, 1.0, 5.0]))
-    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), norm, nn.ReLU())
-
-
-class Tapped(nn.Module):
-    """Adds up what each layer of its body gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = body()
-
-    def forward(self, x: Tensor) -> Tensor:
-        taps = [x := layer(x) for layer in self.body]
-        return sum(taps)
-
-
-class ReadInPart(Tapped):
-    """Leaves out its body's norm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body[2](self.body[0](x))
-
-
-class Standardized(Tapped):
-    """Computes with its body's weights and not with its layers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.body[0].weight
-        return self.body(x) + nn.functional.conv2d(x, weight / weight.std(), padding=1)
-
-
-@pytest.mark.parametrize("place", ["unit", "within a unit", "head"])
-@pytest.mark.parametrize("block", [Tapped, ReadInPart, Standardized])
-def test_blocks_that_read_parts_of_a_chain_answer_the_same(block, place):
-    last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    unit = {"unit": block(), "within a unit": nn.Sequential(body(), block()), "head": body()}[place]
-    net = MultiExitNet([unit], {0: nn.Sequential(block(), *last) if place == "head" else last}).eval()
-    images = torch.randn(4, 3, 8, 8)
-    folded, plain = prepared_for_inference(net)(images)[0], net(images)[0]
-    torch.testing.assert_close(folded, plain.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_network_without_exits_cannot_be_prepared():
