@@ -27,6 +27,7 @@ from eeutils.weights import (
     load_history,
     load_predictions,
     load_weights,
+    without_seed,
 )
 
 QUICK_WIDTH = 8
@@ -87,10 +88,15 @@ class Session:
         if not fitting:
             kinds = sorted({_kind(entry) for entry in registry.entries if _is_usual(entry)})
             raise ValueError(
-                f"no trained weights of {network!r}; choose a <model>-<pool> from {kinds} "
-                f"or a full name from {list_weights(registry)}"
+                f"no trained weights of {network!r}; choose a <model>-<pool> from {kinds} or a full name that "
+                "list_weights() has"
             )
         return fitting.get(_common_width(registry), fitting[max(fitting)])
+
+    def seeds(self, network: str) -> list[str]:
+        """The names of all trained weights of that kind, whatever their seed; in quick mode there is one."""
+        kind = without_seed(self.weights_name(network))
+        return [name for name in list_weights(default_registry()) if without_seed(name) == kind] or [network]
 
     def network(self, network: str) -> MultiExitNet:
         """The trained network, in evaluation mode on the CPU."""

@@ -34,9 +34,9 @@ from eeutils.files import write_text
 from eeutils.goals import goals_board
 from eeutils.pages import RESULTS, refresh_pages
 from eeutils.plots import plot_curves, use_style
-from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard, shallow_deep_board
-from eeutils.tables import Spread, frame_as_markdown
-from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights, without_seed
+from eeutils.scoreboard import MAX_DROP, Evaluation, over_seeds, scoreboard, shallow_deep_board
+from eeutils.tables import frame_as_markdown
+from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
 
 TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
@@ -112,13 +112,6 @@ def boards_of(evaluations: Mapping[str, Evaluation]) -> dict[str, pd.DataFrame]:
     many = {name: run for name, run in evaluations.items() if run.test.num_exits > _FEW_EXITS}
     few = {name: run for name, run in evaluations.items() if name not in many}
     return {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
-
-
-def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
-    """`board` with one row for all seeds of a network: how many they are, then mean and standard deviation."""
-    groups = board.groupby(without_seed, sort=False)
-    rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
-    return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
 
 
 def _recompute(entry: WeightEntry) -> Evaluation:

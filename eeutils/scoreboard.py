@@ -10,6 +10,8 @@ from eeutils.analysis.metrics import accuracy_of, accuracy_per_exit, ensemble_pr
 from eeutils.analysis.overthinking import destructive
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice, choose_for_budget, choose_one_threshold
+from eeutils.tables import Spread
+from eeutils.weights import without_seed
 
 MAX_DROP = 0.005
 """What a cascade in the scoreboard may lose on validation against its last exit: half a point."""
@@ -46,6 +48,13 @@ def shallow_deep_board(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
     is that of the last exit's mistakes which some exit before it would not have made, with its 95 % bootstrap interval.
     """
     return pd.DataFrame({name: _shallow_deep_row(each) for name, each in networks.items()}).T.rename_axis("network")
+
+
+def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
+    """`board` with one row for all seeds of a network: how many they are, then mean and standard deviation."""
+    groups = board.groupby(without_seed, sort=False)
+    rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
+    return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
 
 
 def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:

@@ -20,6 +20,9 @@ class Spread:
         # Not by the deviation: of equal numbers rounding may leave a little.
         return Spread(mean, deviation) if values.nunique() > 1 and not pd.isna(mean) else mean
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table: numbers with two decimals, right-aligned; missing ones empty; anything else as it is."""
@@ -42,8 +45,6 @@ def frame_as_markdown(frame: pd.DataFrame) -> str:
 
 
 def _text(cell: object) -> str:
-    if isinstance(cell, Spread):
-        return f"{cell.mean:.2f} ± {cell.deviation:.2f}"
     if not isinstance(cell, float):
         return str(cell)
     return "" if pd.isna(cell) else f"{cell:.2f}"

@@ -136,7 +136,9 @@ def test_the_full_name_of_weights_is_taken_as_it_is(registry):
 def test_an_unknown_kind_is_named_with_those_that_there_are(registry):
     registry(trained("resnet18_3exits", "spp", 64, model_args={"exit_after": [2, 4]}, name="full-name"))
 
-    with pytest.raises(ValueError, match=r"'resnet99-avg'; .* from \['resnet18-avg', .*full name from .*'full-name'"):
+    with pytest.raises(
+        ValueError, match=r"'resnet99-avg'; .* from \['resnet18-avg', .*full name that list_weights\(\) has"
+    ):
         Session(quick=False).weights_name("resnet99-avg")
 
 
@@ -145,3 +147,11 @@ def test_a_network_without_a_choice_of_pooling_is_asked_for_by_its_model(registr
 
     assert Session(quick=False).weights_name("vgg16").startswith("vgg16-None-16")
     assert Session(quick=True).network("resnet18").num_exits == 1
+
+
+def test_runs_of_one_kind_are_found_whatever_their_seed(registry, empty_cache):
+    seeds = [f"spp-w16{end}" for end in ("", "-s1", "-s2")]
+    registry(*(trained("resnet18_3exits", "spp", 16, name=name) for name in (*seeds, "spp-w24")))
+
+    assert Session(quick=False).seeds("spp-w16-s1") == seeds
+    assert Session(quick=True).seeds("resnet18_3exits-spp") == ["resnet18_3exits-spp"]

@@ -16,7 +16,6 @@ from eeutils.data import Normalization
 from eeutils.errors import StorageError
 from eeutils.recipes import plan
 from eeutils.scoreboard import Evaluation
-from eeutils.tables import frame_as_markdown
 from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
@@ -87,20 +86,6 @@ def test_shares_of_mistakes_may_move_more_than_shares_of_images():
 
     assert results._differences(board, board + 0.9) == ["net, cascade: 88.00 is published, 88.90 came out"]
     assert len(results._differences(board, board + 1.1)) == 3
-
-
-def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
-    names = pd.Index(["net-s1", "another", "net", "net-s2"], name="network")
-    board = pd.DataFrame(
-        {"last exit": [89.0, 70.0, 90.0, 91.0], "cascade": [88.0, float("nan"), 88.0, 88.0]}, index=names
-    )
-
-    assert frame_as_markdown(results.over_seeds(board)).splitlines() == [
-        "| network | seeds | last exit | cascade |",
-        "| --- | --- | ---: | ---: |",
-        "| net | 3 | 90.00 ± 1.00 | 88.00 |",
-        "| another | 1 | 70.00 |  |",
-    ]
 
 
 def test_words_in_a_table_are_not_compared():

@@ -2,11 +2,13 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.scoreboard import Evaluation, scoreboard, shallow_deep_board
+from eeutils.scoreboard import Evaluation, over_seeds, scoreboard, shallow_deep_board
+from eeutils.tables import frame_as_markdown
 
 
 def table(answers: list[list[int]], labels: list[int], sure: float, costs: list[float]) -> Predictions:
@@ -104,3 +106,17 @@ def test_a_network_with_many_exits_is_measured_within_budgets_and_for_overthinki
     assert (row["cascade"], row["cascade cost (%)"], row["MACs (M)"]) == (60.0, pytest.approx(40.0), 5.0)
     assert row["destructive share (%)"] == 50.0
     assert 0.0 <= row["from"] <= 50.0 <= row["to"] <= 100.0
+
+
+def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
+    names = pd.Index(["net-s1", "another", "net", "net-s2"], name="network")
+    board = pd.DataFrame(
+        {"last exit": [89.0, 70.0, 90.0, 91.0], "cascade": [88.0, float("nan"), 88.0, 88.0]}, index=names
+    )
+
+    assert frame_as_markdown(over_seeds(board)).splitlines() == [
+        "| network | seeds | last exit | cascade |",
+        "| --- | --- | ---: | ---: |",
+        "| net | 3 | 90.00 ± 1.00 | 88.00 |",
+        "| another | 1 | 70.00 |  |",
+    ]

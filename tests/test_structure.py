@@ -24,8 +24,9 @@ LAYERS = (
     {"files", "tables", "sources"},
     {"data", "models"},
     {"analysis"},
-    {"cascade", "training", "scoreboard"},
+    {"cascade", "training"},
     {"weights"},
+    {"scoreboard"},
     {"plots", "goals", "classifier", "pages"},
     {"notebook"},
     {"train", "demo", "results"},  # programs

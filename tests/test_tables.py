@@ -37,6 +37,7 @@ def test_what_was_measured_several_times_is_shown_with_its_deviation():
     spread = Spread.of(pd.Series([88.0, 90.0]))
 
     assert (spread.mean, spread.deviation) == (89.0, pytest.approx(2**0.5))
+    assert str(spread) == "89.00 ± 1.41"
     table = markdown_table(["name", "x"], [["a", spread], ["b", 1.0]])
     assert table.splitlines()[1:] == ["| --- | ---: |", "| a | 89.00 ± 1.41 |", "| b | 1.00 |"]
 

@@ -31,6 +31,7 @@ from .metrics import ensemble_weights as ensemble_weights
 from .metrics import exit_table as exit_table
 from .metrics import gains as gains
 from .metrics import paired_bootstrap as paired_bootstrap
+from .metrics import points_gained as points_gained
 from .metrics import sure_images as sure_images
 from .overthinking import Destructive as Destructive
 from .overthinking import Wasteful as Wasteful

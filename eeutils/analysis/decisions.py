@@ -1,5 +1,6 @@
 """Decisions: where a policy lets every image of a table leave, and what comes of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +46,12 @@ class Decisions:
     @property
     def exit_rates(self) -> Tensor:
         """(E,) float64, share of the images that left at each exit."""
-        return torch.bincount(self.exit_index, minlength=len(self.costs)).double() / len(self.exit_index)
+        return _exit_rates(self.exit_index, len(self.costs))
+
+    def exit_rates_by_class(self, classes: Sequence[str]) -> dict[str, Tensor]:
+        """`exit_rates` of "all" images, then of those of each class: what `eeutils.plots.plot_exit_rates` takes."""
+        left = {name: self.exit_index[self.labels == label] for label, name in enumerate(classes)}
+        return {"all": self.exit_rates} | {name: _exit_rates(index, len(self.costs)) for name, index in left.items()}
 
 
 def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> Decisions:
@@ -80,3 +86,7 @@ def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
     for index in reversed(range(num_exits - 1)):  # from deep to shallow: the first exit to let an image go wins
         left_at[leaving(policy, logits[: index + 1])] = index
     return left_at
+
+
+def _exit_rates(exit_index: Tensor, num_exits: int) -> Tensor:
+    return torch.bincount(exit_index, minlength=num_exits).double() / len(exit_index)

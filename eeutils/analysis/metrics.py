@@ -10,6 +10,7 @@ from torch import Tensor
 from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
+from eeutils.models.multiexit import check_exit_index
 
 _ENSEMBLES = ("mean", "weighted", "geometric")
 
@@ -116,7 +117,12 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
 
 
 def sure_images(predictions: Predictions, exit_index: int, confidence: float) -> Tensor:
-    """Positions of the images that an exit gets right with at least this confidence, surest first, (n,) int64."""
+    """Positions of the images that an exit gets right with at least this confidence, surest first, (n,) int64.
+
+    Raises:
+        ValueError: if there is no such exit.
+    """
+    check_exit_index(exit_index, predictions.num_exits)
     sure = predictions.confidence[exit_index]
     return surest_first(predictions.correct[exit_index] & (sure >= confidence), sure)
 
@@ -160,3 +166,17 @@ def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, s
         ends.append(bootstrap_interval((gained - lost) / correct.shape[1]))
     low, high = torch.tensor(ends, dtype=torch.float64).T
     return low, high
+
+
+def points_gained(correct: Tensor, reference: Tensor) -> dict[str, float]:
+    """Percentage points by which `correct` (N,) bool is above `reference` (N,) bool on the same images.
+
+    Returns:
+        "gain", and "low" and "high", the ends of its 95 % interval (`paired_bootstrap`).
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    low, high = paired_bootstrap(correct[None], reference[None])
+    gain = correct.double().mean() - reference.double().mean()
+    return {"gain": 100 * float(gain), "low": 100 * float(low), "high": 100 * float(high)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
 from eeutils.analysis.metrics import surest_first
 from eeutils.analysis.predictions import Predictions
+from eeutils.models.multiexit import check_exit_index
 
 
 def first_correct(predictions: Predictions) -> Tensor:
@@ -28,12 +29,22 @@ def first_correct(predictions: Predictions) -> Tensor:
 
 
 def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
-    """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64."""
+    """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64.
+
+    Raises:
+        ValueError: if there is no such exit.
+    """
+    check_exit_index(exit_index, predictions.num_exits)
     return surest_first(first_correct(predictions) == exit_index, predictions.confidence[exit_index])
 
 
 def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
-    """Positions of the images that this exit gets right and no other one does, surest first, (n,) int64."""
+    """Positions of the images that this exit gets right and no other one does, surest first, (n,) int64.
+
+    Raises:
+        ValueError: if there is no such exit.
+    """
+    check_exit_index(exit_index, predictions.num_exits)
     alone = predictions.correct[exit_index] & (predictions.correct.sum(0) == 1)
     return surest_first(alone, predictions.confidence[exit_index])
 

@@ -6,13 +6,14 @@ from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
 from eeutils.models.multiexit import MultiExitNet, add_exits, copy_backbone, drop_exits, map_tensors, truncate
 from eeutils.models.registry import create_model, list_models, register_model
-from eeutils.models.resnet import resnet18, resnet18_2exits, resnet18_3exits, resnet18_sdn
+from eeutils.models.resnet import RESNET18_SDN_SHARES, resnet18, resnet18_2exits, resnet18_3exits, resnet18_sdn
 from eeutils.models.resnet56 import resnet56, resnet56_sdn
 from eeutils.models.sdn import SDN_SHARES, exits_at_cost, with_internal_classifiers
 from eeutils.models.vgg import vgg16, vgg16_sdn
 from eeutils.models.wideresnet import wideresnet32_4, wideresnet32_4_sdn
 
 __all__ = [
+    "RESNET18_SDN_SHARES",
     "SDN_SHARES",
     "InternalClassifier",
     "MixedPool",

@@ -259,6 +259,16 @@ def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
     return _in_mode_of(net, MultiExitNet(net.units, exits))
 
 
+def check_exit_index(exit_index: int, num_exits: int) -> None:
+    """See that there is such an exit; 0 is the shallowest.
+
+    Raises:
+        ValueError: that says which there are.
+    """
+    if not 0 <= exit_index < num_exits:
+        raise ValueError(f"exit_index {exit_index} is not in 0..{num_exits - 1}")
+
+
 def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
     """A new network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`.
 
@@ -267,8 +277,7 @@ def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
         ValueError: if it has none of that index.
     """
     check_exits(net)
-    if not 0 <= exit_index < net.num_exits:
-        raise ValueError(f"exit_index {exit_index} is not in 0..{net.num_exits - 1}")
+    check_exit_index(exit_index, net.num_exits)
     last = net.exit_after[exit_index]
     exits = {unit: head for unit, head in _exits(net).items() if unit <= last}
     return _in_mode_of(net, MultiExitNet(net.units[: last + 1], exits))

@@ -22,8 +22,9 @@ from eeutils.models.registry import register_model
 from eeutils.models.sdn import exits_at_cost, plain_network, with_internal_classifiers
 
 _LAST_UNIT = 8
-# Shallow-Deep Networks' shares, but for the last: no unit before the network's own classifier reaches 90 %.
-_SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.85)
+
+RESNET18_SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.85)
+"""`SDN_SHARES` for ResNet18, but for the last: no unit before the network's own classifier reaches 90 %."""
 
 
 @register_model
@@ -91,7 +92,7 @@ def resnet18_sdn(*, in_channels: int = 3, image_size: int = 32, pool: str = "mix
     """
     net = plain_network(resnet18, in_channels=in_channels, **kwargs)
     image_shape = (in_channels, image_size, image_size)
-    after = exits_at_cost(net, _SDN_SHARES, image_shape)
+    after = exits_at_cost(net, RESNET18_SDN_SHARES, image_shape)
     return with_internal_classifiers(net, image_shape, after=after, pool=pool)
 
 

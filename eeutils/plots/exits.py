@@ -167,7 +167,14 @@ def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] =
 
 
 def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """Where images leave: for each row (a class, a threshold) the share (E,) that each exit takes, stacked."""
+    """Where images leave: for each row (a class, a threshold) the share (E,) that each exit takes, stacked.
+
+    Raises:
+        ValueError: if rows are of different numbers of exits.
+    """
+    num_exits = {row: len(shares) for row, shares in rates.items()}
+    if len(set(num_exits.values())) > 1:
+        raise ValueError(f"all rows need as many exits, got {num_exits}")
     ax = ax or new_axes()
     table = torch.stack(list(rates.values())).numpy()
     left = np.zeros(len(rates))

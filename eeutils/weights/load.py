@@ -83,6 +83,8 @@ def load_predictions(name: str, split: str, *, registry: Registry | None = None)
     """
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
+    if not entry.predictions:
+        raise ValueError(f"no predictions of {name} ship; make them: predict(load_weights({name!r}), data.{split})")
     if split not in entry.predictions:
         raise ValueError(f"{name} has no predictions for {split!r}; choose from {sorted(entry.predictions)}")
     return Predictions.load(local_file(entry.predictions[split], registry.folder))

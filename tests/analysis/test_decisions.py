@@ -58,6 +58,16 @@ def test_exit_rates_name_exits_that_nobody_took():
     assert decisions.exit_rates.tolist() == [0, 1, 0]
 
 
+def test_exit_rates_of_all_images_and_of_each_class():
+    exits, labels = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1])
+    rates = Decisions(exits, labels, labels, torch.tensor([1.0, 2.0])).exit_rates_by_class(["cat", "dog"])
+    assert {name: shares.tolist() for name, shares in rates.items()} == {
+        "all": [0.4, 0.6],
+        "cat": [0.5, 0.5],
+        "dog": pytest.approx([1 / 3, 2 / 3]),
+    }
+
+
 def test_a_network_with_one_exit_lets_everybody_go_there():
     one = from_probs([[[0.9, 0.1], [0.2, 0.8]]], [0, 0], [5])
     decisions = decide(one, ThresholdPolicy(0.99))

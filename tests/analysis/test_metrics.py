@@ -17,6 +17,7 @@ from eeutils.analysis.metrics import (
     exit_table,
     gains,
     paired_bootstrap,
+    points_gained,
     sure_images,
     surest_first,
 )
@@ -207,6 +208,8 @@ def test_sure_images_are_right_and_come_surest_first(table):
     assert sure_images(table, 0, float(table.confidence[0, 0])).tolist() == [3, 0]
     assert sure_images(table, 0, 1.0).tolist() == []
     assert sure_images(table, 1, 0.0).tolist() == [3, 1, 0]
+    with pytest.raises(ValueError, match="exit_index -1 is not in 0"):
+        sure_images(table, -1, 0.0)
 
 
 def test_gains_are_percentage_points():
@@ -250,3 +253,13 @@ def test_the_bootstrap_asks_only_how_many_images_are_gained_and_lost():
 def test_the_bootstrap_needs_the_same_exits_and_images(shape):
     with pytest.raises(ValueError, match="same exits and images"):
         paired_bootstrap(torch.ones(2, 3, dtype=torch.bool), torch.ones(shape, dtype=torch.bool))
+
+
+def test_points_gained_are_percents_with_their_interval():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.rand(400, generator=generator) < 0.5
+    correct = reference | (torch.rand(400, generator=generator) < 0.2)
+    gained = points_gained(correct, reference)
+    assert gained["gain"] == pytest.approx(float((correct & ~reference).sum()) / 4)
+    assert 0 < gained["low"] < gained["gain"] < gained["high"] < 20
+    assert points_gained(reference, correct)["gain"] == -gained["gain"]

@@ -64,6 +64,12 @@ def test_images_that_one_exit_alone_gets_right(table):
     assert [only_correct_at(table, index).tolist() for index in range(3)] == [[2], [3], [4]]
 
 
+@pytest.mark.parametrize("find", [first_correct_at, only_correct_at])
+def test_exits_that_are_not_there_are_named(table, find):
+    with pytest.raises(ValueError, match=r"exit_index 3 is not in 0\.\.2"):
+        find(table, 3)
+
+
 def test_the_wasteful_effect_by_hand(table):
     effect = wasteful(table)
     assert effect.correct.tolist() == [2, 3, 3]

@@ -106,6 +106,11 @@ def test_exit_rates_fill_their_row(two_exits):
     assert [bar.get_width() for bar in ax.patches] == [0.75, 0.25]
 
 
+def test_rows_of_different_numbers_of_exits_cannot_be_stacked():
+    with pytest.raises(ValueError, match=r"as many exits, got \{'two': 2, 'three': 3\}"):
+        plots.plot_exit_rates({"two": torch.full((2,), 1 / 2), "three": torch.full((3,), 1 / 3)})
+
+
 @pytest.mark.parametrize(("index", "count", "name"), [(0, 1, "classifier"), (0, 3, "exit 1"), (2, 3, "last exit")])
 def test_exits_have_names(index, count, name):
     assert plots.exit_name(index, count) == name

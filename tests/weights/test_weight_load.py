@@ -215,7 +215,9 @@ def test_a_pickled_module_of_another_kind_gives_the_report(external, monkeypatch
 
 
 def test_a_pickled_module_has_no_predictions(external):
-    with pytest.raises(ValueError, match="no predictions"):
+    with pytest.raises(
+        ValueError, match=r"no predictions of upf ship; make them: predict\(load_weights\('upf'\), data.test"
+    ):
         load_predictions("upf", "test", registry=external)
 
 
