@@ -12,7 +12,7 @@ from torch import nn
 
 import eeutils
 from eeutils.classifier import Classifier
-from eeutils.models import MultiExitNet, create_model, resnet18
+from eeutils.models import create_model, prepared_for_inference, resnet18
 from eeutils.weights import list_weights, weight_entry
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -93,17 +93,13 @@ def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
 
 
 def test_exits_in_a_network_of_ones_own():
-    net = nn.Module()
-    net.stem = nn.Conv2d(3, 64, 3, padding=1)
-    net.blocks = nn.ModuleList(nn.Sequential(nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)) for _ in range(4))
-    net.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    names = {"net": net}
+    names, code = {}, block("MultiExitNet")
 
-    exec(block("net.stem"), names)
+    exec(code.replace('weights="DEFAULT"', "weights=None"), names)
 
-    early = names["early"]
-    assert isinstance(early, MultiExitNet)
-    assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 16, 16))] == [(2, 10)] * 2
+    early = names["early"].eval()
+    assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 64, 64))] == [(2, 10)] * 2
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in prepared_for_inference(early).modules())
 
 
 def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
