@@ -22,7 +22,9 @@ def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
     """
     check_exits(net)
     copy = deepcopy(net).eval()
-    fold_norms([*copy.units, *copy.exits.values()])
+    stages = [nn.Sequential(*stage.units) for stage in copy.stages()]
+    fold_norms([*stages, *copy.exits.values()])
+    copy.units = nn.ModuleList(unit for stage in stages for unit in stage)
     to_channels_last(copy.requires_grad_(False))
     return copy
 

@@ -67,6 +67,20 @@ def test_every_norm_of_blocks_from_elsewhere_is_folded(block):
     assert norms(answers_the_same(net)) == 0
 
 
+def test_units_that_are_layers_are_folded_unless_an_exit_reads_between_them():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)]
+    net = with_statistics(MultiExitNet(layers, {3: last(), 4: last()}))
+    prepared = answers_the_same(net)
+    assert [type(unit) for unit in prepared.units] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]
+
+
+def test_a_unit_that_comes_twice_stays_as_it_is():
+    torch.manual_seed(0)
+    unit = body()
+    assert norms(answers_the_same(network(unit, unit))) == 1
+
+
 def test_a_norm_before_its_convolution_stays():
     layer = torchvision.models.densenet._DenseLayer(3, 2, 2, 0)
     net = network(layer, head=nn.Sequential(nn.Conv2d(2, 2, 1), *last()))
