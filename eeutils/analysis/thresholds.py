@@ -1,7 +1,7 @@
 """Thresholds: what each costs and buys, and which to take. Choose on validation, report on test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +89,7 @@ class Choice:
         return Choice(policy, decisions.accuracy, decisions.relative_cost)
 
 
-def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: str = "confidence") -> Choice:
+def choose_for_accuracy(validation: Predictions, max_drop: float, score: str = "confidence") -> Choice:
     """The cheapest thresholds that lose at most `max_drop` (0.005 is half a point) against the last exit.
 
     There always are some: at worst those that let nobody leave early. For how they are found see `choose_for_budget`.
@@ -104,7 +104,7 @@ def choose_for_accuracy(validation: Predictions, max_drop: float = 0.0, score: s
     return _choose(validation, score, _allowing(validation, max_drop))
 
 
-def choose_one_threshold(validation: Predictions, max_drop: float = 0.0, score: str = "confidence") -> Choice:
+def choose_one_threshold(validation: Predictions, max_drop: float, score: str = "confidence") -> Choice:
     """The cheapest threshold, one for all early exits, that loses at most `max_drop` against the last exit.
 
     New images lose a little more than that on average (`benchmarks/threshold_choice.py`); 5,000 validation images pin a
@@ -117,7 +117,7 @@ def choose_one_threshold(validation: Predictions, max_drop: float = 0.0, score: 
     check_predictions(validation)
     scores = score_of(validation.logits[:-1], score)
     candidates = _candidates(scores)
-    best = _allowing(validation, max_drop).best(*_sweep_shared(validation, scores, candidates))
+    best = _allowing(validation, max_drop)(*_sweep_shared(validation, scores, candidates))
     return Choice.of(ThresholdPolicy(float(candidates[best]), score), validation)
 
 
@@ -144,7 +144,7 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
             f"a budget of {budget:.1%} cannot be met: the first exit alone costs {cheapest:.1%} of the network. "
             "Ask for more, or place an exit earlier"
         )
-    return _choose(validation, score, _Goal(ceiling=budget * float(validation.costs[-1])))
+    return _choose(validation, score, _most_accurate_within(budget * float(validation.costs[-1])))
 
 
 _ROUNDING, _SCORE_ROUNDING = 1e-9, 1e-6  # of costs in float64, and of scores in float32
@@ -152,37 +152,40 @@ _GRID = 1000
 _PASSES = 4
 
 
-@dataclass(frozen=True)
-class _Goal:
-    """With a `floor` under the accuracy the lowest cost, with a `ceiling` on the cost the highest accuracy."""
-
-    floor: float = -math.inf
-    ceiling: float = math.inf
-
-    def best(self, accuracy: Tensor, cost: Tensor) -> int:
-        """Which of the pairs (T,), (T,) is best; of those equally good at the goal, the one better at the other."""
-        allowed = (accuracy >= self.floor - _ROUNDING) & (cost <= self.ceiling * (1 + _ROUNDING))
-        first, second = (-cost, accuracy) if self.floor > -math.inf else (accuracy, -cost)
-        first = torch.where(allowed, first, -math.inf)
-        return int(torch.where(first == first.max(), second, -math.inf).argmax())
+_Pick = Callable[[Tensor, Tensor], int]
+"""Of thresholds with accuracies (T,) and costs (T,) the best, by its position."""
 
 
-def _allowing(validation: Predictions, max_drop: float) -> _Goal:
+def _cheapest_above(floor: float) -> _Pick:
+    return lambda accuracy, cost: _best(accuracy >= floor - _ROUNDING, -cost, accuracy)
+
+
+def _most_accurate_within(ceiling: float) -> _Pick:
+    return lambda accuracy, cost: _best(cost <= ceiling * (1 + _ROUNDING), accuracy, -cost)
+
+
+def _best(allowed: Tensor, first: Tensor, second: Tensor) -> int:
+    """Of those allowed the one largest at `first`; of those equally large there, the one largest at `second`."""
+    first = torch.where(allowed, first, -math.inf)
+    return int(torch.where(first == first.max(), second, -math.inf).argmax())
+
+
+def _allowing(validation: Predictions, max_drop: float) -> _Pick:
     if not 0 <= max_drop <= 1:
         raise ValueError(f"max_drop is a share of the images in [0, 1], got {max_drop}")
-    return _Goal(floor=float(validation.correct[-1].double().mean()) - max_drop)
+    return _cheapest_above(float(validation.accuracy[-1]) - max_drop)
 
 
-def _choose(validation: Predictions, score: str, goal: _Goal) -> Choice:
+def _choose(validation: Predictions, score: str, pick: _Pick) -> Choice:
     scores = score_of(validation.logits[:-1], score)
     candidates = _candidates(scores)
-    shared = goal.best(*_sweep_shared(validation, scores, candidates))
+    shared = pick(*_sweep_shared(validation, scores, candidates))
     chosen = [shared] * len(scores)  # positions in `candidates`
     for _ in range(_PASSES):
         before = list(chosen)
         for index, now in enumerate(before):
             accuracy, cost = _sweep_one(validation, scores, candidates[chosen], index, candidates)
-            best = goal.best(accuracy, cost)
+            best = pick(accuracy, cost)
             if (accuracy[best], cost[best]) != (accuracy[now], cost[now]):
                 chosen[index] = best
         if chosen == before:
@@ -269,12 +272,12 @@ def _sweep_one(
     predictions: Predictions, scores: Tensor, thresholds: Tensor, moving: int, candidates: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Accuracy (T,) and mean cost (T,) with the threshold of exit `moving` at each of `candidates`, others as given."""
-    reached = scores >= thresholds.to(scores.dtype)[:, None]
-    arrives = ~reached[:moving].any(0)
-    # Where an image goes that does not leave here: the first later exit that lets it go, or the last.
-    later = torch.cat([reached[moving + 1 :], torch.ones_like(reached[:1])]).int().argmax(0) + moving + 1
-    earlier = reached[:moving].int().argmax(0) if moving else torch.zeros_like(later)
-    otherwise = torch.where(arrives, later, earlier)
+    others = thresholds.to(scores.dtype).clone()
+    others[moving] = math.inf
+    # Where an image goes that does not leave here: the first other exit that lets it go, or the last.
+    reached = torch.cat([scores >= others[:, None], torch.ones_like(predictions.correct[:1])])
+    otherwise = reached.int().argmax(0)
+    arrives = otherwise > moving
     here, order = scores[moving, arrives].sort()
     first_to_leave = torch.searchsorted(here, candidates.to(scores.dtype))
 

@@ -61,8 +61,8 @@ def every_choice(predictions: Predictions, score_name: str) -> list[tuple[float,
 @pytest.mark.parametrize(
     "ask",
     [
-        choose_for_accuracy,
-        choose_one_threshold,
+        lambda table: choose_for_accuracy(table, 0.1),
+        lambda table: choose_one_threshold(table, 0.1),
         lambda table: choose_for_budget(table, 0.5),
         lambda table: choose_with_guarantee(table, 0.1),
         lambda table: decide(table, ThresholdPolicy(0.5)),
@@ -187,14 +187,14 @@ def test_up_to_998_scores_are_all_in_the_grid(num_images, missed):
 def test_with_one_early_exit_the_choice_is_the_best_there_is_on_998_images_and_one_score_off_on_more(num_images):
     for first_right in (*range(494, 504), num_images - 3, num_images - 2):
         predictions = rising(num_images, first_right)
-        leaving = num_images * (5 - 5 * choose_for_accuracy(predictions).relative_cost) / 4
+        leaving = num_images * (5 - 5 * choose_for_accuracy(predictions, 0.0).relative_cost) / 4
         possible = num_images - first_right  # with the threshold at the first right image's score
         assert leaving == pytest.approx(possible) or (num_images > 998 and leaving == pytest.approx(possible - 1))
 
 
 def test_choosing_for_accuracy_by_hand(table):
     # At the last exit 3 of 4 are right. Leaving always keeps that, at a fifth of the cost.
-    choice = choose_for_accuracy(table)
+    choice = choose_for_accuracy(table, 0.0)
     assert (choice.accuracy, choice.relative_cost) == (0.75, 0.2)
     assert decide(table, choice.policy).exit_index.tolist() == [0, 0, 0, 0]
 
@@ -203,7 +203,7 @@ def test_choosing_for_accuracy_pays_for_what_the_first_exit_gets_wrong():
     first = [[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.6, 0.4]]
     logits = torch.tensor([first, [[0.9, 0.1]] * 4], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
-    exact = choose_for_accuracy(predictions)
+    exact = choose_for_accuracy(predictions, 0.0)
     assert decide(predictions, exact.policy).exit_index.tolist() == [0, 1, 1, 1]
     assert exact.accuracy == 1
     lenient = choose_for_accuracy(predictions, max_drop=0.25)
@@ -239,7 +239,7 @@ def test_an_exit_that_is_sure_and_wrong_is_switched_off():
     logits = torch.tensor([[[0.0, 999.0], [0.0, 999.0]], [[9.0, 0.0], [9.0, 0.0]]])
     predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]).double())
     assert outcome(predictions, 1.0)[0] == 0
-    choice = choose_for_accuracy(predictions)
+    choice = choose_for_accuracy(predictions, 0.0)
     assert choice.policy.thresholds == (math.inf,)
     assert (choice.accuracy, choice.relative_cost) == (1, 1)
 
@@ -249,7 +249,7 @@ def test_one_bad_exit_is_switched_off_and_the_good_one_used():
     predictions = Predictions(
         torch.tensor([wrong, right, right]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0, 9.0]).double()
     )
-    choice = choose_for_accuracy(predictions)
+    choice = choose_for_accuracy(predictions, 0.0)
     assert (choice.accuracy, choice.relative_cost) == (1, pytest.approx(2 / 9))
 
 
@@ -259,7 +259,7 @@ def test_choosing_for_accuracy_keeps_the_floor_and_is_no_dearer_than_a_shared_th
     predictions, score_name, max_drop
 ):
     choice = choose_for_accuracy(predictions, max_drop, score_name)
-    floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
+    floor = float(predictions.accuracy[-1]) - max_drop - 1e-9
     assert choice.accuracy >= floor
     shared = candidates_of(predictions, score_name)
     allowed = [cost for accuracy, cost in (outcome(predictions, t, score_name) for t in shared) if accuracy >= floor]
@@ -287,7 +287,7 @@ def test_choosing_for_a_budget_keeps_it_and_is_no_worse_than_a_shared_threshold(
 def test_with_one_early_exit_the_choice_is_the_best_there_is(predictions, score_name, max_drop, budget):
     results = every_choice(predictions, score_name)
     full = float(predictions.costs[-1])
-    floor = float(predictions.correct[-1].double().mean()) - max_drop
+    floor = float(predictions.accuracy[-1]) - max_drop
     cheapest = min(cost for accuracy, cost in results if accuracy >= floor - 1e-9)
     choice = choose_for_accuracy(predictions, max_drop, score_name)
     assert choice.relative_cost * full == pytest.approx(cheapest)
@@ -300,7 +300,7 @@ def test_with_one_early_exit_the_choice_is_the_best_there_is(predictions, score_
 @given(predictions=tables(max_exits=3, max_images=6), score_name=SCORES, max_drop=st.floats(0, 0.5))
 def test_no_move_of_one_threshold_makes_a_choice_better(predictions, score_name, max_drop):
     choice = choose_for_accuracy(predictions, max_drop, score_name)
-    floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
+    floor = float(predictions.accuracy[-1]) - max_drop - 1e-9
     chosen = choice.policy.thresholds
     candidates = candidates_of(predictions, score_name)
     for index, candidate in itertools.product(range(len(chosen)), candidates):
@@ -315,7 +315,7 @@ def test_two_thresholds_beat_one_where_the_exits_are_not_equally_trustworthy():
     logits = torch.tensor([first, [[0.6, 0.4]] * 3, [[0.9, 0.1]] * 3], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.zeros(3, dtype=torch.int64), torch.tensor([1.0, 2.0, 9.0]).double())
     shared = [outcome(predictions, t) for t in candidates_of(predictions, "confidence")]
-    choice = choose_for_accuracy(predictions)
+    choice = choose_for_accuracy(predictions, 0.0)
     assert (choice.accuracy, choice.relative_cost * 9) == (1, pytest.approx(2))
     assert min(cost for accuracy, cost in shared if accuracy == 1) == 9
     assert min(cost for _, cost in every_choice(predictions, "confidence")) == 1
@@ -347,7 +347,7 @@ def test_a_threshold_is_moved_again_when_another_ones_move_has_made_room():
 @settings(deadline=None)
 @given(tables(), st.sampled_from([0.0, 0.1, 0.3]), SCORES)
 def test_one_threshold_is_the_cheapest_that_loses_no_more(predictions, max_drop, score_name):
-    floor = float(predictions.correct[-1].double().mean()) - max_drop - 1e-9
+    floor = float(predictions.accuracy[-1]) - max_drop - 1e-9
     choice = choose_one_threshold(predictions, max_drop, score_name)
     accuracy, cost = outcome(predictions, choice.policy.thresholds, score_name)
     assert accuracy >= floor
@@ -360,16 +360,16 @@ def test_one_threshold_is_the_cheapest_that_loses_no_more(predictions, max_drop,
 def test_one_threshold_with_nothing_to_gain_lets_nobody_leave():
     sure_of_the_wrong = torch.tensor([[[40.0, 0.0]] * 2, [[0.0, 40.0]] * 2])
     predictions = Predictions(sure_of_the_wrong, torch.ones(2, dtype=torch.int64), torch.tensor([1.0, 4.0]).double())
-    choice = choose_one_threshold(predictions)
+    choice = choose_one_threshold(predictions, 0.0)
     assert (choice.policy.thresholds, choice.accuracy, choice.relative_cost) == (math.inf, 1.0, 1.0)
 
 
 def test_a_network_with_one_exit_has_nothing_to_choose():
     one = Predictions(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), torch.tensor([3.0]).double())
     assert accuracy_cost_curve(one).cost.tolist() == [3, 3]
-    for choice in (choose_for_accuracy(one), choose_for_budget(one, 1.0), choose_one_threshold(one)):
+    for choice in (choose_for_accuracy(one, 0.0), choose_for_budget(one, 1.0), choose_one_threshold(one, 0.0)):
         assert (choice.accuracy, choice.relative_cost) == (1, 1)
-    assert choose_for_accuracy(one).policy.thresholds == ()
+    assert choose_for_accuracy(one, 0.0).policy.thresholds == ()
 
 
 @pytest.mark.parametrize("max_drop", [-0.01, 1.5, math.nan])
