@@ -17,7 +17,6 @@ import torch
 import tyro
 
 from benchmarks.report import publish
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.data import ImageData, load_data
@@ -133,14 +132,14 @@ def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
     Costs are shares of the first variant's whole network. Where no threshold reaches that accuracy the cost is NaN.
     """
     unchanged = next(iter(trained.values()))
-    asked = float(accuracy_per_exit(unchanged)[-1]) - MAX_DROP
+    asked = float(unchanged.accuracy[-1]) - MAX_DROP
     whole = float(unchanged.costs[-1])
     rows = {}
     for name, predictions in trained.items():
         curve = accuracy_cost_curve(predictions)
         enough = curve.accuracy >= asked
         rows[name] = {
-            **{f"exit {number}": float(share) for number, share in enumerate(accuracy_per_exit(predictions), 1)},
+            **{f"exit {number}": float(share) for number, share in enumerate(predictions.accuracy, 1)},
             "cost": float(curve.cost[enough].min()) / whole if enough.any() else float("nan"),
             "whole": float(predictions.costs[-1]) / whole,
         }

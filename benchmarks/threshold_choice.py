@@ -134,7 +134,7 @@ def _within(budget: float, networks: Iterable[Predictions], repeats: int) -> lis
 def _outcome(predictions: Predictions, policy: Policy) -> tuple[float, float]:
     """Share of the images lost against the last exit, and share of its cost."""
     decisions = decide(predictions, policy)
-    return float(predictions.correct[-1].double().mean()) - decisions.accuracy, decisions.relative_cost
+    return float(predictions.accuracy[-1]) - decisions.accuracy, decisions.relative_cost
 
 
 if __name__ == "__main__":

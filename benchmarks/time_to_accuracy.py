@@ -20,7 +20,6 @@ import torch
 import tyro
 
 from benchmarks.report import publish
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
 from eeutils.device import device_name
@@ -176,7 +175,7 @@ def timed_run(options: TimeToAccuracy, data: ImageData, config: TrainConfig, dev
     torch.compiler.reset()  # the next seed compiles for itself; and after a few, torch would no longer compile at all
     test = predict(net, data.test, device=device)
     return TimedRun(
-        accuracy=tuple(accuracy_per_exit(test).tolist()),
+        accuracy=tuple(test.accuracy.tolist()),
         macs=int(test.costs[-1]),
         seconds=seconds,
         steady_seconds=steady_seconds(history),

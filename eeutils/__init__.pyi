@@ -5,7 +5,6 @@ from .analysis.predictions import Predictions as Predictions
 from .analysis.predictions import predict as predict
 from .analysis.risk import choose_with_guarantee as choose_with_guarantee
 from .analysis.seconds import measure_seconds as measure_seconds
-from .analysis.thresholds import choose_for_accuracy as choose_for_accuracy
 from .analysis.thresholds import choose_for_budget as choose_for_budget
 from .analysis.thresholds import choose_one_threshold as choose_one_threshold
 from .cascade import Cascade as Cascade
@@ -13,6 +12,7 @@ from .classifier import Classifier as Classifier
 from .classifier import load_classifier as load_classifier
 from .data import data_from_folder as data_from_folder
 from .data import data_from_tensors as data_from_tensors
+from .data import list_data as list_data
 from .data import load_data as load_data
 from .data import load_image as load_image
 from .models import MultiExitNet as MultiExitNet
@@ -21,6 +21,7 @@ from .models import list_models as list_models
 from .models import with_internal_classifiers as with_internal_classifiers
 from .training import TrainConfig as TrainConfig
 from .training import fit as fit
+from .training import list_recipes as list_recipes
 from .training import recipe as recipe
 from .weights import list_weights as list_weights
 from .weights import load_history as load_history

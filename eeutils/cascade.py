@@ -1,15 +1,17 @@
 """Early-exit inference that saves real time: an image that is done leaves the batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from eeutils.analysis.costs import exit_costs
+from eeutils.analysis.decisions import Decisions
 from eeutils.analysis.fallbacks import check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, check_policy, leaving
-from eeutils.analysis.predictions import Batched, check_outputs, check_split
+from eeutils.analysis.predictions import Batched, check_outputs, check_split, checked_costs
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.inference import prepared_for_inference
@@ -24,7 +26,7 @@ _LARGEST_VALUE = 30.0
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """What came out of a cascade.
+    """What a cascade answers.
 
     Attributes:
         logits: (N, C) float32 of the exit at which each image left, or what the fallback took where none let it go.
@@ -33,6 +35,9 @@ class CascadeResult:
 
     logits: Tensor
     exit_index: Tensor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.exit_index):,} images of {self.logits.shape[-1]} classes)"
 
     @property
     def predicted(self) -> Tensor:
@@ -60,10 +65,10 @@ class Cascade:
         fallback: whose answer counts for an image that no early exit let go, "last" or "most_confident": see
             `eeutils.analysis.fallbacks.fallback_logits`.
         device: where to compute; by default where the network is.
-        dtype: what to compute in; by default what the network's weights are. `torch.bfloat16` is faster where the
-            hardware knows it, CPUs with AMX included, and changes few answers; scores are float32 all the same.
-            Thresholds for it are best chosen on `predict(prepared_for_inference(net).bfloat16(), split)`, which answers
-            as the cascade does, though those chosen on float32 are hardly worse.
+        dtype: what to compute in; by default each part of the network in what its weights are. `torch.bfloat16` is
+            faster where the hardware knows it, CPUs with AMX included, and changes few answers; scores are float32 all
+            the same. Thresholds for it are best chosen on `predict(prepared_for_inference(net).bfloat16(), split)`,
+            which answers as the cascade does, though those chosen on float32 are hardly worse.
 
     Raises:
         TypeError: if `net` has no exits, `policy` is no policy, or `dtype` no torch.dtype.
@@ -91,8 +96,9 @@ class Cascade:
         self.fallback = fallback
         self.device = weight.device if device is None else choose_device(device)
         self.dtype = dtype or weight.dtype
-        self.net = prepared_for_inference(net).to(self.device, self.dtype)
+        self.net = prepared_for_inference(net).to(device=self.device, dtype=dtype)  # if None, each part keeps its own
         self._stages = list(self.net.stages())
+        self._costs: dict[tuple[int, ...], Tensor] = {}  # of images by their shape, as far as asked for
 
     def __call__(self, images: Tensor) -> CascadeResult:
         """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device.
@@ -108,17 +114,33 @@ class Cascade:
         _check_normalized(images)
         return self._answer(images)
 
-    def run(self, split: Batched, *, batch_size: int = 256) -> CascadeResult:
+    def run(self, split: Batched, *, batch_size: int = 256, costs: Tensor | Sequence[float] | None = None) -> Decisions:
         """The cascade over a whole split of uint8 images, in its order; the split normalises them.
+
+        Args:
+            split: images and labels.
+            batch_size: images at a time.
+            costs: (E,) of one image up to and including each exit, as `predict` takes them; by default multiply-adds.
+
+        Returns:
+            Where every image left and what came of it, on the CPU.
 
         Raises:
             TypeError: if `split` is no split.
-            ValueError: as for images, or if the network answers for other than the split's classes.
+            ValueError: as for images and as `predict` does, or if the network answers for other than the split's
+                classes.
         """
         check_split(split)
+        costs = self._costs_of(split) if costs is None else checked_costs(costs, self.net.num_exits)
         result = _joined(self._answer(images) for images, _ in split.batches(batch_size, self.device))
         check_outputs(split, result.logits.shape[-1])
-        return result
+        return Decisions(result.exit_index.cpu(), result.predicted.cpu(), split.labels.cpu(), costs)
+
+    def _costs_of(self, split: Batched) -> Tensor:
+        shape = tuple(split.images.shape[1:])
+        if shape not in self._costs:
+            self._costs[shape] = exit_costs(self.net, shape)
+        return self._costs[shape]
 
     def _answer(self, images: Tensor) -> CascadeResult:
         x = images.detach().to(self.device, self.dtype, memory_format=torch.channels_last)
@@ -134,30 +156,29 @@ class Cascade:
         return CascadeResult(logits.clone(), exit_index.clone())
 
     def _descend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) -> logits (N, classes) and exits (N,), of each image those where it left."""
         rows = torch.arange(len(x), device=self.device)  # whose images are still in
         exit_index = torch.zeros_like(rows)
-        last, so_far = len(self._stages) - 1, ()
+        answers: list[Tensor] = []  # of every exit so far, for those images: (n, classes)
         for index, stage in enumerate(self._stages):
+            if index > 0:
+                staying = (~leaving(self.policy, torch.stack(answers))).nonzero().flatten()
+                if len(staying) == 0:
+                    break
+                if len(staying) < len(rows):
+                    x = map_tensors(partial(_images, index=staying, num_images=len(rows)), x)
+                    rows, answers = rows[staying], [answer[staying] for answer in answers]
             x = stage.features(x)
             answer = stage.answer(x)
-            check_answers([*so_far[-1:], answer], len(rows))
-            answer = answer.float()  # scores of 16 bits would all be 1 from 0.998 on
-            so_far = torch.cat([so_far, answer[None]]) if index else answer[None]  # (exits, images still in, classes)
-            if index == last:
-                answer = fallback_logits(so_far, self.fallback)
+            check_answers([*answers[-1:], answer], len(rows))
+            answers.append(answer.float())  # scores of 16 bits would all be 1 from 0.998 on
             if index == 0:
-                logits = answer.clone()
+                logits = answers[0].clone()
             else:  # a deeper answer takes the place of the one before
-                logits.index_copy_(0, rows, answer)
+                logits.index_copy_(0, rows, answers[-1])
                 exit_index.index_fill_(0, rows, index)
-            if index == last:
-                break
-            staying = (~leaving(self.policy, so_far)).nonzero().flatten()
-            if len(staying) == 0:
-                break
-            if len(staying) < len(rows):
-                x = map_tensors(partial(_images, index=staying, num_images=len(rows)), x)
-                rows, so_far = rows[staying], so_far.index_select(1, staying)
+        else:  # no early exit let these go
+            logits.index_copy_(0, rows, fallback_logits(torch.stack(answers), self.fallback))
         return logits, exit_index
 
 

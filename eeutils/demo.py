@@ -16,11 +16,11 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
 
-from eeutils.analysis.decisions import decide
-from eeutils.analysis.predictions import collect_logits, predict
+from eeutils.analysis.decisions import Decisions, decide
+from eeutils.analysis.predictions import Predictions, collect_logits, predict
 from eeutils.analysis.seconds import timed
 from eeutils.analysis.thresholds import choose_one_threshold
-from eeutils.cascade import Cascade, CascadeResult
+from eeutils.cascade import Cascade
 from eeutils.data import ImageData
 from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback, refuse_arguments
@@ -76,19 +76,16 @@ def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, devi
         seconds, result = timed(lambda: cascade.run(data.test, batch_size=256), device)
         seconds_cascade.append(seconds)
     planned = decide(evaluation.test, choice.policy)
-    _report(evaluation, choice.policy.thresholds, result, min(seconds_whole) / min(seconds_cascade))
-    agreeing = float((result.exit_index.cpu() == planned.exit_index).double().mean())
+    _report(evaluation.test, choice.policy.thresholds, result, min(seconds_whole) / min(seconds_cascade))
+    agreeing = float((result.exit_index == planned.exit_index).double().mean())
     print(f"The live cascade and the table of predictions agree on {agreeing:.2%} of the images.")
 
 
-def _report(evaluation: Evaluation, threshold: float, result: CascadeResult, speed_up: float) -> None:
-    test = evaluation.test
-    accuracy = float((result.predicted.cpu() == test.labels).double().mean())
-    rates = torch.bincount(result.exit_index.cpu(), minlength=test.num_exits) / len(test.labels)
-    cost = float(rates.double() @ test.relative_costs)
+def _report(test: Predictions, threshold: float, result: Decisions, speed_up: float) -> None:
     print(f"\nLeaving early for real ({CASCADED}), threshold {threshold:.3f} chosen on validation:")
-    print(f"  images leaving at exits 1, 2, ...: {', '.join(f'{float(rate):.1%}' for rate in rates)}")
-    print(f"  accuracy {accuracy:.2%} against {float(test.correct[-1].double().mean()):.2%} for the last exit")
+    print(f"  images leaving at exits 1, 2, ...: {', '.join(f'{rate:.1%}' for rate in result.exit_rates.tolist())}")
+    print(f"  accuracy {result.accuracy:.2%} against {float(test.accuracy[-1]):.2%} for the last exit")
+    cost = result.relative_cost
     print(f"  {cost:.1%} of the multiply-adds: at most {1 / cost:.2f}x as fast; measured {speed_up:.2f}x")
 
 

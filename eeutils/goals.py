@@ -7,7 +7,6 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import pandas as pd
 
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.scoreboard import Evaluation, within_budget
 from eeutils.weights import without_seed
 
@@ -50,7 +49,7 @@ def at_exit(index: int, share: float = 1.0) -> Callable[[Evaluation], Reached]:
     """A goal for one exit taken alone, which should stand at that share of the network's cost at most."""
 
     def measure(evaluation: Evaluation) -> Reached:
-        val, test = (float(accuracy_per_exit(table)[index]) for table in (evaluation.val, evaluation.test))
+        val, test = (float(table.accuracy[index]) for table in (evaluation.val, evaluation.test))
         costs = evaluation.test.costs
         return Reached(val, test, float(costs[index]), share * float(costs[-1]))
 

@@ -23,7 +23,6 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.backends import unrounded_convolutions
@@ -88,7 +87,7 @@ def compare_and_write() -> int:
         published[entry.name] = Evaluation(*(load_predictions(entry.name, split) for split in ("val", "test")))
         computed[entry.name] = _recompute(entry) if entry.weights else published[entry.name]
         mistakes += _mistakes(entry, computed[entry.name])
-        accuracies = accuracy_per_exit(computed[entry.name].test).tolist()
+        accuracies = computed[entry.name].test.accuracy.tolist()
         print(f"{entry.name}: {' / '.join(f'{share:.2%}' for share in accuracies)}", flush=True)
     judged = {name: replace(run, test=computed[name].test) for name, run in published.items()}
     boards, again = (boards_of(each) | {_GOALS: goals_board(each)} for each in (published, judged))
@@ -126,7 +125,7 @@ def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:
         f"{entry.name}, exit {number} on {split}: {there:.2%} is published, {here:.2%} came out"
         for split, predictions in (("val", computed.val), ("test", computed.test))
         for number, (there, here) in enumerate(
-            zip(entry.accuracy[split], accuracy_per_exit(predictions).tolist(), strict=True), 1
+            zip(entry.accuracy[split], predictions.accuracy.tolist(), strict=True), 1
         )
         if abs(there - here) > TOLERANCE
     ]

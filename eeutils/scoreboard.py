@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from eeutils.analysis.decisions import Decisions, decide
-from eeutils.analysis.metrics import accuracy_of, accuracy_per_exit, ensemble_probs, ensemble_weights
+from eeutils.analysis.metrics import accuracy_of, ensemble_probs, ensemble_weights
 from eeutils.analysis.overthinking import destructive
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice, choose_for_budget, choose_one_threshold
@@ -63,7 +63,7 @@ def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
     low, high = overthought.share_interval()
     return {
         **_within_budgets(evaluation, BUDGETS),
-        "last exit": 100 * float(accuracy_per_exit(test)[-1]),
+        "last exit": 100 * float(test.accuracy[-1]),
         **_as_cascade(evaluation),
         "destructive share (%)": 100 * overthought.share,
         "from": 100 * low,
@@ -92,7 +92,7 @@ def _as_cascade(evaluation: Evaluation) -> dict[str, float]:
 
 def _row(evaluation: Evaluation) -> dict[str, float]:
     val, test = evaluation.val, evaluation.test
-    accuracies = (100 * accuracy_per_exit(test)).tolist()
+    accuracies = (100 * test.accuracy).tolist()
     row = {f"exit {number}": value for number, value in enumerate(accuracies[:-1], 1)}
     row |= {"last exit": accuracies[-1], "MACs (M)": float(test.costs[-1]) / 1e6}
     if test.num_exits > 1:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
@@ -185,7 +184,7 @@ def _report(
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
         "images_per_second": round(images_per_second, 1),
         "share_of_peak": _share_of_peak(run, int(test.costs[-1]), images_per_second / world_size, device),
-        "test_accuracy": [round(share, 4) for share in accuracy_per_exit(test).tolist()],
+        "test_accuracy": [round(share, 4) for share in test.accuracy.tolist()],
         "macs": test.costs.tolist(),
         **_backdoor(run, net, data, device),
     }

@@ -130,7 +130,7 @@ def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch,
     assert report in capsys.readouterr().out
     assert "2 epoch(s), float32" in report
     for seed, net in enumerate(nets):
-        accuracy = 100 * predict(net, data.test).correct.double().mean(1)
+        accuracy = 100 * predict(net, data.test).accuracy
         assert f"| seed {seed} | " + " | ".join(f"{share:.2f}" for share in accuracy.tolist()) in report
     weights = [next(net.parameters()) for net in nets]
     assert not torch.equal(*weights)

@@ -57,13 +57,21 @@ def close_calls(predictions: Predictions, policy: ThresholdPolicy) -> Tensor:
     return ((scores - torch.tensor(policy.thresholds)[:, None]).abs() < 1e-5).any(0)
 
 
+def answers(cascade: Cascade, split: Split) -> CascadeResult:
+    """For all images of `split` as one batch."""
+    return cascade(split.normalization(split.images))
+
+
 def assert_agreement(net: MultiExitNet, split: Split, policy: ThresholdPolicy, batch_size: int) -> None:
     predictions = predict(net, split)
-    result, decisions = Cascade(net, policy).run(split, batch_size=batch_size), decide(predictions, policy)
+    cascade, expected = Cascade(net, policy), decide(predictions, policy)
+    result, together = cascade.run(split, batch_size=batch_size), answers(cascade, split)
     clear = ~close_calls(predictions, policy)
-    assert torch.equal(result.exit_index[clear], decisions.exit_index[clear])
-    expected = predictions.logits[decisions.exit_index, torch.arange(len(split))]
-    torch.testing.assert_close(result.logits[clear], expected[clear], rtol=1e-3, atol=1e-4)
+    assert torch.equal(result.exit_index[clear], expected.exit_index[clear])
+    assert torch.equal(result.predicted[clear], together.predicted[clear])
+    assert torch.equal(result.exit_index[clear], together.exit_index[clear])
+    logits = predictions.logits[expected.exit_index, torch.arange(len(split))]
+    torch.testing.assert_close(together.logits[clear], logits[clear], rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -115,7 +123,7 @@ def test_no_unit_computes_for_images_that_have_left(shares, count):
     policy = ThresholdPolicy(tuple(map(between_scores, scores, shares)))
     cascade = Cascade(net, policy)
     seen = images_seen(cascade)
-    exit_index = cascade.run(split).exit_index
+    exit_index = answers(cascade, split).exit_index
     for unit, sizes in enumerate(seen):
         exits_before = sum(place < unit for place in net.exit_after)
         still_in = int((exit_index >= exits_before).sum())
@@ -126,14 +134,14 @@ def test_no_unit_computes_for_images_that_have_left(shares, count):
 def test_when_all_leave_at_once_nothing_behind_the_first_exit_runs(count):
     cascade = Cascade(make_net(3), ALWAYS)
     seen = images_seen(cascade)
-    assert cascade.run(make_split(count)).exit_index.tolist() == [0] * count
+    assert answers(cascade, make_split(count)).exit_index.tolist() == [0] * count
     assert seen == [[count]] * 3 + [[]] * 6
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_when_nobody_leaves_the_answers_are_the_last_exits(count):
     net, split = make_net(3), make_split(count)
-    result = Cascade(net, NEVER).run(split)
+    result = answers(Cascade(net, NEVER), split)
     assert result.exit_index.tolist() == [2] * count
     torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
 
@@ -201,10 +209,35 @@ def test_the_network_given_stays_as_it_was():
 def test_training_the_network_on_does_not_change_a_cascade():
     net, split = make_net(2), make_split(3)
     cascade = Cascade(net, NEVER)
-    before = cascade.run(split).logits
+    before = answers(cascade, split).logits
     with torch.no_grad():
         net.units[0][0].weight.zero_()
-    assert torch.equal(cascade.run(split).logits, before)
+    assert torch.equal(answers(cascade, split).logits, before)
+
+
+def test_a_run_says_what_came_of_it():
+    net, split = make_net(3), make_split(20)
+    predictions = predict(net, split)
+    policy = ThresholdPolicy(between_scores(score_of(predictions.logits[:-1])[0], 0.5))
+    result, expected = Cascade(net, policy).run(split), decide(predictions, policy)
+    assert (result.accuracy, result.mean_cost) == (expected.accuracy, expected.mean_cost)
+    assert torch.equal(result.labels, split.labels)
+    assert torch.equal(result.costs, predictions.costs)  # folded norms are no multiply-adds before either
+
+
+def test_the_cost_of_a_run_may_be_measured_otherwise():
+    cascade, split = Cascade(make_net(3), ALWAYS), make_split(4)
+    assert cascade.run(split, costs=[1, 2, 4]).relative_cost == 0.25
+    assert cascade.run(split).relative_cost != 0.25
+    with pytest.raises(ValueError, match="costs must be 3 increasing positive numbers"):
+        cascade.run(split, costs=[1, 2])
+
+
+def test_images_of_each_size_have_costs_of_their_own():
+    cascade = Cascade(make_net(2), ALWAYS)
+    small, large = (cascade.run(make_split(4, size)).mean_cost for size in (8, 16))
+    assert small < large
+    assert cascade.run(make_split(4, 8)).mean_cost == small
 
 
 def test_results_can_be_used_like_any_tensor():
@@ -218,10 +251,11 @@ def test_results_can_be_used_like_any_tensor():
 def test_the_confidence_is_the_probability_of_the_class_named():
     result = CascadeResult(torch.tensor([[0.0, 3.0], [1.0, 1.0], [2.0, 0.0]]).log(), torch.zeros(3).long())
     assert result.confidence.tolist() == [1.0, 0.5, 1.0]
-    run = Cascade(make_net(3), ThresholdPolicy(0.15)).run(make_split(20))
+    run = answers(Cascade(make_net(3), ThresholdPolicy(0.15)), make_split(20))
     named = run.logits.softmax(-1).gather(1, run.predicted[:, None])[:, 0]
     torch.testing.assert_close(run.confidence, named)
     assert (run.confidence.shape, run.confidence.dtype) == ((20,), torch.float32)
+    assert repr(run) == "CascadeResult(20 images of 10 classes)"
 
 
 def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precision():
@@ -537,7 +571,7 @@ def test_networks_of_another_precision_get_the_tables_answers(dtype):
         assert next(cascade.net.parameters()).dtype is dtype
         table, result = decide(predict(net, split), policy), cascade.run(split)
         assert (table.exit_index == result.exit_index).double().mean() > (0.9 if dtype is torch.bfloat16 else 0.999)
-        assert result.logits.dtype == torch.float32
+        assert answers(cascade, split).logits.dtype == torch.float32
 
 
 def test_a_cascade_may_compute_in_another_precision_than_its_network():
@@ -545,11 +579,23 @@ def test_a_cascade_may_compute_in_another_precision_than_its_network():
     half = Cascade(net, NEVER, dtype=torch.bfloat16)
     assert next(half.net.parameters()).dtype == torch.bfloat16
     assert next(net.parameters()).dtype == torch.float32
-    result = half.run(split)
+    result = answers(half, split)
     assert result.logits.dtype == torch.float32
-    whole = Cascade(net, NEVER).run(split)
+    whole = answers(Cascade(net, NEVER), split)
     assert not torch.equal(result.logits, whole.logits)
     torch.testing.assert_close(result.logits, whole.logits, rtol=0.1, atol=0.1)
+
+
+def test_a_network_of_several_precisions_keeps_them():
+    class Widened(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float()
+
+    torch.manual_seed(0)
+    half, whole = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
+    net = MultiExitNet([half.bfloat16(), Widened(), whole], {1: head(3), 2: head(3)})
+    split = make_split(6, num_classes=4)
+    torch.testing.assert_close(answers(Cascade(net, NEVER), split).logits, predict(net, split).logits[-1])
 
 
 def test_what_is_no_number_format_is_named():
@@ -570,7 +616,7 @@ def test_a_compiled_network_is_run_uncompiled(compiled):
     wrapped, graphs = compiled(net)
     cascade = Cascade(wrapped, ThresholdPolicy(0.15))
     assert type(cascade.net) is MultiExitNet
-    assert torch.equal(cascade.run(split).logits, Cascade(net, ThresholdPolicy(0.15)).run(split).logits)
+    assert torch.equal(answers(cascade, split).logits, answers(Cascade(net, ThresholdPolicy(0.15)), split).logits)
     with pytest.raises(ValueError, match="does not fit the network"):
         cascade(torch.zeros(2, 1, 8, 8))
     assert not graphs
@@ -579,7 +625,7 @@ def test_a_compiled_network_is_run_uncompiled(compiled):
 def test_norms_without_statistics_stay_norms():
     net = convolutions(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
     split = make_split(40, num_classes=4)
-    result = Cascade(net, NEVER).run(split)
+    result = answers(Cascade(net, NEVER), split)
     torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
 
 
@@ -605,7 +651,7 @@ def test_on_a_gpu_the_answers_are_the_same():
     with unrounded_convolutions():
         there = Cascade(net, policy, device="cuda").run(split)
     here = Cascade(net, policy).run(split)
-    assert torch.equal(there.exit_index.cpu(), here.exit_index)
+    assert torch.equal(there.exit_index, here.exit_index)
     assert next(net.parameters()).device.type == "cpu"
 
 
@@ -613,7 +659,7 @@ def test_a_network_without_weights_gets_the_tables_answers():
     net = MultiExitNet([nn.ReLU(), nn.AvgPool2d(2)], {0: MeanOfChannels(), 1: MeanOfChannels()})
     split = make_split(8)
     predictions = predict(net, split, costs=[1, 2])
-    assert torch.equal(Cascade(net, ThresholdPolicy(0.0)).run(split).logits, predictions.logits[0])
+    assert torch.equal(answers(Cascade(net, ThresholdPolicy(0.0)), split).logits, predictions.logits[0])
 
 
 class MeanOfChannels(nn.Module):

@@ -23,7 +23,6 @@ from .gradcam import hires_cam as hires_cam
 from .gradcam import map_correlation as map_correlation
 from .gradcam import map_spread as map_spread
 from .metrics import accuracy_of as accuracy_of
-from .metrics import accuracy_per_exit as accuracy_per_exit
 from .metrics import calibration_error as calibration_error
 from .metrics import cost_table as cost_table
 from .metrics import ensemble_probs as ensemble_probs

@@ -28,6 +28,13 @@ class Decisions:
     labels: Tensor
     costs: Tensor
 
+    def __repr__(self) -> str:
+        rates = " / ".join(f"{rate:.1%}" for rate in self.exit_rates.tolist())
+        return (
+            f"{type(self).__name__}({len(self.labels):,} images: accuracy {self.accuracy:.2%} for "
+            f"{self.relative_cost:.1%} of the cost, exit rates {rates})"
+        )
+
     @cached_property
     def accuracy(self) -> float:
         """Share of the images whose class was named."""

@@ -15,16 +15,11 @@ from eeutils.models.multiexit import check_exit_index
 _ENSEMBLES = ("mean", "weighted", "geometric")
 
 
-def accuracy_per_exit(predictions: Predictions) -> Tensor:
-    """(E,) float64, share of the images that each exit gets right."""
-    return predictions.correct.double().mean(1)
-
-
 def exit_table(predictions: Predictions) -> pd.DataFrame:
     """One row per exit: accuracy, cost as the table has it and as a share, mean confidence, calibration error."""
     return pd.DataFrame(
         {
-            "accuracy": accuracy_per_exit(predictions).numpy(),
+            "accuracy": predictions.accuracy.numpy(),
             "cost": predictions.costs.numpy(),
             "relative cost": predictions.relative_costs.numpy(),
             "mean confidence": predictions.confidence.double().mean(1).numpy(),

@@ -66,6 +66,11 @@ class Predictions:
             exits = broken.nonzero().flatten().tolist()
             raise ValueError(f"logits of exits {exits} are NaN or infinite; are the network's weights finite?")
 
+    def __repr__(self) -> str:
+        exits, images, classes = self.logits.shape
+        accuracy = " / ".join(f"{share:.2%}" for share in self.accuracy.tolist())
+        return f"{type(self).__name__}({images:,} images, {exits} exits, {classes} classes; accuracy {accuracy})"
+
     @property
     def num_exits(self) -> int:
         return self.logits.shape[0]
@@ -94,6 +99,11 @@ class Predictions:
     def correct(self) -> Tensor:
         """(E, N) bool."""
         return self.predicted == self.labels
+
+    @cached_property
+    def accuracy(self) -> Tensor:
+        """(E,) float64, share of the images that each exit gets right."""
+        return self.correct.double().mean(1)
 
     def take(self, index: Tensor) -> "Predictions":
         """The predictions for the images that `index` (positions or a boolean mask) picks."""
@@ -172,8 +182,7 @@ def predict(
     if costs is None:
         costs = exit_costs(net, tuple(split.images.shape[1:]))  # first: it finds out at once whether the images fit
     else:
-        costs = torch.as_tensor(costs, dtype=torch.float64, device="cpu")
-        _check_costs(costs, net.num_exits)
+        costs = checked_costs(costs, net.num_exits)
         try_out(net, split, device)
     logits = collect_logits(net, split, batch_size=batch_size, device=device)
     check_outputs(split, logits.shape[-1])
@@ -203,6 +212,17 @@ def collect_logits(
     with _evaluating(net, device) as at:
         answers = [_stacked(net(images), len(images)) for images in _batches(net, split, batch_size, at)]
     return torch.cat(answers, dim=1)
+
+
+def checked_costs(costs: Tensor | Sequence[float], num_exits: int) -> Tensor:
+    """`costs` of one image up to each exit as (E,) float64 on the CPU.
+
+    Raises:
+        ValueError: if they are not increasing, positive and finite, one for each exit.
+    """
+    costs = torch.as_tensor(costs, dtype=torch.float64, device="cpu")
+    _check_costs(costs, num_exits)
+    return costs
 
 
 def _check_costs(costs: Tensor, num_exits: int) -> None:

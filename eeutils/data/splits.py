@@ -42,6 +42,10 @@ class Split:
         if len(self.normalization.mean) != channels:
             raise ValueError(f"images have {channels} channels, normalization is for {len(self.normalization.mean)}")
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        return f"{type(self).__name__}({len(self):,} images, {shape}, of {len(self.classes)} classes)"
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -92,6 +96,13 @@ class ImageData:
                 own, others = getattr(split, what), getattr(self.train, what)
                 if own != others:
                     raise ValueError(f"{part} of {self.name} has another {what} than train: {own}, not {others}")
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        return (
+            f"{type(self).__name__}({self.name!r}: {len(self.train):,} training, {len(self.val):,} validation and "
+            f"{len(self.test):,} test images, {shape}, of {len(self.classes)} classes)"
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

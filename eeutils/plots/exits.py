@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from eeutils.analysis.costs import NetworkCosts
-from eeutils.analysis.metrics import accuracy_per_exit, gains
+from eeutils.analysis.metrics import gains
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Curve, accuracy_cost_curve
 from eeutils.plots.style import (
@@ -34,7 +34,7 @@ def plot_accuracies(networks: Mapping[str, Predictions], ax: Axes | None = None)
     bars = {
         f"{name}\n{exit_name(index, predictions.num_exits)}": 100 * float(accuracy)
         for name, predictions in networks.items()
-        for index, accuracy in enumerate(accuracy_per_exit(predictions))
+        for index, accuracy in enumerate(predictions.accuracy)
     }
     counts = [predictions.num_exits for predictions in networks.values()]
     palette = sns.color_palette("colorblind")
@@ -59,7 +59,7 @@ def plot_gains(
     bars = {
         f"{name}\n{exit_name(index, predictions.num_exits)}": float(points)
         for name, predictions in networks.items()
-        for index, points in enumerate(gains(accuracy_per_exit(predictions), reference))
+        for index, points in enumerate(gains(predictions.accuracy, reference))
     }
     drawn = ax.barh(list(bars), list(bars.values()), color=[ABOVE if value >= 0 else BELOW for value in bars.values()])
     ax.bar_label(drawn, fmt="%+.2f", padding=3, fontsize=8)
@@ -101,7 +101,7 @@ def plot_curves(
     ax = ax or new_axes()
     for (name, predictions), color in zip(networks.items(), cycle(sns.color_palette("colorblind"))):
         costs = predictions.costs.numpy() / unit.size
-        exits = 100 * accuracy_per_exit(predictions).numpy()
+        exits = 100 * predictions.accuracy.numpy()
         if predictions.num_exits == 1:
             ax.plot(costs, exits, "*", markersize=13, color=color, label=name)
             continue

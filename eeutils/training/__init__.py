@@ -7,7 +7,6 @@ here with the focal loss (arXiv 1708.02002) of every exit, AdamW and a cosine:
     from torch.nn.functional import cross_entropy
 
     from eeutils import create_model, load_data, predict
-    from eeutils.analysis import accuracy_per_exit
     from eeutils.data import Augmentation, TrainBatches
     from eeutils.training import History, choose_device
 
@@ -33,7 +32,7 @@ here with the focal loss (arXiv 1708.02002) of every exit, AdamW and a cosine:
             schedule.step()
             total += losses.detach()
         means = (total / len(batches)).tolist()
-        accuracies = accuracy_per_exit(predict(net, data.val)).tolist()
+        accuracies = predict(net, data.val).accuracy.tolist()
         row = {"epoch": epoch + 1, "train_loss": sum(means) / len(means)}
         row |= {f"train_loss_exit{number}": loss for number, loss in enumerate(means, 1)}
         row |= {f"val_accuracy_exit{number}": share for number, share in enumerate(accuracies, 1)}

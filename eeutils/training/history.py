@@ -19,6 +19,12 @@ class History:
 
     rows: tuple[dict[str, float], ...]
 
+    def __repr__(self) -> str:
+        last = self.rows[-1] if self.rows else {}
+        shares = [f"{share:.2%}" for name, share in last.items() if name.startswith("val_accuracy")]
+        ends = f", validation accuracy at the end {' / '.join(shares)}" if shares else ""
+        return f"{type(self).__name__}({len(self.rows)} epochs{ends})"
+
     def frame(self) -> pd.DataFrame:
         """The rows as a DataFrame with the epoch as index."""
         return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")

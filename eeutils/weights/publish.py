@@ -14,7 +14,6 @@ import tyro
 from torch import Tensor
 
 import eeutils
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.backends import unrounded_convolutions
 from eeutils.data import ImageData, load_data
@@ -125,7 +124,7 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
         weights=_stored(staging, folder / "weights.safetensors"),
         history=_stored(staging, folder / "history.csv"),
         predictions={split: _stored(staging, _predictions_file(folder, split)) for split in predictions},
-        accuracy={split: tuple(accuracy_per_exit(each).tolist()) for split, each in predictions.items()},
+        accuracy={split: tuple(each.accuracy.tolist()) for split, each in predictions.items()},
         macs=tuple(int(macs) for macs in predictions["test"].costs.tolist()),
     )
 

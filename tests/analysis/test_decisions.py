@@ -53,6 +53,11 @@ def test_decisions_by_hand(table, thresholds, exits, accuracy, mean_cost):
     assert decisions.exit_rates.tolist() == [exits.count(index) / 4 for index in range(3)]
 
 
+def test_decisions_are_shown_in_a_line(table):
+    shown = repr(decide(table, ThresholdPolicy(0.65)))
+    assert shown == "Decisions(4 images: accuracy 75.00% for 50.0% of the cost, exit rates 50.0% / 25.0% / 25.0%)"
+
+
 def test_exit_rates_name_exits_that_nobody_took():
     decisions = Decisions(torch.tensor([1]), torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0, 2.0, 3.0]))
     assert decisions.exit_rates.tolist() == [0, 1, 0]

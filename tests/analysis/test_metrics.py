@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.metrics import (
     accuracy_of,
-    accuracy_per_exit,
     calibration_error,
     cost_table,
     ensemble_probs,
@@ -52,10 +51,6 @@ def random_table(shape: tuple[int, int, int], seed: int) -> Predictions:
 
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(2, 5))
-
-
-def test_accuracy_per_exit(table):
-    assert accuracy_per_exit(table).tolist() == [0.5, 0.75]
 
 
 def test_exit_table(table):

@@ -46,6 +46,9 @@ def test_what_follows_from_a_table():
     assert predictions.num_exits == 2
     assert predictions.predicted.tolist() == [[0, 1, 1], [0, 0, 0]]
     assert predictions.correct.tolist() == [[True, False, False], [True, True, True]]
+    assert predictions.accuracy.tolist() == [1 / 3, 1]
+    assert predictions.accuracy.dtype == torch.float64
+    assert repr(predictions) == "Predictions(3 images, 2 exits, 2 classes; accuracy 33.33% / 100.00%)"
     assert predictions.relative_costs.tolist() == [1 / 3, 1]
     by_hand = torch.tensor(2.0).exp() / (torch.tensor(2.0).exp() + 1)
     assert predictions.confidence[0, 0].item() == pytest.approx(by_hand.item())

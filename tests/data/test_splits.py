@@ -161,6 +161,13 @@ def test_moving_a_split_leaves_the_first_where_it_is():
     assert torch.equal(moved.images.cpu(), split.images)
 
 
+def test_data_are_shown_in_a_line():
+    many, few = split_of([1000, 200]), split_of([1, 2])
+    assert repr(many) == "Split(1,200 images, 1 x 2 x 2, of 2 classes)"
+    shown = "ImageData('mine': 1,200 training, 3 validation and 3 test images, 1 x 2 x 2, of 2 classes)"
+    assert repr(ImageData("mine", many, few, few)) == shown
+
+
 def test_image_data_speaks_for_its_training_split():
     train = split_of([3, 3])
     data = ImageData("own", train, train, train)

@@ -14,6 +14,13 @@ def test_the_frame_has_one_row_an_epoch():
     assert frame["train_loss"].tolist() == [2.25, 1 / 3]
 
 
+def test_a_history_is_shown_in_a_line():
+    assert repr(History(ROWS)) == "History(2 epochs)"
+    measured = tuple({**row, "val_accuracy_exit1": 0.25, "val_accuracy_exit2": row["epoch"] / 3} for row in ROWS)
+    assert repr(History(measured)) == "History(2 epochs, validation accuracy at the end 25.00% / 66.67%)"
+    assert repr(History(())) == "History(0 epochs)"
+
+
 def test_a_saved_history_is_read_back_to_six_digits(tmp_path):
     path = str(tmp_path / "new" / "history.csv")
     History(ROWS).save_csv(path)

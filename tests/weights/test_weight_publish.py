@@ -57,7 +57,7 @@ def test_a_run_becomes_an_entry_that_says_what_ships(run, empty):
         again = predict(net, images)
         torch.testing.assert_close(kept.logits, again.logits, rtol=2e-3, atol=2e-3)
         assert torch.equal(kept.labels, images.labels)
-        assert entry.accuracy[split] == tuple(kept.correct.double().mean(1).tolist())
+        assert entry.accuracy[split] == tuple(kept.accuracy.tolist())
         assert list(entry.macs) == again.costs.tolist()
     assert len(load_history(NAME, registry=registry).rows) == 1
 
@@ -198,7 +198,7 @@ def test_results_alone_take_the_place_of_weights(run, empty):
     assert {path.name for path in (empty.folder / NAME).iterdir()} == {Path(file.path).name for file in entry.files}
     for split, shares in entry.accuracy.items():
         kept = load_predictions(NAME, split, registry=registry)
-        assert tuple(kept.correct.double().mean(1).tolist()) == shares
+        assert tuple(kept.accuracy.tolist()) == shares
     assert len(load_history(NAME, registry=registry).rows) == 1
     assert list_weights(registry) == []
     with pytest.raises(ValueError, match=rf"{NAME} do not ship.*load_predictions(.|\n)*{entry.command}"):

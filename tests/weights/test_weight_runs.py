@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eeutils.analysis.metrics import accuracy_per_exit
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.errors import IntegrityError
@@ -25,7 +24,7 @@ def test_the_network_of_a_run_is_as_it_was_trained(run):
     assert not net.training
     trained = load_file(run / "weights.safetensors")
     assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
-    accuracies = accuracy_per_exit(predict(net, load_data("digits").test)).tolist()
+    accuracies = predict(net, load_data("digits").test).accuracy.tolist()
     assert accuracies == pytest.approx(json.loads((run / "report.json").read_text())["test_accuracy"], abs=1e-4)
 
 
