@@ -50,6 +50,8 @@ def _recorded(module: nn.Module) -> fx.Graph | None:
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed of a buffer, as x - self.mean[:, None, None], is recorded as such
+
     def __init__(self, is_one_layer: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.is_one_layer = is_one_layer
@@ -90,15 +92,22 @@ def _weights_read(module: nn.Module, graph: fx.Graph) -> set[int] | None:
 
 
 def _can_be_folded(first: nn.Module, second: nn.Module) -> bool:
-    """Of a convolution and a norm that are just that: a subclass, or a hook, may make its weight anew every time."""
+    """Of a convolution and a norm that are just that: a subclass, or a hook, may make its weight anew every time.
+
+    So may a method that was put into a layer, in place of that of its class.
+    """
     if type(first) is not nn.Conv2d or type(second) is not nn.BatchNorm2d:
         return False
     with_statistics = second.running_mean is not None and not second.training
-    return with_statistics and not (_has_hooks(first) or _has_hooks(second))
+    return with_statistics and not any(_has_hooks(layer) or _has_methods(layer) for layer in (first, second))
 
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
+def _has_methods(module: nn.Module) -> bool:
+    return not vars(module).keys().isdisjoint(("forward", "_conv_forward"))
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -133,6 +133,13 @@ class OfItsState(Block):
         return self.body(x) + nn.functional.conv2d(x, self.body.state_dict()["0.weight"] * 2, padding=1)
 
 
+class Whitened(Block):
+    """Computes with a view of its norm's statistics before it computes with its body."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x / self.body[1].running_var.view(1, -1, 1, 1))
+
+
 class Recentred(Block):
     """Computes with its norm's statistics."""
 
@@ -213,7 +220,7 @@ class NormInTraining(Block):
 
 
 READERS = [
-    Tapped, ReadInPart, Standardized, OfItsState, Recentred, Tied, Twice,
+    Tapped, ReadInPart, Standardized, OfItsState, Whitened, Recentred, Tied, Twice,
     AsksForClasses, AsksForAttributes, TwoNames, BySize, ByValue, NormInTraining,
 ]  # fmt: skip
 
@@ -276,6 +283,34 @@ def test_hooks_see_images_and_what_they_saw_before(where, when):
     images = torch.randn(4, 3, 8, 8)
     net(images), prepared(images)
     torch.testing.assert_close(seen[0], seen[1], rtol=1e-3, atol=1e-4)
+
+
+class Normalizing(Block):
+    """Normalises the images with statistics that lie in buffers without the dimensions of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(3))
+        self.register_buffer("std", torch.rand(3) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body((x - self.mean[:, None, None]) / self.std.view(1, -1, 1, 1))
+
+
+def test_beside_what_is_computed_of_buffers_norms_are_folded():
+    torch.manual_seed(0)
+    net = network(nn.Sequential(Normalizing(), Block()))
+    assert norms(answers_the_same(net)) == 0
+
+
+@pytest.mark.parametrize(("layer", "method"), [(0, "forward"), (0, "_conv_forward"), (1, "forward")])
+def test_a_layer_whose_method_was_replaced_stays_as_it_is(layer, method):
+    torch.manual_seed(0)
+    net = network(Block())
+    patched = net.units[0].body[layer]
+    original = getattr(patched, method)
+    setattr(patched, method, lambda *arguments: 2 * original(*arguments))
+    assert norms(answers_the_same(net)) == 1
 
 
 def test_a_hook_may_compute_with_the_layers_of_its_module():
