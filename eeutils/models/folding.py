@@ -38,26 +38,34 @@ def _fold(part: nn.Module, graph: fx.Graph, shared: Set[nn.Module]) -> None:
         _replace(part, {name: layers[name] for name in folded})
 
 
-def _recorded(module: nn.Module) -> fx.Graph | None:
+def _recorded(module: nn.Module, known: dict[nn.Module, bool] | None = None) -> fx.Graph | None:
     """What `module` does with its layers, whatever the images; None if that depends on them.
 
-    What lies within it and cannot be recorded is taken for one layer.
+    What lies within it and cannot be recorded is taken for one layer. Of which layers that holds is kept in `known`:
+    asked anew at each level above it, one layer deep within would cost twice the time per level.
     """
+    known = {} if known is None else known
+
+    def is_one_layer(layer: nn.Module) -> bool:
+        if layer not in known:
+            known[layer] = _recorded(layer, known) is None
+        return known[layer]
+
     if _has_hooks(module):
         return None
     graph = _trace(module, _has_hooks)  # enough for most, and looks at every layer once
-    return graph or _trace(module, lambda layer: _recorded(layer) is None)
+    return graph or _trace(module, is_one_layer)
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # what is computed of a buffer, as x - self.mean[:, None, None], is recorded as such
 
-    def __init__(self, is_one_layer: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, original: nn.Module, is_one_layer: Callable[[nn.Module], bool]) -> None:
         super().__init__()
-        self.is_one_layer = is_one_layer
+        self.original, self.is_one_layer = original, is_one_layer
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return super().is_leaf_module(module, name) or self.is_one_layer(module)
+        return super().is_leaf_module(module, name) or self.is_one_layer(self.original.get_submodule(name))
 
 
 def _trace(module: nn.Module, is_one_layer: Callable[[nn.Module], bool]) -> fx.Graph | None:
@@ -65,7 +73,7 @@ def _trace(module: nn.Module, is_one_layer: Callable[[nn.Module], bool]) -> fx.G
     scratch = deepcopy(module, {id(tensor): tensor for tensor in _tensors(module)})
     try:
         with torch.inference_mode():
-            return _Tracer(is_one_layer).trace(scratch)
+            return _Tracer(module, is_one_layer).trace(scratch)
     except Exception:  # of any kind: forward() is run with stand-ins that have no values
         return None
 

@@ -239,6 +239,32 @@ def test_beside_what_cannot_be_recorded_norms_are_folded(block):
     assert norms(answers_the_same(net)) == 1
 
 
+class Around(nn.Module):
+    """What lies within it, and nothing else."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_what_lies_deep_within_is_recorded_a_few_times_only():
+    runs = []
+
+    class Counted(ByValue):
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(x)
+            return super().forward(x)
+
+    unit, depth = Counted(), 8
+    for _ in range(depth):
+        unit = Around(unit)
+    prepared_for_inference(network(unit))
+    assert len(runs) < 5 * depth
+
+
 class Remembering(Block):
     """Makes a mask of the first map that it sees, and keeps it."""
 
