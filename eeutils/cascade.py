@@ -14,9 +14,10 @@ from eeutils.analysis.policies import Policy, check_policy, leaving
 from eeutils.analysis.predictions import Batched, check_outputs, check_split, checked_costs
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
+from eeutils.models.checks import check_answers, check_exits, checked_answers
 from eeutils.models.inference import prepared_for_inference
 from eeutils.models.memory import a_weight
-from eeutils.models.multiexit import check_answers, check_exits, checked_answers, map_tensors, uncompiled
+from eeutils.models.multiexit import map_tensors, uncompiled
 from eeutils.models.state import check_weights
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken

@@ -10,7 +10,7 @@ from torch import Tensor
 from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
-from eeutils.models.multiexit import check_exit_index
+from eeutils.models.checks import check_exit_index
 
 _ENSEMBLES = ("mean", "weighted", "geometric")
 

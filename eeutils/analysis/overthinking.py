@@ -19,7 +19,7 @@ from torch import Tensor
 from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
 from eeutils.analysis.metrics import surest_first
 from eeutils.analysis.predictions import Predictions
-from eeutils.models.multiexit import check_exit_index
+from eeutils.models.checks import check_exit_index
 
 
 def first_correct(predictions: Predictions) -> Tensor:

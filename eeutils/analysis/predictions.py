@@ -17,8 +17,8 @@ from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
+from eeutils.models.checks import check_answers, check_exits, checked_answers
 from eeutils.models.memory import a_weight, channels_last
-from eeutils.models.multiexit import check_answers, check_exits, checked_answers
 
 
 @dataclass(frozen=True)

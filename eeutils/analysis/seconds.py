@@ -11,8 +11,8 @@ from torch import Tensor
 from eeutils.analysis.predictions import Batched, check_split, try_out
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
+from eeutils.models.checks import check_exits
 from eeutils.models.memory import a_weight
-from eeutils.models.multiexit import check_exits
 
 Result = TypeVar("Result")
 

@@ -4,9 +4,10 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
+from eeutils.models.checks import check_exits
 from eeutils.models.folding import fold_norms
 from eeutils.models.memory import to_channels_last
-from eeutils.models.multiexit import Features, MultiExitNet, Stage, check_exits
+from eeutils.models.multiexit import Features, MultiExitNet, Stage
 
 
 def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eeutils.models.checks import check_exits, reading
 from eeutils.models.memory import check_sizes
-from eeutils.models.multiexit import Features, MultiExitNet, check_exits, reading
+from eeutils.models.multiexit import Features, MultiExitNet
 
 # Where numbers are looked at torch names the device ("cannot be called on meta tensors", "register_meta"); where shapes
 # do not fit it says nothing of it.

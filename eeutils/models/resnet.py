@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from eeutils.models.building import check_positive
+from eeutils.models.checks import check_early_exits
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.layers import BasicBlock, conv_norm_act, initialise
-from eeutils.models.multiexit import MultiExitNet, check_early_exits
+from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
 from eeutils.models.sdn import exits_at_cost, plain_network, with_internal_classifiers
 

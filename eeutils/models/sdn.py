@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from eeutils.models.checks import check_early_exits
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.layers import initialise
 from eeutils.models.macs import count_macs, on_meta, walk_units
 from eeutils.models.memory import a_weight
-from eeutils.models.multiexit import Features, MultiExitNet, add_exits, check_early_exits, map_tensors
+from eeutils.models.multiexit import Features, MultiExitNet, map_tensors
+from eeutils.models.surgery import add_exits
 
 SDN_SHARES = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
 

@@ -10,8 +10,8 @@ from eeutils.data.augmentation import augmented_batch
 from eeutils.data.splits import missing_classes
 from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
+from eeutils.models.checks import check_exits, checked_answers
 from eeutils.models.memory import a_weight
-from eeutils.models.multiexit import check_exits, checked_answers
 from eeutils.training.config import TrainConfig
 from eeutils.training.regimes import start_training, trained_part
 
