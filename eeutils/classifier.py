@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Classifier:
     classes: tuple[str, ...]
     normalization: Normalization
     policy: ThresholdPolicy
+    _: KW_ONLY
     fallback: str = "last"
     dtype: torch.dtype | None = None
     image_shape: tuple[int, int, int] | None = None
@@ -145,9 +146,9 @@ class Classifier:
             tuple(about["classes"]),
             Normalization.from_json(about["normalization"]),
             policy,
-            about.get("fallback", "last"),  # older files have none, and no image_shape
-            dtype,
-            about.get("image_shape"),
+            fallback=about.get("fallback", "last"),  # older files have none, and no image_shape
+            dtype=dtype,
+            image_shape=about.get("image_shape"),
         )
 
 
@@ -178,9 +179,15 @@ def load_classifier(
     """
     entry = weight_entry(name)
     choice = choose_one_threshold(load_predictions(name, "val"), max_drop)
-    net = load_weights(name, device)
-    shape = image_shape_of(entry.data)
-    return Classifier(net, entry.classes, entry.normalization, choice.policy, fallback, dtype, shape)
+    return Classifier(
+        load_weights(name, device),
+        entry.classes,
+        entry.normalization,
+        choice.policy,
+        fallback=fallback,
+        dtype=dtype,
+        image_shape=image_shape_of(entry.data),
+    )
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -261,6 +261,11 @@ def test_parts_that_do_not_fit_together_are_refused():
         Classifier(torch.nn.Conv2d(3, 3, 3), CLASSES, NORMALIZATION, ThresholdPolicy(0.5))
 
 
+def test_what_has_a_default_is_given_by_name():
+    with pytest.raises(TypeError, match="positional arguments"):
+        Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.5), "last")
+
+
 def test_files_of_something_else_are_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     with pytest.raises(FileNotFoundError):
