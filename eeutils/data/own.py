@@ -59,9 +59,7 @@ def data_from_tensors(
     return ImageData(name, *(replace(split, normalization=normalization) for split in (train, val, test)))
 
 
-def data_from_folder(
-    root: Path | str, size: int = 32, *, classes: Sequence[str] | None = None, **kwargs: Any
-) -> ImageData:
+def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | None = None, **kwargs: Any) -> ImageData:
     """`data_from_tensors` of a folder that has one folder of images a class, each read by `load_image`.
 
     Args:
@@ -87,7 +85,7 @@ def data_from_folder(
     return data_from_tensors(images, labels, names, **{"name": Path(root).resolve().name, **kwargs})
 
 
-def load_image(path: Path | str, size: int = 32) -> Tensor:
+def load_image(path: Path | str, *, size: int) -> Tensor:
     """An image file as (1, 3, size, size) uint8, made just as `data_from_folder` makes its images.
 
     It is turned as its EXIF says, 16 bits a pixel become 8, grey becomes RGB, and transparency is dropped: a pixel gets

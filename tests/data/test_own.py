@@ -120,14 +120,14 @@ def test_a_folder_of_images_by_class(folder):
 def test_grey_images_become_rgb(folder):
     for path in folder.rglob("*.png"):
         Image.new("L", (20, 20), 77).save(path)
-    images = data_from_folder(folder).train.images
+    images = data_from_folder(folder, size=8).train.images
     assert images.shape[1] == 3
     assert images.unique().tolist() == [77]
 
 
 def test_a_folder_for_trained_weights_is_normalised_as_theirs(folder):
     theirs = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    assert data_from_folder(folder, normalization=theirs).normalization == theirs
+    assert data_from_folder(folder, size=8, normalization=theirs).normalization == theirs
 
 
 def test_a_bar_counts_the_images_read(folder, monkeypatch):
@@ -138,12 +138,12 @@ def test_a_bar_counts_the_images_read(folder, monkeypatch):
         return bars[0]
 
     monkeypatch.setattr(own, "progress_bar", shown)
-    data_from_folder(folder)
+    data_from_folder(folder, size=8)
     assert (bars[0].n, bars[0].total, bars[0].unit) == (40, 40, "img")
 
 
 def test_a_name_of_ones_own(folder):
-    assert data_from_folder(folder, name="mine").name == "mine"
+    assert data_from_folder(folder, size=8, name="mine").name == "mine"
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated"])
@@ -152,37 +152,43 @@ def test_a_file_that_is_no_image_is_named(folder, damage):
     Image.effect_noise((200, 200), 50).save(bad)
     bad.write_bytes(b"no image" if damage == "text" else bad.read_bytes()[:5_000])
     with pytest.raises(IntegrityError, match=r"red.7\.png is not a readable image"):
-        data_from_folder(folder)
+        data_from_folder(folder, size=8)
 
 
 def test_a_missing_folder_and_an_empty_class_are_errors(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        data_from_folder(tmp_path / "nowhere")
+        data_from_folder(tmp_path / "nowhere", size=8)
     (folder / "green").mkdir()
     with pytest.raises(FileNotFoundError, match="green"):
-        data_from_folder(folder)
+        data_from_folder(folder, size=8)
 
 
 def test_classes_come_in_the_order_that_is_asked_for(folder):
-    data = data_from_folder(folder, classes=("red", "blue"))
+    data = data_from_folder(folder, size=8, classes=("red", "blue"))
     assert data.classes == ("red", "blue")
     assert data.train.images[data.train.labels == 0][:, 0].min() == 250
 
 
 def test_a_class_folder_that_is_missing_is_named(folder):
     with pytest.raises(FileNotFoundError, match=r"no folder for the classes \['green'\]; it has \['blue', 'red'\]"):
-        data_from_folder(folder, classes=("red", "green", "blue"))
+        data_from_folder(folder, size=8, classes=("red", "green", "blue"))
 
 
 def test_a_folder_of_another_class_is_named(folder):
     (folder / "green").mkdir()
     with pytest.raises(ValueError, match=r"folders \['green'\] that are none of the classes \['red', 'blue'\]"):
-        data_from_folder(folder, classes=("red", "blue"))
+        data_from_folder(folder, size=8, classes=("red", "blue"))
 
 
 def test_images_have_a_size(folder):
     with pytest.raises(ValueError, match="size must be positive, got 0"):
         data_from_folder(folder, size=0)
+
+
+@pytest.mark.parametrize("read", [data_from_folder, load_image])
+def test_nobody_shrinks_images_unasked(folder, read):
+    with pytest.raises(TypeError, match="required keyword-only argument: 'size'"):
+        read(folder)
 
 
 def noise(height: int, width: int, top: int, dtype: type) -> np.ndarray:
@@ -209,7 +215,7 @@ def test_an_image_keeps_its_middle_square_and_can_be_asked_about(folder):
     square = load_image(folder / "red" / "wide.png", size=20)
     assert square[0, :, 5, 5].tolist() == [250, 0, 0]
     assert square[:, 2].max() == 0
-    assert data_from_folder(folder).normalization(square).shape == (1, 3, 20, 20)
+    assert data_from_folder(folder, size=20).normalization(square).shape == (1, 3, 20, 20)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -237,7 +243,7 @@ def test_pixels_without_a_known_white_are_refused(folder, mode, dtype):
     path = folder / "red" / "3.tif"
     Image.fromarray(np.full((8, 8), 1000, dtype)).save(path)
     with pytest.raises(ValueError, match=rf"red.3\.tif has pixels of more than 16 bits .*mode {mode}.*8 or 16 bits"):
-        data_from_folder(folder)
+        data_from_folder(folder, size=8)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +259,9 @@ def test_images_are_turned_as_their_exif_says(tmp_path, orientation, turned):
 
 def test_one_image_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_image(tmp_path / "nowhere.png")
+        load_image(tmp_path / "nowhere.png", size=8)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(IntegrityError, match=r"text\.png is not a readable image"):
-        load_image(tmp_path / "text.png")
+        load_image(tmp_path / "text.png", size=8)
     with pytest.raises(ValueError, match="size must be positive, got 0"):
         load_image(tmp_path / "text.png", size=0)
