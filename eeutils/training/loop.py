@@ -85,15 +85,15 @@ def fit(
         StorageError: if a checkpoint cannot be written; the one before is still there.
         KeyboardInterrupt: passed on; the last checkpoint stands.
     """
-    device, net = choose_device(device), uncompiled(net)
-    check_fit(net, data, config, Workers.of_this_run().world_size)
+    device, net, workers = choose_device(device), uncompiled(net), Workers.of_this_run()
+    check_fit(net, data, config, workers.world_size)
     path = None if checkpoint is None else Path(checkpoint)
     home = next(net.parameters()).device
     try:
         with channels_last(net.to(device)), tuned_convolutions():
-            run = _Run(net, data, config, device)
+            run = _Run(net, data, config, device, workers)
             run.resume(path)
-            if run.epoch == config.epochs and progress and run.workers.writes:
+            if run.epoch == config.epochs and progress and workers.writes:
                 print(f"{path} has all {config.epochs} epochs of this run: nothing is trained", file=sys.stderr)
             with run.bar(progress) as bar:
                 while run.epoch < config.epochs:
@@ -103,7 +103,7 @@ def fit(
             run.finish()
     except KeyboardInterrupt:
         kept = f"{path} has the epochs saved before; call fit again to go on" if path else "nothing was saved"
-        if Workers.of_this_run().writes:
+        if workers.writes:
             print(f"training was interrupted: {kept}", file=sys.stderr)
         raise
     finally:
@@ -114,12 +114,12 @@ def fit(
 class _Run:
     """The moving parts of one training run; between epochs its state is exactly what a checkpoint holds."""
 
-    def __init__(self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.data, self.device = config, data, device
-        self.workers = Workers.of_this_run()
-        self.net = net
-        self.workers.follow_first([*net.parameters(), *_statistics(net)])
-        rank, world_size = self.workers.rank, self.workers.world_size
+    def __init__(
+        self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device, workers: Workers
+    ) -> None:
+        self.net, self.data, self.config, self.device, self.workers = net, data, config, device, workers
+        workers.follow_first([*net.parameters(), *_statistics(net)])
+        rank, world_size = workers.rank, workers.world_size
         self.batches = TrainBatches(
             data.train, config.batch_size, config.augmentation, device, config.seed, rank=rank, world_size=world_size
         )
@@ -127,8 +127,7 @@ class _Run:
         self.trained = trained_part(net, config.trained)
         self.parameters = list(self.trained.parameters())  # once: to walk the modules at every step would take its time
         self.optimizer = create_optimizer(self.trained, config, device)
-        capability = compute_capability(device)
-        dtype = autocast_dtype(config.precision, capability)
+        dtype = autocast_dtype(config.precision, compute_capability(device))
         self.average = WeightAverage(self.net, config.average_decay) if config.average_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -139,11 +138,6 @@ class _Run:
         self.weights = self._exit_weights()
         self.rows: list[dict[str, float]] = []
         self.saved_at = time.perf_counter()
-
-    @cached_property
-    def data_identity(self) -> dict[str, Any]:
-        """By what a checkpoint is told from one on other data; once a run, because the images are hashed."""
-        return data_identity(self.data)
 
     @property
     def images_per_epoch(self) -> int:
@@ -176,6 +170,89 @@ class _Run:
         row["seconds"] = time.perf_counter() - started
         self.rows.append(row)
         self._show(bar, row["train_loss"])
+
+    def _pass_over_training_split(self, bar: tqdm) -> Tensor:
+        """Mean loss of each exit over the epoch, (E,) on the CPU."""
+        start_training(self.net, self.config.trained)
+        self.weights = self._exit_weights()
+        total = torch.zeros(self.net.num_exits, dtype=torch.float32, device=self.device)
+        reported, pending = time.perf_counter(), 0
+        # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
+        with torch.random.fork_rng(devices=cuda_indices(self.device)):
+            seed = (self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED
+            torch.manual_seed(seed_of(seed, self.workers.rank))
+            for step, (images, labels) in enumerate(self.batches.epoch(self.epoch)):
+                total += self._step(images, labels, self.epoch * len(self.batches) + step)
+                pending += self.batches.batch_size
+                if time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
+                    self._report(bar, total / (step + 1), pending)
+                    reported, pending = time.perf_counter(), 0
+        mean = total / len(self.batches)
+        self._agree(mean)
+        self._report(bar, mean, pending)
+        return mean.cpu()
+
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One update of the weights. Nothing here waits for the device. Returns the exits' losses, (E,)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(step + 1) * group["lr_factor"]
+        with self.autocast:
+            losses = exit_losses(self.compiled(images), labels, self.config.loss)
+        self.scaler.scale(losses @ self.weights).backward()
+        self.workers.average_gradients(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step)
+        return losses.detach()
+
+    def _agree(self, losses: Tensor) -> None:
+        """Give all processes the mean of their losses, (E,), and of what BatchNorm has seen where it was trained."""
+        self.workers.average([losses, *_statistics(self.trained)])
+        if self.average is not None:
+            self.workers.average(_statistics(trained_part(self.average.net, self.config.trained)))
+
+    def _report(self, bar: tqdm, losses: Tensor, images: int) -> None:
+        """Move the bar on; about once a second, so that reading the losses costs nothing. Stops a diverged run."""
+        loss = float(losses @ self.weights)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}")
+        self._show(bar, loss)
+        bar.update(images)
+
+    def _show(self, bar: tqdm, loss: float) -> None:
+        parts = [f"loss {loss:.3f}"]
+        if self.rows:
+            accuracy = [share for name, share in self.rows[-1].items() if name.startswith("val_accuracy")]
+            parts.append("val " + " ".join(f"{share:.1%}" for share in accuracy))
+        bar.set_postfix_str(", ".join(parts))
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
+            f"learning_rate (now {self.config.learning_rate}) or check the images. The network's weights are spoilt; "
+            "a checkpoint, if any, is from before"
+        )
+
+    def _validate(self) -> Tensor:
+        """Accuracy of each exit on the validation split, (E,)."""
+        net = self.net if self.average is None else self.average.net
+        images = min(_VALIDATION_BATCHES * self.config.batch_size, _MOST_VALIDATION_IMAGES)
+        with self.autocast:
+            logits = collect_logits(net, self.val, batch_size=images)
+        if not logits.isfinite().all():  # the epoch's very last update can spoil weights without a loss that shows it
+            raise self._diverged("the network's answers became NaN or infinite")
+        return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
+
+    def _exit_weights(self) -> Tensor:
+        """The weight of each exit's loss in the coming epoch, (E,) on the device."""
+        progress = (self.epoch + 1) / self.config.epochs
+        weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
+        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(self.config, step, len(self.batches))
 
     def finish(self) -> None:
         """Let the network end as what was validated."""
@@ -237,88 +314,10 @@ class _Run:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.rows = state["epoch"], list(state["rows"])
 
-    def _pass_over_training_split(self, bar: tqdm) -> Tensor:
-        """Mean loss of each exit over the epoch, (E,) on the CPU."""
-        start_training(self.net, self.config.trained)
-        self.weights = self._exit_weights()
-        total = torch.zeros(self.net.num_exits, dtype=torch.float32, device=self.device)
-        reported, pending = time.perf_counter(), 0
-        # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
-        with torch.random.fork_rng(devices=cuda_indices(self.device)):
-            seed = (self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED
-            torch.manual_seed(seed_of(seed, self.workers.rank))
-            for step, (images, labels) in enumerate(self.batches.epoch(self.epoch)):
-                total += self._step(images, labels, self.epoch * len(self.batches) + step)
-                pending += self.batches.batch_size
-                if time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
-                    self._report(bar, total / (step + 1), pending)
-                    reported, pending = time.perf_counter(), 0
-        mean = total / len(self.batches)
-        self._agree(mean)
-        self._report(bar, mean, pending)
-        return mean.cpu()
-
-    def _agree(self, losses: Tensor) -> None:
-        """Give all processes the mean of their losses, (E,), and of what BatchNorm has seen where it was trained."""
-        self.workers.average([losses, *_statistics(self.trained)])
-        if self.average is not None:
-            self.workers.average(_statistics(trained_part(self.average.net, self.config.trained)))
-
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One update of the weights. Nothing here waits for the device. Returns the exits' losses, (E,)."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step + 1) * group["lr_factor"]
-        with self.autocast:
-            losses = exit_losses(self.compiled(images), labels, self.config.loss)
-        self.scaler.scale(losses @ self.weights).backward()
-        self.workers.average_gradients(self.parameters)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(step)
-        return losses.detach()
-
-    def _report(self, bar: tqdm, losses: Tensor, images: int) -> None:
-        """Move the bar on; about once a second, so that reading the losses costs nothing. Stops a diverged run."""
-        loss = float(losses @ self.weights)
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss became {loss}")
-        self._show(bar, loss)
-        bar.update(images)
-
-    def _show(self, bar: tqdm, loss: float) -> None:
-        parts = [f"loss {loss:.3f}"]
-        if self.rows:
-            accuracy = [share for name, share in self.rows[-1].items() if name.startswith("val_accuracy")]
-            parts.append("val " + " ".join(f"{share:.1%}" for share in accuracy))
-        bar.set_postfix_str(", ".join(parts))
-
-    def _diverged(self, what: str) -> TrainingDivergedError:
-        return TrainingDivergedError(
-            f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
-            f"learning_rate (now {self.config.learning_rate}) or check the images. The network's weights are spoilt; "
-            "a checkpoint, if any, is from before"
-        )
-
-    def _validate(self) -> Tensor:
-        """Accuracy of each exit on the validation split, (E,)."""
-        net = self.net if self.average is None else self.average.net
-        images = min(_VALIDATION_BATCHES * self.config.batch_size, _MOST_VALIDATION_IMAGES)
-        with self.autocast:
-            logits = collect_logits(net, self.val, batch_size=images)
-        if not logits.isfinite().all():  # the epoch's very last update can spoil weights without a loss that shows it
-            raise self._diverged("the network's answers became NaN or infinite")
-        return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
-
-    def _exit_weights(self) -> Tensor:
-        """The weight of each exit's loss in the coming epoch, (E,) on the device."""
-        progress = (self.epoch + 1) / self.config.epochs
-        weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
-
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate(self.config, step, len(self.batches))
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """By what a checkpoint is told from one on other data; once a run, because the images are hashed."""
+        return data_identity(self.data)
 
 
 def _statistics(part: nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from eeutils.models import MultiExitNet, resnet18
 from eeutils.training import History, LossConfig, fit, loop
 from eeutils.training.checkpoint import load_checkpoint
 from eeutils.training.loop import _Run
+from eeutils.training.parallel import Workers
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 TIMES = ["images_per_second", "seconds"]
@@ -129,7 +130,7 @@ class _Operations(TorchDispatchMode):
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_step_never_waits_for_the_device(tiny_net, tiny_data, tiny_config, device):
     config = tiny_config(loss=LossConfig(distillation=0.5), average_decay=0.9)
-    run = _Run(tiny_net(), tiny_data, config, torch.device(device))
+    run = _Run(tiny_net(), tiny_data, config, torch.device(device), Workers())
     batches = run.batches.epoch(0)
     run._step(*next(batches), 0)
     if device == "cuda":

@@ -12,6 +12,7 @@ from eeutils.training import LossConfig, fit, recipe
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
 from eeutils.training.loop import _Run
 from eeutils.training.losses import exit_weights
+from eeutils.training.parallel import Workers
 from eeutils.training.regimes import start_training, trained_part, training_forward
 
 EARLY = {"trained": "early_exits", "loss": LossConfig(weights="equal")}
@@ -120,7 +121,7 @@ def test_the_forward_on_a_frozen_backbone_compiles_as_one_graph(dropout_net, com
 
 
 def test_the_optimiser_knows_the_early_exits_only(dropout_net, tiny_data, tiny_config):
-    run = _Run(dropout_net, tiny_data, tiny_config(**ADAM), torch.device("cpu"))
+    run = _Run(dropout_net, tiny_data, tiny_config(**ADAM), torch.device("cpu"), Workers())
     known = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
     assert isinstance(run.optimizer, torch.optim.Adam)
     assert known == {id(dict(dropout_net.named_parameters())[name]) for name in early_exits(dropout_net)}
@@ -150,7 +151,8 @@ def test_the_ramp_weighs_each_epoch_by_itself(dropout_net, tiny_data, tiny_confi
 
 
 def test_a_step_follows_the_ramp(dropout_net, tiny_data, tiny_config):
-    run = _Run(dropout_net, tiny_data, tiny_config(epochs=4, loss=LossConfig(weights="sdn")), torch.device("cpu"))
+    config = tiny_config(epochs=4, loss=LossConfig(weights="sdn"))
+    run = _Run(dropout_net, tiny_data, config, torch.device("cpu"), Workers())
     assert run.weights.tolist() == pytest.approx(exit_weights("sdn", 3, 0.25))
 
 
