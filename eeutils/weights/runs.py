@@ -1,7 +1,6 @@
 """What `python -m eeutils.train` left in a folder, read back: the network, and the entry that it could become."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -106,23 +105,24 @@ def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
 
 def entry_of(report: Mapping[str, Any]) -> WeightEntry:
     """The entry of a finished run, without what has to be measured."""
-    return replace(
-        planned_entry(report["run"], report["command"]),
-        training=TrainingRecord(
-            recipe=_recipe_in(report["command"]),
-            config=report["run"]["train"],
-            device=report["device"],
-            versions=report["versions"],
-            seconds=report["seconds"],
-            images_per_second=report["images_per_second"],
-            share_of_peak=report.get("share_of_peak"),
-        ),
+    planned = planned_entry(report["run"], report["command"])
+    record = TrainingRecord(
+        recipe=_recipe_of(planned),
+        config=report["run"]["train"],
+        device=report["device"],
+        versions=report["versions"],
+        seconds=report["seconds"],
+        images_per_second=report["images_per_second"],
+        share_of_peak=report.get("share_of_peak"),
     )
+    return replace(planned, training=record)
 
 
 def _model_args(run: Mapping[str, Any], num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     return fitting_arguments(run["model"], num_classes, image_shape) | asked_arguments(run)
 
 
-def _recipe_in(command: str) -> str:
-    return next((word for word in shlex.split(command) if word in list_recipes()), "custom")
+def _recipe_of(entry: WeightEntry) -> str:
+    """The first word of its training command; a run that was started from Python may have none."""
+    first = next(iter(entry.training_arguments), "")
+    return first if first in list_recipes() else "custom"

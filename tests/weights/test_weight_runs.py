@@ -73,6 +73,8 @@ def test_an_entry_builds_the_network_that_was_trained(run):
     ("command", "recipe"),
     [
         ("python -m eeutils.train slim --width 16", "slim"),
+        ("torchrun --nproc-per-node 2 -m eeutils.train slim --data digits", "slim"),
+        ("python -m eeutils.train --data digits", "custom"),
         ("python -m eeutils.train --train.epochs 1", "custom"),
         ("python -m eeutils.train --out 'runs of digits '", "custom"),
     ],
