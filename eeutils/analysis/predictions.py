@@ -195,7 +195,7 @@ def try_out(net: MultiExitNet, split: Batched, device: torch.device | str | None
     """Answer one image, to see that the network can read it and that its heads work as they must.
 
     Raises:
-        ValueError: if not, see `eeutils.models.multiexit.checked_answers`.
+        ValueError: if not, see `eeutils.models.checks.checked_answers`.
     """
     with _evaluating(net, device) as at:
         checked_answers(net, next(_batches(net, split, 1, at)))

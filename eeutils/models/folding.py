@@ -15,6 +15,8 @@ def fold_norms(parts: Sequence[nn.Module]) -> None:
 
     Answers stay what they are, up to rounding. Who reads what is seen by recording the forward pass with `torch.fx`,
     without images. What cannot be recorded, because it depends on values or shapes or has hooks, keeps its norms.
+    A part that asks whether it is given a Tensor is recorded as if it were not, for the recording hands on stand-ins:
+    it must not read a convolution otherwise for that.
     """
     owners = Counter(module for part in parts for module in part.modules())
     shared = {module for module, count in owners.items() if count > 1}
