@@ -3,13 +3,13 @@
 Runs each shipped network over the real validation and test images and compares with what the registry and the shipped
 predictions say. Ensemble weights and thresholds are chosen on the shipped validation predictions: one image judged
 differently may move a choice a long way. Fails if a published number cannot be reproduced; if all can, writes
-`results/scoreboard.md` with its figure, `results/shallow_deep.md` and `results/goals.md`, and refreshes what README.md
-and results/README.md show of them. Of a network whose weights are too large to ship, the shipped predictions are
-taken as they are.
+`results/headline.md` with its figure, `results/scoreboard.md`, `results/shallow_deep.md` and `results/goals.md`, and
+refreshes what README.md and results/README.md show of them. Of a network whose weights are too large to ship, the
+shipped predictions are taken as they are.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import predict
-from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.backends import unrounded_convolutions
 from eeutils.data import load_data
 from eeutils.device import choose_device
@@ -33,7 +31,14 @@ from eeutils.files import write_text
 from eeutils.goals import goals_board
 from eeutils.pages import RESULTS, refresh_pages
 from eeutils.plots import plot_curves, use_style
-from eeutils.scoreboard import MAX_DROP, Evaluation, over_seeds, scoreboard, shallow_deep_board
+from eeutils.scoreboard import (
+    Evaluation,
+    headline_board,
+    over_seeds,
+    scoreboard,
+    shallow_deep_board,
+    within_budget,
+)
 from eeutils.tables import frame_as_markdown
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
 
@@ -96,8 +101,11 @@ def compare_and_write() -> int:
     if mistakes:
         print("published numbers that do not come out:\n  " + "\n  ".join(mistakes), file=sys.stderr)
         return len(mistakes)
-    for name, board in boards.items():
-        table = frame_as_markdown(board if name == _GOALS else over_seeds(board))
+    goals = boards.pop(_GOALS)
+    shown = {name: over_seeds(board) for name, board in boards.items()}
+    shown |= {_GOALS: goals, "headline.md": headline_board(boards.values())}
+    for name, board in shown.items():
+        table = frame_as_markdown(board)
         write_text(RESULTS / name, table + "\n")
         print(f"\n{table}")
     _draw({label: published[name] for name, label in DRAWN.items() if name in published}, RESULTS / "accuracy_cost.png")
@@ -149,15 +157,17 @@ def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
     ]
 
 
+def halves(evaluations: Iterable[Evaluation]) -> list[tuple[float, float]]:
+    """Mean cost in millions and test accuracy in percent within half of the cost, of networks that can meet it."""
+    within = filter(None, (within_budget(run, 0.5) for run in evaluations))
+    return [(test.mean_cost / 1e6, 100 * test.accuracy) for _, test in within]
+
+
 def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
     use_style()
     ax = plot_curves({name: run.test for name, run in evaluations.items()}, plt.subplots(figsize=(8.5, 5))[1])
-    cascades = [
-        decide(run.test, choose_one_threshold(run.val, MAX_DROP).policy)
-        for run in evaluations.values()
-        if run.test.num_exits > 1
-    ]
-    ax.plot([each.mean_cost / 1e6 for each in cascades], [100 * each.accuracy for each in cascades], "kD", markersize=5)
+    for cost, accuracy in halves(evaluations.values()):
+        ax.plot(cost, accuracy, "kD", markersize=5)
     ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
     ax.set_xlabel(f"{ax.get_xlabel()}, on a logarithmic scale")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -19,6 +19,16 @@ MAX_DROP = 0.005
 BUDGETS = (0.25, 0.5, 0.75)
 """Shares of a network's cost at which Shallow-Deep Networks are compared."""
 
+HEADLINE = {
+    "resnet18-avg-cifar10-w16": "ResNet18, width 16, no early exits",
+    "resnet18_3exits-conv+conv+spp-cifar10-w16": "ResNet18, width 16, 3 exits",
+    "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, width 24, 3 exits",
+    "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, width 32, 3 exits",
+    "mobilenet_sdn-mixed-cifar10": "MobileNet, Shallow-Deep, 7 exits",
+    "resnet56_sdn-mixed-cifar10": "ResNet56, Shallow-Deep, 7 exits",
+}
+"""The networks in the README's table, without their seeds, and what they are called there."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -55,6 +65,20 @@ def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
     groups = board.groupby(without_seed, sort=False)
     rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
+
+
+def headline_board(boards: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The networks of `HEADLINE` that are in `boards` and what of them matters most, one row for all seeds of each.
+
+    Args:
+        boards: with a row for each seed, as `scoreboard` and `shallow_deep_board` make them.
+    """
+    together = pd.concat([board.reindex(columns=list(_HEADLINE_COLUMNS)) for board in boards])
+    board = over_seeds(together.rename(columns=_HEADLINE_COLUMNS))
+    board = board.loc[[name for name in HEADLINE if name in board.index]]
+    seeds = board.pop("seeds")
+    named = {name: HEADLINE[name] + (f" ({count} seeds)" if count > 1 else "") for name, count in seeds.items()}
+    return board.rename(index=named)
 
 
 def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
@@ -113,3 +137,10 @@ _COLUMNS = (
     "cascade cost (%)",
     "MACs (M)",
 )
+
+# Of both boards, and their titles in the headline.
+_HEADLINE_COLUMNS = {
+    "MACs (M)": "million multiply-adds",
+    "last exit": "all images to the end",
+    "at 50%": "half of the cost",
+}

@@ -14,8 +14,8 @@ from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
 from eeutils.errors import StorageError
 from eeutils.recipes import plan
-from eeutils.scoreboard import Evaluation
-from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry
+from eeutils.scoreboard import HEADLINE, Evaluation
+from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry, without_seed
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
 
@@ -94,13 +94,24 @@ def test_words_in_a_table_are_not_compared():
     assert results._differences(board, other) == ["goal, reached (%): 88.00 is published, 87.00 came out"]
 
 
-def test_the_figure_shows_networks_that_are_planned(tmp_path):
-    assert set(results.DRAWN) <= {run.name for run in plan()}
+def test_the_figure_and_the_headline_show_networks_that_are_planned(tmp_path):
+    planned = {run.name for run in plan()}
+    assert set(results.DRAWN) <= planned
+    assert set(HEADLINE) <= {without_seed(name) for name in planned}
     val = evaluation(3).val
 
     results._draw({"three": Evaluation(val, val), "plain": evaluation(1)}, tmp_path / "figure.png")
 
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_diamond_marks_what_validation_chose_for_half_of_the_cost_and_none_where_it_cannot_be_met():
+    # For half of the cost all have to leave at the first exit, which has two of four test images right.
+    halved = Evaluation(two_exits((4, 4)), two_exits((2, 3)))
+    # Exits at 60 and 100 %.
+    dear = replace(halved.val, costs=torch.tensor([3e6, 5e6], dtype=torch.float64))
+
+    assert results.halves([halved, Evaluation(dear, dear), evaluation(1)]) == [(1.0, 50.0)]
 
 
 # From the registry to the README.
@@ -165,6 +176,7 @@ def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tm
     assert "| resnet18_2exits-spp-toy | 1 | 50.00 | 75.00 |" in board  # without its seed, and how many they are
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
         "quotes.csv",
+        "headline.md",
         "scoreboard.md",
         "goals.md",
         "accuracy_cost.png",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.scoreboard import Evaluation, over_seeds, scoreboard, shallow_deep_board
+from eeutils.scoreboard import Evaluation, headline_board, over_seeds, scoreboard, shallow_deep_board
 from eeutils.tables import frame_as_markdown
 
 
@@ -120,3 +120,35 @@ def test_seeds_of_a_network_share_a_row_of_means_and_deviations():
         "| net | 3 | 90.00 ± 1.00 | 88.00 |",
         "| another | 1 | 70.00 |  |",
     ]
+
+
+def board_of(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")
+
+
+def test_the_headline_has_its_networks_in_its_order_with_seeds_together():
+    slim = "resnet18_3exits-conv+conv+spp-cifar10-w16"
+    few = board_of(
+        {
+            f"{slim}-s1": {"last exit": 88.0, "cascade": 1.0, "at 50%": 87.0, "MACs (M)": 37.5},
+            "resnet56-cifar10": {"last exit": 91.58, "MACs (M)": 125.5},  # not of the headline
+            "resnet18-avg-cifar10-w16": {"last exit": 89.1, "MACs (M)": 35.05},
+            slim: {"last exit": 90.0, "cascade": 2.0, "at 50%": 87.0, "MACs (M)": 37.5},
+        }
+    )
+    many = board_of({"mobilenet_sdn-mixed-cifar10": {"at 25%": 83.0, "at 50%": 89.08, "last exit": 89, "MACs (M)": 47}})
+
+    assert frame_as_markdown(headline_board([few, many.astype(float)])).splitlines() == [
+        "| network | million multiply-adds | all images to the end | half of the cost |",
+        "| --- | ---: | ---: | ---: |",
+        "| ResNet18, width 16, no early exits | 35.05 | 89.10 |  |",
+        "| ResNet18, width 16, 3 exits (2 seeds) | 37.50 | 89.00 ± 1.41 | 87.00 |",
+        "| MobileNet, Shallow-Deep, 7 exits | 47.00 | 89.00 | 89.08 |",
+    ]
+
+
+def test_a_headline_of_other_networks_has_no_rows():
+    board = headline_board([board_of({"resnet56-cifar10": {"last exit": 91.58, "MACs (M)": 125.5}})])
+
+    assert list(board.index) == []
+    assert list(board) == ["million multiply-adds", "all images to the end", "half of the cost"]
