@@ -6,8 +6,9 @@ says which numbers of these tables are quoted where; there "{}" stands for the n
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from eeutils.files import write_text
@@ -26,7 +27,7 @@ class Quote:
     Attributes:
         page: with the sentence, from the repository's root.
         words: of it, "{}" where the number stands.
-        table: a file of results/.
+        table: a file of results/; of one with several tables, "FILE#WORDS" is the first after those words in bold.
         row: its first cell.
         column: its title.
     """
@@ -66,12 +67,12 @@ def with_numbers(page: str, quotes: Iterable[Quote], results: Path) -> str:
     """`page` with each number as it is in its table, with as many decimals as it was written with.
 
     Raises:
-        ValueError: if the words of a quote are not on the page, or several times, or the number not in the table.
+        ValueError: if the words of a quote are not on the page, or several times, or there is no such table or number.
     """
     for quote in quotes:
         before, after = (r"\s+".join(map(re.escape, part.split(" "))) for part in quote.words.split("{}"))
         pattern = re.compile(rf"({before})[\d,]+\.?(\d*)({after})")
-        number = _cell((results / quote.table).read_text("utf-8"), quote.row, quote.column)
+        number = _cell(_table(results, quote.table), quote.row, quote.column)
         found = pattern.findall(page)
         if len(found) != 1:
             raise ValueError(f"{quote.page} has {len(found)} times {quote.words!r}, which results/quotes.csv speaks of")
@@ -80,9 +81,24 @@ def with_numbers(page: str, quotes: Iterable[Quote], results: Path) -> str:
     return page
 
 
-def _cell(table: str, row: str, column: str) -> float:
+def _table(results: Path, name: str) -> list[str]:
+    """The lines of the table that a quote names."""
+    file, _, words = name.partition("#")
+    text = (results / file).read_text("utf-8")
+    lines = (text.partition(f"**{words}**")[2] if words else text).splitlines()
+    table = list(takewhile(_in_table, dropwhile(lambda line: not _in_table(line), lines)))
+    if not table:
+        raise ValueError(f"there is no table {name!r} in results/")
+    return table
+
+
+def _in_table(line: str) -> bool:
+    return line.startswith("|")
+
+
+def _cell(table: Sequence[str], row: str, column: str) -> float:
     """A number of a Markdown table; of several seeds their mean."""
-    header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines())
+    header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in table)
     cells = {(name, title): cell for name, *others in rows for title, cell in zip(header[1:], others, strict=True)}
     if not cells.get((row, column)):
         raise ValueError(f"there is no {column!r} of {row!r}; rows {[name for name, *_ in rows]}, columns {header[1:]}")

@@ -1,12 +1,17 @@
 """The pages that show results."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from eeutils.pages import PAGES, REPOSITORY, Quote, refreshed, with_files, with_numbers
 
 FILES = "before\n<!-- results/a.md -->\nold\n<!-- end -->\nbetween\n<!-- results/b.md -->\n<!-- end -->\nafter\n"
+SEVERAL = "About.\n\n**One**, 1 image\n\n{}\n**Two**, 2 images\n\n{}\n"
 TABLE = "| network | seeds | accuracy (%) | MACs (M) |\n| --- | --- | ---: | ---: |\n"
 TABLE += "| a+b | 3 | 88.46 ± 0.24 | 1,234.56 |\n| c, d | 1 |  | 35.05 |\n"
+LINK = r"\]\(([\w./]+\.(?:ipynb|md|png|py))?(?:#([\w-]+))?\)"
 QUOTE = Quote("page.md", "It has {} % (of all)", "c.md", "a+b", "accuracy (%)")
 
 
@@ -59,6 +64,20 @@ def test_a_number_that_is_not_there_is_an_error_with_the_choices(folder, row, co
         with_numbers("has 1", [Quote("page.md", "has {}", "c.md", row, column)], folder / "results")
 
 
+def test_a_file_may_have_several_tables(folder):
+    (folder / "results" / "d.md").write_text(SEVERAL.format(TABLE, TABLE.replace("88.46", "77.00")))
+    quotes = [
+        Quote("page.md", "One has {} %", "d.md#One", "a+b", "accuracy (%)"),
+        Quote("page.md", "two has {} %", "d.md#Two", "a+b", "accuracy (%)"),
+    ]
+
+    once = with_numbers("One has 1.0 %, two has 1.0 %.", quotes, folder / "results")
+
+    assert once == "One has 88.5 %, two has 77.0 %."
+    with pytest.raises(ValueError, match=r"no table 'd\.md#Three'"):
+        with_numbers("has 1", [Quote("page.md", "has {}", "d.md#Three", "a+b", "seeds")], folder / "results")
+
+
 @pytest.mark.parametrize("page", ["It had 90 % (of all).", "It has 90 % (of all). It has 91 % (of all)."])
 def test_words_that_changed_are_told(folder, page):
     with pytest.raises(ValueError, match=r"page.md has [02] times 'It has \{\} % \(of all\)'"):
@@ -78,5 +97,23 @@ def test_each_page_has_its_own_numbers(folder):
 def test_pages_show_results_as_they_are(page):
     text = page.read_text("utf-8")
 
-    assert text.count("<!-- results/") >= 3
+    assert "<!-- results/" in text
     assert refreshed(page, REPOSITORY) == text, "run `make results`"
+
+
+def anchors(page: Path) -> set[str]:
+    """What links may name after "#": headings as GitHub writes them there."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "notebooks"], ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files_and_headings_that_are_there(page):
+    texts = [page] if page.is_file() else sorted(page.glob("*.ipynb"))
+    links = [(path, *link) for path in texts for link in re.findall(LINK, path.read_text("utf-8"))]
+
+    assert links
+    for path, to, anchor in links:
+        target = (path.parent / to).resolve() if to else path
+        assert target.exists(), (path.name, to)
+        assert not anchor or anchor in anchors(target), (path.name, to, anchor)

@@ -1,6 +1,7 @@
-"""The README's code runs as it stands there."""
+"""The README's code runs as it stands there, and so does what it says stands in docstrings."""
 
 import re
+import textwrap
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 
 import eeutils
 from eeutils.classifier import Classifier
-from eeutils.models import create_model, prepared_for_inference, resnet18
+from eeutils.models import create_model, prepared_for_inference, resnet18, stage_modules
 from eeutils.weights import list_weights, weight_entry
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -30,10 +31,10 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_every_block_is_tried_here():
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 7
 
 
-def test_a_cascade_in_five_lines(monkeypatch, capsys):
+def test_a_cascade_in_four_lines(monkeypatch, capsys):
     digits = eeutils.load_data("digits")
     asked = []
     monkeypatch.setattr(eeutils, "load_data", lambda name: asked.append(name) or digits, raising=False)
@@ -46,24 +47,36 @@ def test_a_cascade_in_five_lines(monkeypatch, capsys):
 
     exec(block("half of the multiply-adds, on validation"), {})
 
-    assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
+    assert re.match(r"Decisions\(\d+ images: accuracy ", capsys.readouterr().out)
     assert asked[0] in list_weights()
     assert asked[1] == "cifar10"
 
 
-def test_a_budget_in_seconds(monkeypatch):
-    digits, named = eeutils.load_data("digits"), {}
+def test_each_way_to_choose_thresholds_in_the_table():
+    calls = re.findall(r"\| `(choose_\w+\(.*?\))` \|", README)
+    data = eeutils.load_data("digits")
     net = resnet18(width=2, exit_after=(0, 4))  # its first exit takes far less than half of the time
-    monkeypatch.setattr(eeutils, "load_data", lambda name: digits, raising=False)
-    monkeypatch.setattr(eeutils, "load_weights", lambda name: net, raising=False)
+    names = {name: getattr(eeutils, name) for name in eeutils.__all__} | {"net": net, "data": data}
+    names["val"] = eeutils.predict(net, data.val)
 
-    exec(block("measure_seconds"), named)
+    choices = [eval(call, names) for call in calls]
 
-    assert named["seconds"].shape == (3,)
-    assert named["choice"].relative_cost <= 0.5
+    assert len(choices) == 4
+    assert [choice.relative_cost <= 0.5 for choice in choices[1:3]] == [True, True]
 
 
-def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
+def test_shipped_predictions_and_their_curve(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    exec(block("plot_curves"), {})
+
+    accuracies, decisions = capsys.readouterr().out.splitlines()
+    assert accuracies.startswith("tensor([0.8999, 0.9382, 0.9435]")
+    assert decisions.startswith("Decisions(10,000 images: accuracy ")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_own_images_from_training_to_a_file(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for number in range(20):
         for name in ("cats", "dogs"):
@@ -73,7 +86,7 @@ def test_own_images_in_ten_lines(tmp_path, monkeypatch, capsys):
 
     exec(code.replace("width=16", "width=2").replace("epochs=20", "epochs=1"), {})
 
-    assert re.match(r"tensor\([01]\.\d*, dtype=torch.float64\) tensor\(\[", capsys.readouterr().out)
+    assert re.match(r"Decisions\(\d+ images: accuracy ", capsys.readouterr().out)
     assert (tmp_path / "photos.pt").exists()
     alike = create_model("resnet18_3exits", pool="spp", width=2, num_classes=2)
     assert Classifier.load("photos.safetensors", alike).classes == ("cats", "dogs")
@@ -93,12 +106,12 @@ def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
 
 
 def test_exits_in_a_network_of_ones_own():
-    names, code = {}, block("MultiExitNet")
+    names, code = {}, block("MultiExitNet(units")
 
     exec(code.replace('weights="DEFAULT"', "weights=None"), names)
 
     early = names["early"].eval()
-    assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 64, 64))] == [(2, 10)] * 2
+    assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 64, 64))] == [(2, 10)] * 3
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in prepared_for_inference(early).modules())
 
 
@@ -106,7 +119,10 @@ def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = resnet18(width=2, exit_after=(2, 4)).eval()
 
-    exec(block("stage_modules"), {"net": net})
+    exec(
+        textwrap.dedent(re.search(r"\n\n(        import torch\n.*?)\n\n    \S", stage_modules.__doc__, re.DOTALL)[1]),
+        {"net": net},
+    )
 
     images = torch.randn(5, 3, 32, 32)
     x, answers = images, []
@@ -140,7 +156,7 @@ def test_exits_for_a_network_that_is_trained_already(monkeypatch):
     net = resnet18(width=2)
     before = deepcopy(net.state_dict())
     monkeypatch.setattr(eeutils, "load_weights", lambda name: net, raising=False)
-    code, names = block("with_internal_classifiers"), {}
+    code, names = block('recipe("ic_only")'), {}
 
     exec(code.replace('"cifar10"', '"digits"').replace('"ic_only"', '"ic_only", epochs=1'), names)
 

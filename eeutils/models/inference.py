@@ -51,8 +51,12 @@ class StageModule(nn.Module):
 def stage_modules(net: MultiExitNet) -> list[StageModule]:
     """The network cut behind each exit, shallowest first: modules that can be exported and run one after the other.
 
-    So an early-exit network goes where there is no eeutils, each stage a file of its own; whoever runs them looks at
-    the logits between two stages and decides which images go on:
+    So an early-exit network goes where there is no eeutils, each stage a file of its own. The host runs one stage, is
+    done with the images whose largest probability reaches the threshold, and passes the features of the others on to
+    the next:
+
+        import torch
+        from eeutils.models import map_tensors, prepared_for_inference, stage_modules
 
         ready = prepared_for_inference(net).to(memory_format=torch.contiguous_format)  # as others expect weights to lie
         x, num_images = torch.zeros(2, 3, 32, 32), torch.export.Dim("num_images")
