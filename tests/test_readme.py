@@ -1,5 +1,6 @@
 """The README's code runs as it stands there, and so does what it says stands in docstrings."""
 
+import inspect
 import re
 import textwrap
 from copy import deepcopy
@@ -119,10 +120,8 @@ def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = resnet18(width=2, exit_after=(2, 4)).eval()
 
-    exec(
-        textwrap.dedent(re.search(r"\n\n(        import torch\n.*?)\n\n    \S", stage_modules.__doc__, re.DOTALL)[1]),
-        {"net": net},
-    )
+    text, _, _ = inspect.getdoc(stage_modules).partition("\nRaises:")
+    exec(textwrap.dedent("\n".join(line for line in text.splitlines() if line.startswith("    "))), {"net": net})
 
     images = torch.randn(5, 3, 32, 32)
     x, answers = images, []
