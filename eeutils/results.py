@@ -166,8 +166,15 @@ def halves(evaluations: Iterable[Evaluation]) -> list[tuple[float, float]]:
 def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
     use_style()
     ax = plot_curves({name: run.test for name, run in evaluations.items()}, plt.subplots(figsize=(8.5, 5))[1])
-    for cost, accuracy in halves(evaluations.values()):
-        ax.plot(cost, accuracy, "kD", markersize=5)
+    points = halves(evaluations.values())
+    (chosen,) = ax.plot(
+        [cost for cost, _ in points],
+        [accuracy for _, accuracy in points],
+        "kD",
+        markersize=5,
+        label="chosen for half of the cost",
+    )
+    ax.legend(handles=[*ax.get_legend().legend_handles, chosen], fontsize=8, loc="lower right")
     ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
     ax.set_xlabel(f"{ax.get_xlabel()}, on a logarithmic scale")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
