@@ -54,7 +54,7 @@ def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Any]:
             raise
         raise ValueError(
             f"the network's {part} ({type(module).__name__}) cannot be counted on shapes alone (device meta) and wants "
-            f"another measure, as in predict(..., costs=measure_seconds(net, split)): {error}"
+            f"another measure: predict, and run of a Cascade, take costs=measure_seconds(net, split): {error}"
         ) from error
     return counter.get_total_flops() / 2, y
 

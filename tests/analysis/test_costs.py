@@ -155,7 +155,7 @@ class OnlySquare(nn.Module):
     [
         (
             OnlyWithNumbers(),
-            r"unit 0 \(OnlyWithNumbers\) cannot be counted on shapes .* another measure, .*: Tensor\.item",
+            r"unit 0 \(OnlyWithNumbers\) cannot be counted on shapes .* another measure: .*: Tensor\.item",
         ),
         (Chosen(), r"unit 0 \(Chosen\) cannot be counted on shapes .* another measure"),
         (
