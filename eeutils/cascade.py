@@ -161,6 +161,7 @@ class Cascade:
         rows = torch.arange(len(x), device=self.device)  # whose images are still in
         exit_index = torch.zeros_like(rows)
         answers: list[Tensor] = []  # of every exit so far, for those images: (n, classes)
+        last = len(self._stages) - 1
         for index, stage in enumerate(self._stages):
             if index > 0:
                 staying = (~leaving(self.policy, torch.stack(answers))).nonzero().flatten()
@@ -173,13 +174,12 @@ class Cascade:
             answer = stage.answer(x)
             check_answers([*answers[-1:], answer], len(rows))
             answers.append(answer.float())  # scores of 16 bits would all be 1 from 0.998 on
+            answer = fallback_logits(torch.stack(answers), self.fallback) if index == last else answers[-1]
             if index == 0:
-                logits = answers[0].clone()
+                logits = answer.clone()
             else:  # a deeper answer takes the place of the one before
-                logits.index_copy_(0, rows, answers[-1])
+                logits.index_copy_(0, rows, answer)
                 exit_index.index_fill_(0, rows, index)
-        else:  # no early exit let these go
-            logits.index_copy_(0, rows, fallback_logits(torch.stack(answers), self.fallback))
         return logits, exit_index
 
 
