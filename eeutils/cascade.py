@@ -144,7 +144,8 @@ class Cascade:
         return self._costs[shape]
 
     def _answer(self, images: Tensor) -> CascadeResult:
-        x = images.detach().to(self.device, self.dtype, memory_format=torch.channels_last)
+        # A copy even of images that need none: a first layer that works in place would write into the caller's.
+        x = images.detach().to(self.device, self.dtype, copy=True, memory_format=torch.channels_last)
         try:
             with torch.inference_mode():
                 logits, exit_index = self._descend(x)

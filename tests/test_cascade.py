@@ -494,6 +494,17 @@ OWN_NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_images_stay_as_they_are_under_a_first_layer_that_works_in_place(memory_format):
+    net = MultiExitNet([nn.ReLU(inplace=True), nn.Conv2d(3, 8, 3)], {1: head(8)})
+    images = torch.randn(4, 3, 8, 8).to(memory_format=memory_format)
+    before = images.clone()
+
+    Cascade(net, ALWAYS)(images)
+
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize("kind", OWN_NETWORKS)
 def test_networks_of_ones_own_get_the_tables_answers(kind):
     torch.manual_seed(0)
