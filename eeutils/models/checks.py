@@ -1,6 +1,6 @@
 """Whether a network has exits, and units and heads go together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -31,14 +31,24 @@ def check_exit_index(exit_index: int, num_exits: int) -> None:
         raise ValueError(f"exit_index {exit_index} is not in 0..{num_exits - 1}")
 
 
-def check_early_exits(after: Sequence[int], num_units: int) -> None:
+def check_units(after: Collection[int]) -> None:
+    """See that `after` names units in a way that can be read more than once.
+
+    Raises:
+        ValueError: that says how to name them.
+    """
+    if not isinstance(after, Collection):
+        example = f"({after},)" if isinstance(after, int) else "(2, 4)"
+        raise ValueError(f"the units that exits follow are a sequence, such as {example}, got {after!r}")
+
+
+def check_early_exits(after: Collection[int], num_units: int) -> None:
     """See that early exits can follow the units `after`, each a unit of its own and none the last.
 
     Raises:
         ValueError: that names those which cannot be, and the choices.
     """
-    if isinstance(after, int):
-        raise ValueError(f"the units that early exits follow are a sequence, such as ({after},), got {after}")
+    check_units(after)
     if len(set(after)) != len(after):
         raise ValueError(f"two exits after one unit in {tuple(after)}")
     outside = [unit for unit in after if not 0 <= unit < num_units - 1]

@@ -1,11 +1,11 @@
 """Exits added to a network, dropped, or cut off behind one; and the backbone of another network copied into it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 
-from torch import nn
+from torch import Tensor, nn
 
-from eeutils.models.checks import check_exit_index, check_exits
+from eeutils.models.checks import check_exit_index, check_exits, check_units
 from eeutils.models.multiexit import MultiExitNet
 
 
@@ -27,16 +27,17 @@ def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet
     return _in_mode_of(net, MultiExitNet(deepcopy(net.units), deepcopy(_exits(net)) | added))
 
 
-def drop_exits(net: MultiExitNet, after: Sequence[int]) -> MultiExitNet:
+def drop_exits(net: MultiExitNet, after: Collection[int]) -> MultiExitNet:
     """A new network without the exits after the units `after`; the last one cannot be dropped.
 
     Weights are shared with `net`: deepcopy the result to train it apart.
 
     Raises:
         TypeError: if `net` has no exits.
-        ValueError: if one of them is not there, or is the last.
+        ValueError: if `after` is no sequence, or one of them is not there, or is the last.
     """
     check_exits(net)
+    check_units(after)
     missing = sorted(set(after) - set(net.exit_after))
     if missing:
         raise ValueError(f"no exits after units {missing}; there are exits after {net.exit_after}")
@@ -72,17 +73,21 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
     """
     for each in (net, donor):
         check_exits(each)
+    if len(donor.units) != len(net.units):
+        raise ValueError(f"the donor has {len(donor.units)} units, this network {len(net.units)}")
     parts = ("units.", f"exits.{len(net.units) - 1}.") if last_exit else ("units.",)
-    own = {key: tensor for key, tensor in net.state_dict().items() if key.startswith(parts)}
-    given = {key: tensor for key, tensor in donor.state_dict().items() if key in own}
-    unlike = sorted(key for key in own if key not in given or given[key].shape != own[key].shape)
-    if unlike or len(donor.units) != len(net.units):
+    own, given = _tensors_of(net, parts), _tensors_of(donor, parts)
+    unlike = [key for key in own | given if key not in own or key not in given or own[key].shape != given[key].shape]
+    if unlike:
         what, remedy = "backbone", ""
-        if last_exit:
-            what += " or last exit"
-            remedy = ". For other classes: copy_backbone(net, donor, last_exit=False)"
-        raise ValueError(f"the donor has another {what} than this network: {unlike[:3]} are missing or unlike{remedy}")
+        if all(key.startswith("exits.") for key in unlike):
+            what, remedy = "last exit", "; for other classes: copy_backbone(net, donor, last_exit=False)"
+        raise ValueError(f"the donor has another {what} than this network: {unlike[:3]} differ or are missing{remedy}")
     net.load_state_dict(given, strict=False)
+
+
+def _tensors_of(net: MultiExitNet, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in net.state_dict().items() if key.startswith(parts)}
 
 
 def _exits(net: MultiExitNet) -> dict[int, nn.Module]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.models import add_exits, copy_backbone, create_exit, drop_exits, resnet18, truncate
+from eeutils.models import MultiExitNet, add_exits, copy_backbone, create_exit, drop_exits, resnet18, truncate
 
 
 def snapshot(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -84,6 +84,14 @@ def test_only_exits_that_are_there_can_be_dropped(net):
         drop_exits(net, [2, 3])
 
 
+@pytest.mark.parametrize(
+    ("after", "message"), [(2, r"a sequence, such as \(2,\), got 2"), (iter([2]), r"such as \(2, 4\), got <")]
+)
+def test_exits_to_drop_are_a_sequence(net, after, message):
+    with pytest.raises(ValueError, match=message):
+        drop_exits(net, after)
+
+
 def test_the_last_exit_cannot_be_dropped(net):
     with pytest.raises(ValueError, match="last unit"):
         drop_exits(net, [8])
@@ -93,9 +101,6 @@ def test_the_last_exit_cannot_be_dropped(net):
 def test_a_network_is_cut_at_an_exit_that_is_there(net, exit_index):
     with pytest.raises(ValueError, match=rf"{exit_index} is not in 0\.\.2"):
         truncate(net, exit_index)
-
-
-_WITHOUT_LAST_EXIT = r"copy_backbone\(net, donor, last_exit=False\)$"
 
 
 def test_a_backbone_is_copied_and_early_exits_are_left_alone():
@@ -129,22 +134,32 @@ def test_who_wants_the_backbone_alone_is_not_told_to_ask_for_it_alone():
     assert "copy_backbone" not in str(caught.value)
 
 
-def test_a_donor_with_further_units_is_refused():
-    donor = resnet18(width=4, exit_after=(2,))
-    with pytest.raises(ValueError, match=rf"another backbone or last exit .*{_WITHOUT_LAST_EXIT}"):
-        copy_backbone(truncate(donor, 0), donor)
+def biased(net: MultiExitNet) -> MultiExitNet:
+    """`net` with a bias that its first convolution had not."""
+    convolution = next(module for module in net.units[0].modules() if isinstance(module, nn.Conv2d))
+    convolution.bias = nn.Parameter(torch.ones(convolution.out_channels))
+    return net
 
 
 @pytest.mark.parametrize(
-    "donor",
-    [resnet18(width=8), resnet18(width=4, num_classes=3), truncate(resnet18(width=4, exit_after=(2,)), 0)],
-    ids=["wider", "other classes", "cut off"],
+    ("donor", "message"),
+    [
+        (resnet18(width=8), r"another backbone .*'units\.0\..*differ or are missing$"),
+        (biased(resnet18(width=4)), r"another backbone .*\['units\.0\..*bias'\] differ or are missing$"),
+        (
+            resnet18(width=4, num_classes=3),
+            r"another last exit .*'exits\.8\..*copy_backbone\(net, donor, last_exit=False\)$",
+        ),
+        (truncate(resnet18(width=4, exit_after=(2,)), 0), "3 units, this network 9$"),
+        (MultiExitNet([*resnet18(width=4).units, nn.Flatten()], {9: nn.Flatten()}), "10 units, this network 9$"),
+    ],
+    ids=["wider", "with a bias", "other classes", "cut off", "further units"],
 )
-def test_a_donor_with_another_backbone_is_refused(donor):
+def test_a_donor_that_is_built_otherwise_is_refused(donor, message):
     net = resnet18(width=4)
     before = deepcopy(net.state_dict())
 
-    with pytest.raises(ValueError, match=rf"another backbone or last exit .*{_WITHOUT_LAST_EXIT}"):
+    with pytest.raises(ValueError, match=message):
         copy_backbone(net, donor)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
