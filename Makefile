@@ -10,6 +10,9 @@ OLDEST := .venv-oldest
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
+# For `make test` and `make oldest`: the last tests of one worker go to those that are done.
+ON_ALL_CORES := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 # For `make weights`.
 MINUTES ?= 25
 
@@ -39,13 +42,13 @@ demo: $(READY) ## get CIFAR-10, run the trained networks over it, and leave earl
 	$(PY) -m eeutils.demo
 
 test: $(READY) ## run all tests
-	$(PY) -m pytest
+	$(PY) -m pytest $(ON_ALL_CORES)
 
 oldest: $(READY) ## run them with the oldest versions that pyproject.toml allows, in an environment of their own
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/python -m uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest --ignore tests/test_setup.py
+	$(OLDEST)/bin/python -m pytest $(ON_ALL_CORES) --ignore tests/test_setup.py
 
 lint: $(READY) ## check style and format of code and notebooks
 	$(PY) -m ruff check .

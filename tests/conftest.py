@@ -10,6 +10,8 @@ from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # there may be no screen; before anyone imports matplotlib
 os.environ.pop("EEUTILS_QUICK", None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has a core; before anyone imports torch
 
 import numpy as np
 import pytest
