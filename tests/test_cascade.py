@@ -470,6 +470,48 @@ class PositionBias(nn.Module):
         return x + self.bias[..., 0]
 
 
+class Quantized(Tensor):
+    """A weight in 8 bits: it stands for tensors that it has, without memory of its own, and does what a layer needs."""
+
+    @staticmethod
+    def __new__(cls, numbers: Tensor, scale: Tensor) -> "Quantized":
+        return Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
+
+    def __init__(self, numbers: Tensor, scale: Tensor) -> None:
+        self.numbers, self.scale = numbers, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["numbers", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts: dict[str, Tensor], *_) -> "Quantized":
+        return cls(**parts)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        weight = next(each for each in args if isinstance(each, cls))
+        match func.overloadpacket.__name__:
+            case "detach" | "clone":
+                return cls(func(weight.numbers), func(weight.scale))
+            case "_to_copy":
+                return cls(weight.numbers.to(kwargs["device"]), weight.scale.to(kwargs["device"]))
+            case "t" | "linear":
+                return func(*(weight.numbers * weight.scale if each is weight else each for each in args))
+        raise NotImplementedError(func)
+
+
+def quantized(layer: nn.Linear) -> nn.Linear:
+    weight = layer.weight.detach()
+    scale = weight.abs().max() / 127
+    layer.weight = nn.Parameter(Quantized((weight / scale).round().to(torch.int8), scale), requires_grad=False)
+    return layer
+
+
+def in_8_bits() -> MultiExitNet:
+    heads = {unit: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), quantized(nn.Linear(8, 4))) for unit in (0, 1)}
+    return MultiExitNet([nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3))], heads)
+
+
 OWN_NETWORKS = {
     "units that work in place": vgg_by_layers,
     "a head that works in place": lambda: MultiExitNet(
@@ -490,8 +532,16 @@ OWN_NETWORKS = {
     ),
     "a connection that skips an exit": skipping,
     "a connection with a name": lambda: skipping(("map", "images")),
+    "quantized weights": in_8_bits,
     "a parameter of five dimensions": lambda: convolutions(nn.Conv2d(3, 8, 3), PositionBias()),
 }
+
+
+def test_a_quantized_weight_that_is_broken_is_refused():
+    net = in_8_bits()
+    net.exits["1"][2].weight.scale.fill_(torch.nan)
+    with pytest.raises(ValueError, match=re.escape("the first is 'exits.1.2.weight'")):
+        Cascade(net, NEVER)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def a_weight(net: nn.Module) -> Tensor:
@@ -54,7 +55,7 @@ def channels_last(net: nn.Module) -> Iterator[None]:
     It is put back because its owner may depend on it: other processes may share that memory, a `state_dict()` may have
     been kept of it, and `safetensors.torch.save_file` takes contiguous tensors only. Not for several threads at once.
     """
-    before = [(tensor, tensor.data) for tensor in _tensors(net)]
+    before = [(tensor, tensor.data) for tensor in _tensors_in_memory(net)]
     to_channels_last(net)
     try:
         yield
@@ -70,10 +71,15 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
     return chain(net.parameters(), net.buffers())
 
 
+def _tensors_in_memory(net: nn.Module) -> Iterator[Tensor]:
+    """Without those that only stand for others, as quantized weights do, and have no memory of their own."""
+    return (tensor for tensor in _tensors(net) if not is_traceable_wrapper_subclass(tensor))
+
+
 def _by_storage(net: nn.Module) -> list[list[Tensor]]:
     """The tensors of `net`, those that lie in the same memory together."""
     groups = {}
-    for tensor in _tensors(net):
+    for tensor in _tensors_in_memory(net):
         groups.setdefault(tensor.untyped_storage().data_ptr() or id(tensor), []).append(tensor)  # 0 where nothing lies
     return list(groups.values())
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -22,9 +23,16 @@ def check_weights(net: nn.Module) -> None:
     Raises:
         ValueError: that names the first one which is not.
     """
-    broken = [name for name, tensor in named_weights(net) if not tensor.isfinite().all()]
+    broken = [name for name, tensor in named_weights(net) if not _is_finite(tensor)]
     if broken:
         count = len(broken)
         raise ValueError(
             f"{count} weights of the network are NaN or infinite, the first is {broken[0]!r}; build or load it anew"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if is_traceable_wrapper_subclass(tensor):  # quantized: what it is made of says more than it can
+        names, _ = tensor.__tensor_flatten__()
+        return all(_is_finite(getattr(tensor, name)) for name in names)
+    return bool(tensor.isfinite().all())
