@@ -114,6 +114,10 @@ def _slim() -> Iterator[PlannedRun]:
     yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, 16))
     for width, epochs in ((24, 50), (32, 80)):
         yield PlannedRun(slim.format("resnet18_3exits", _BEST_HEADS, f"{width} {_LONG.format(epochs)}"))
+    # For budgets that the first of three exits alone would spend: one more, after the first block of all.
+    long = _LONG.format("28 --train.learning-rate 0.05 --train.warmup 0.1")
+    earlier = f"32 --start-from resnet18_3exits-{_BEST_HEADS}-cifar10-w32 {long}"
+    yield PlannedRun(slim.format("resnet18 --exit-after 1 3 5", f"conv+{_BEST_HEADS}", earlier))
     for seed in (1, 2):
         for pool in ("spp", _BEST_HEADS):
             yield PlannedRun(slim.format("resnet18_3exits", pool, 16) + _seeded(seed))
