@@ -1,5 +1,6 @@
 """The page beside the weights, written from the registry so that it cannot disagree with it."""
 
+import re
 from collections.abc import Iterable
 
 from eeutils.files import write_text
@@ -82,12 +83,14 @@ def _trained_cells(entry: WeightEntry) -> list[str]:
     macs = " / ".join(f"{macs / 1e6:.1f}" for macs in entry.macs)
     made = entry.training
     size = f"{entry.weights.size / 1e6:.1f}" if entry.weights else "does not ship"
-    origin = _origin(made) if made else "not recorded"
+    origin = _origin(made, entry.command) if made else "not recorded"
     return [f"`{entry.name}`", percent("test"), percent("val"), macs, size, origin]
 
 
-def _origin(made: TrainingRecord) -> str:
-    words = f"{made.recipe}, {made.config['epochs']} epochs, {made.device}, {made.seconds / 60:.0f} min"
+def _origin(made: TrainingRecord, command: str) -> str:
+    start = re.search(r"--start[-_]from[ =](\S+)", command)
+    epochs = f"{made.config['epochs']} epochs" + (f" from `{start[1]}`" if start else "")
+    words = f"{made.recipe}, {epochs}, {made.device}, {made.seconds / 60:.0f} min"
     if made.share_of_peak is None:
         return words
     return f"{words}, {made.images_per_second:,.0f} images/s, {made.share_of_peak:.0%} of the matrix peak"

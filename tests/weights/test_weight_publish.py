@@ -321,6 +321,14 @@ def test_the_page_says_what_the_registry_says(run, tiny_registry):
     assert "train --width 64 && publish" in text
 
 
+def test_the_page_says_what_a_run_started_from(run, tiny_registry):
+    entry = publish(run, tiny_registry)
+    assert " from " not in readme_text(Registry((entry,))).partition("## Trained")[2]
+    command = "python -m eeutils.train ic_only --start-from some-weights --train.epochs 2"
+    text = readme_text(Registry((replace(entry, command=command),)))
+    assert f"{entry.training.config['epochs']} epochs from `some-weights`, " in text
+
+
 def test_the_page_leads_to_drive(tiny_registry):
     file = StoredFile("upf/m.pt", None, None, ("drive:some_id",))
     entry = replace(tiny_registry.entries[0], name="upf", status="external", note="Beware.", weights=file)
