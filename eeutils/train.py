@@ -22,7 +22,7 @@ from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
 from eeutils.device import device_name
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import save_tensors, write_text
-from eeutils.models import MultiExitNet, copy_backbone, create_model
+from eeutils.models import MultiExitNet, copy_backbone, create_model, widen_backbone
 from eeutils.models.fitting import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
 from eeutils.training.parallel import Workers, workers_of_torchrun
@@ -42,8 +42,10 @@ class TrainingRun:
         stem: for small images ("cifar") or large ones ("imagenet").
         exit_after: units that early exits follow.
         start_from: weights of `eeutils.list_weights()`, or the folder of a finished run: a network with the same
-            backbone, which with its last exit is taken over; early exits begin at random. "ic_only" cannot do without.
-            Nor can `--train.trained exits`, which takes over the backbone alone, for the same classes or others.
+            backbone, which with its last exit is taken over; early exits begin at random. Of a network several times
+            narrower the backbone is widened, and all exits begin at random (`eeutils.models.widen_backbone`). "ic_only"
+            cannot do without. Nor can `--train.trained exits`, which takes over the backbone alone, for the same
+            classes or others.
         data: a data set of `eeutils.data.list_data()`.
         poison_share: share of the training images of other classes that get the trigger and its class's label, to see
             what a backdoor does; by default the data are as they are.
@@ -123,7 +125,7 @@ def train(run: TrainingRun) -> None:
     torch.manual_seed(run.train.seed)
     net = _build(run, **shape)
     if run.start_from is not None:
-        copy_backbone(net, _trained_network(run.start_from), last_exit=run.train.trained != "exits")
+        _take_over(net, _trained_network(run.start_from), run.train.trained)
     checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
     history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
     if not workers.writes:
@@ -134,6 +136,14 @@ def train(run: TrainingRun) -> None:
         content = _report(run, net, data, history, device, workers.world_size)
         write_text(report, json.dumps(content, indent=2, default=str) + "\n")
     print(json.dumps(read_report(run.folder)["test_accuracy"]), f"on test; see {run.folder}")
+
+
+def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
+    pairs = zip(net.units.parameters(), donor.units.parameters(), strict=False)  # of unlike ones each copier complains
+    if trained == "all" and any(own.numel() > given.numel() for own, given in pairs):
+        widen_backbone(net, donor)
+    else:
+        copy_backbone(net, donor, last_exit=trained != "exits")
 
 
 def _is_newer(file: Path, source: Path) -> bool:

@@ -11,6 +11,7 @@ from eeutils.models.resnet56 import resnet56, resnet56_sdn
 from eeutils.models.sdn import SDN_SHARES, exits_at_cost, with_internal_classifiers
 from eeutils.models.surgery import add_exits, copy_backbone, drop_exits, truncate
 from eeutils.models.vgg import vgg16, vgg16_sdn
+from eeutils.models.widening import widen_backbone
 from eeutils.models.wideresnet import wideresnet32_4, wideresnet32_4_sdn
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "truncate",
     "vgg16",
     "vgg16_sdn",
+    "widen_backbone",
     "wideresnet32_4",
     "wideresnet32_4_sdn",
     "with_internal_classifiers",
