@@ -283,6 +283,17 @@ def test_training_can_start_from_trained_weights(monkeypatch, tmp_path, capsys):
     assert all(torch.equal(tensor, trained[name]) for name, tensor in donor.state_dict().items())
 
 
+def test_a_network_several_times_narrower_is_widened(monkeypatch, tmp_path):
+    donor = create_model("resnet18", width=2)
+    monkeypatch.setattr(cli, "load_weights", lambda name: donor)
+
+    command = "digits --model resnet18_2exits --width 4 --start-from donor --train.epochs 1 --train.learning-rate 1e-9"
+    cli.main([*command.split(), "--out", str(tmp_path)])
+
+    stem, wide_stem = donor.units[0][0].weight, load_file(tmp_path / "weights.safetensors")["units.0.0.weight"]
+    torch.testing.assert_close(wide_stem, stem.repeat_interleave(2, dim=0))
+
+
 def test_exits_for_other_classes_are_trained_on_a_backbone_that_stays(monkeypatch, tmp_path):
     donor = create_model("resnet18", width=4, num_classes=3)
     monkeypatch.setattr(cli, "load_weights", lambda name: donor)

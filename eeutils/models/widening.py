@@ -50,6 +50,6 @@ def _widened(tensor: Tensor, shape: torch.Size) -> Tensor:
         wide = wide.repeat_interleave(shape[axis] // tensor.shape[axis], dim=axis)
     if tensor.ndim < 2 or shape[1] == tensor.shape[1]:
         return wide
-    shares = torch.rand(shape[0], tensor.shape[1], shape[1] // tensor.shape[1]) + 0.5  # none of them near 0
+    shares = 0.5 + torch.rand(shape[0], tensor.shape[1], shape[1] // tensor.shape[1]).to(wide)  # none of them near 0
     shares /= shares.sum(dim=2, keepdim=True)
-    return wide * shares.reshape(*shape[:2], *[1] * (tensor.ndim - 2)).to(wide)
+    return wide * shares.reshape(*shape[:2], *[1] * (tensor.ndim - 2))
