@@ -16,7 +16,7 @@ def widen_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     stay copies for ever. The exits of `net` stay as they are.
 
     Args:
-        net: what gets them.
+        net: what gets them; units of convolutions, norms and shortcuts, none of which reads a flattened map.
         donor: a network built alike, whose layers have a half, a third, ... of the channels.
 
     Raises:
