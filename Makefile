@@ -39,7 +39,7 @@ help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' $$name "$$text"; done
 
 demo: $(READY) ## get CIFAR-10, run the trained networks over it, and leave early for real
-	$(PY) -m eeutils.demo
+	$(PY) -m tools.demo
 
 test: $(READY) ## run all tests
 	$(PY) -m pytest $(ON_ALL_CORES)
@@ -55,19 +55,19 @@ lint: $(READY) ## check style and format of code and notebooks
 	$(PY) -m ruff format --check .
 
 notebooks: $(READY) ## run all notebooks and keep their outputs
-	$(PY) notebooks/execute.py
+	$(PY) -m tools.notebooks
 
 results: $(READY) ## compute the result tables anew from the shipped weights
-	$(PY) -m eeutils.results
+	$(PY) -m tools.results
 
 weights: $(READY) ## train networks that are not trained yet, for MINUTES (25) at a time
-	$(PY) -m eeutils.recipes --missing --minutes $(MINUTES)
+	$(PY) -m tools.train_missing --missing --minutes $(MINUTES)
 
 bench: $(READY) ## measure the cascade against the whole network, our evaluations against older ones, and ways to choose thresholds
-	$(PY) -m benchmarks.cascade --plain resnet18-avg-cifar10-w16
-	$(PY) -m benchmarks.cascade --weights resnet18_3exits-conv+conv+spp-cifar10-w32 --out results/benchmark_w32.md
-	$(PY) -m benchmarks.sdn_evaluation
-	$(PY) -m benchmarks.threshold_choice
+	$(PY) -m tools.benchmarks.cascade --plain resnet18-avg-cifar10-w16
+	$(PY) -m tools.benchmarks.cascade --weights resnet18_3exits-conv+conv+spp-cifar10-w32 --out results/benchmark_w32.md
+	$(PY) -m tools.benchmarks.sdn_evaluation
+	$(PY) -m tools.benchmarks.threshold_choice
 
 clean: ## remove .venv and caches inside this folder; data and weights fetched elsewhere stay
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis *.egg-info

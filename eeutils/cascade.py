@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.costs import exit_costs
-from eeutils.analysis.decisions import Decisions
-from eeutils.analysis.fallbacks import check_fallback, fallback_logits
+from eeutils.analysis.decisions import Decisions, check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, check_policy, leaving
 from eeutils.analysis.predictions import Batched, check_outputs, check_split, checked_costs
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
-from eeutils.models.checks import check_answers, check_exits, checked_answers
+from eeutils.models.contracts import check_answers, check_exits, checked_answers
 from eeutils.models.inference import prepared_for_inference
-from eeutils.models.memory import a_weight
+from eeutils.models.memory import a_weight, check_weights
 from eeutils.models.multiexit import map_tensors, uncompiled
-from eeutils.models.state import check_weights
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
 # for pixels that were never normalised, 0 to 255.
@@ -64,7 +62,7 @@ class Cascade:
         net: the network; it is not changed.
         policy: who leaves where.
         fallback: whose answer counts for an image that no early exit let go, "last" or "most_confident": see
-            `eeutils.analysis.fallbacks.fallback_logits`.
+            `eeutils.analysis.decisions.fallback_logits`.
         device: where to compute; by default where the network is.
         dtype: what to compute in; by default each part of the network in what its weights are. `torch.bfloat16` is
             faster where the hardware knows it, CPUs with AMX included, and changes few answers; scores are float32 all

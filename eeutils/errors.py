@@ -47,7 +47,7 @@ def refuse_arguments(program: str, description: str, args: Sequence[str]) -> Non
     """Read the command line of a program that takes none, but for `--help`.
 
     Args:
-        program: its module, such as "eeutils.demo".
+        program: its module, such as "tools.demo".
         description: what `--help` says.
         args: what comes after its name.
 

@@ -23,10 +23,10 @@ from eeutils.device import device_name
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import save_tensors, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model, widen_backbone
-from eeutils.models.fitting import fitting_arguments
+from eeutils.models.registry import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
+from eeutils.training.compute import share_of_peak, training_peak
 from eeutils.training.parallel import Workers, workers_of_torchrun
-from eeutils.training.throughput import share_of_peak, training_peak
 from eeutils.weights import load_run, load_weights
 from eeutils.weights.runs import asked_arguments, read_report, run_name
 

@@ -24,6 +24,8 @@ from eeutils.errors import DataUnavailableError, StorageError
 
 Forward = Callable[[Tensor], list[Tensor]]
 
+pytest_plugins = ["tests.registry_fixtures"]
+
 settings.register_profile("eeutils", deadline=None)  # nothing here is about time
 settings.load_profile("eeutils")
 

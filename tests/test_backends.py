@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eeutils.backends import matrices_rounded_as_convolutions, tuned_convolutions, unrounded_convolutions
+from eeutils.device import matrices_rounded_as_convolutions, tuned_convolutions, unrounded_convolutions
 
 CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, predict
-from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice
-from eeutils.backends import unrounded_convolutions
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization, Split
+from eeutils.device import unrounded_convolutions
 from eeutils.models import MultiExitNet, prepared_for_inference, resnet18
 
 PLACES = {1: (), 2: (4,), 3: (2, 4), 6: (0, 1, 2, 4, 6)}

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eeutils.analysis import scores
+from eeutils.analysis import policies
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
@@ -300,8 +300,8 @@ def test_a_score_of_ones_own_is_kept_by_name_and_missed_where_nobody_registered_
         return (logits.logsumexp(-1) / 10).sigmoid()
 
     with monkeypatch.context() as patch:
-        patch.setattr(scores, "_SCORES", dict(scores._SCORES))
-        scores.register_score(energy)
+        patch.setattr(policies, "_SCORES", dict(policies._SCORES))
+        policies.register_score(energy)
         Classifier(make_net(), CLASSES, NORMALIZATION, ThresholdPolicy(0.4, "energy")).save(path)
         assert Classifier.load(path, make_net(1)).policy == ThresholdPolicy(0.4, "energy")
     with pytest.raises(ValueError, match=r"unknown score 'energy'; choose from .*register_score"):

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from eeutils import demo, results
 from eeutils.errors import StorageError, TrainingDivergedError, a_few, message_instead_of_traceback
+from tools import demo, results
 
 
 @pytest.mark.parametrize(("count", "listed"), [(1, "0"), (5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4 and 1 more")])

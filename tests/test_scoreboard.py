@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.scoreboard import Evaluation, headline_board, over_seeds, scoreboard, shallow_deep_board
-from eeutils.tables import frame_as_markdown
+from eeutils.scoreboard import Evaluation, frame_as_markdown, headline_board, over_seeds, scoreboard, shallow_deep_board
 
 
 def table(answers: list[list[int]], labels: list[int], sure: float, costs: list[float]) -> Predictions:

@@ -237,7 +237,7 @@ def test_set_up_happens_once(steps):
     first, done = steps("demo")
     assert first.returncode == 0, first.stderr
     assert re.search(
-        r"-m venv .*-m pip install.* uv\n.*-m uv pip install .*import torchvision.*-m eeutils.demo", done, re.DOTALL
+        r"-m venv .*-m pip install.* uv\n.*-m uv pip install .*import torchvision.*-m tools.demo", done, re.DOTALL
     )
 
     second, done = steps("test")
@@ -281,7 +281,7 @@ def test_a_torch_that_does_not_work_ends_in_words_and_the_next_run_starts_afresh
     result, done = steps("demo")
     assert result.returncode != 0
     assert "torch and torchvision do not work together" in result.stdout
-    assert "eeutils.demo" not in done
+    assert "tools.demo" not in done
 
     (checkout / "broken_torch").unlink()
     result, done = steps("demo")

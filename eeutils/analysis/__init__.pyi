@@ -1,5 +1,4 @@
 # What `eeutils.analysis` offers by name; `__init__.py` reads it, and so do editors and type checkers.
-from .bootstrap import bootstrap_interval as bootstrap_interval
 from .confusion import ErrorIndicator as ErrorIndicator
 from .confusion import Standardization as Standardization
 from .confusion import auroc_draws as auroc_draws
@@ -12,7 +11,7 @@ from .costs import exit_costs as exit_costs
 from .costs import measure_costs as measure_costs
 from .decisions import Decisions as Decisions
 from .decisions import decide as decide
-from .fallbacks import with_fallback as with_fallback
+from .decisions import with_fallback as with_fallback
 from .gradcam import Explanation as Explanation
 from .gradcam import central_share as central_share
 from .gradcam import explain as explain
@@ -23,6 +22,7 @@ from .gradcam import hires_cam as hires_cam
 from .gradcam import map_correlation as map_correlation
 from .gradcam import map_spread as map_spread
 from .metrics import accuracy_of as accuracy_of
+from .metrics import bootstrap_interval as bootstrap_interval
 from .metrics import calibration_error as calibration_error
 from .metrics import cost_table as cost_table
 from .metrics import ensemble_probs as ensemble_probs
@@ -46,19 +46,19 @@ from .policies import AgreementPolicy as AgreementPolicy
 from .policies import PatiencePolicy as PatiencePolicy
 from .policies import Policy as Policy
 from .policies import ThresholdPolicy as ThresholdPolicy
+from .policies import certainty as certainty
+from .policies import confidence as confidence
+from .policies import ensemble_confidence as ensemble_confidence
+from .policies import geometric_confidence as geometric_confidence
+from .policies import margin as margin
+from .policies import register_score as register_score
+from .policies import score_of as score_of
 from .predictions import Predictions as Predictions
 from .predictions import predict as predict
 from .risk import GUARANTEE_THRESHOLDS as GUARANTEE_THRESHOLDS
 from .risk import RiskTest as RiskTest
 from .risk import choose_with_guarantee as choose_with_guarantee
 from .risk import measure_risk as measure_risk
-from .scores import certainty as certainty
-from .scores import confidence as confidence
-from .scores import ensemble_confidence as ensemble_confidence
-from .scores import geometric_confidence as geometric_confidence
-from .scores import margin as margin
-from .scores import register_score as register_score
-from .scores import score_of as score_of
 from .seconds import measure_seconds as measure_seconds
 from .thresholds import Choice as Choice
 from .thresholds import Curve as Curve

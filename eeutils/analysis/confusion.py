@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from eeutils.analysis.bootstrap import draw_images
+from eeutils.analysis.metrics import draw_images
 from eeutils.analysis.predictions import Predictions
 
 

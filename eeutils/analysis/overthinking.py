@@ -16,10 +16,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eeutils.analysis.bootstrap import bootstrap_interval, draw_kinds
-from eeutils.analysis.metrics import surest_first
+from eeutils.analysis.metrics import bootstrap_interval, draw_kinds, surest_first
 from eeutils.analysis.predictions import Predictions
-from eeutils.models.checks import check_exit_index
+from eeutils.models.contracts import check_exit_index
 
 
 def first_correct(predictions: Predictions) -> Tensor:

@@ -17,7 +17,7 @@ from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
-from eeutils.models.checks import check_answers, check_exits, checked_answers
+from eeutils.models.contracts import check_answers, check_exits, checked_answers
 from eeutils.models.memory import a_weight, channels_last
 
 
@@ -195,7 +195,7 @@ def try_out(net: MultiExitNet, split: Batched, device: torch.device | str | None
     """Answer one image, to see that the network can read it and that its heads work as they must.
 
     Raises:
-        ValueError: if not, see `eeutils.models.checks.checked_answers`.
+        ValueError: if not, see `eeutils.models.contracts.checked_answers`.
     """
     with _evaluating(net, device) as at:
         checked_answers(net, next(_batches(net, split, 1, at)))

@@ -12,9 +12,8 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
-from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice, checked_thresholds, count_leaving
 
 # From 1 down to 0 in steps that start at a millionth, since scores crowd near 1. Set before any data are seen: the
@@ -55,7 +54,7 @@ def measure_risk(
     Args:
         validation: n images like those to come, not used in training.
         max_risk: the risk to be excluded, in (0, 1).
-        score: see `eeutils.analysis.scores.score_of`.
+        score: see `eeutils.analysis.policies.score_of`.
         thresholds: (T,) in [0, 1], or infinite; chosen without a look at `validation`; by default
             `GUARANTEE_THRESHOLDS`.
 
@@ -99,7 +98,7 @@ def choose_with_guarantee(
         validation: images like those to come, not used in training, nor to choose the arguments here.
         max_risk: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred (the paper's epsilon).
         delta: the chance accepted that the risk is larger after all, in (0, 1).
-        score: see `eeutils.analysis.scores.score_of`.
+        score: see `eeutils.analysis.policies.score_of`.
         thresholds: (T,) in [0, 1], or infinite, to choose from; chosen without a look at `validation`; by default
             `GUARANTEE_THRESHOLDS`, 602 of them from 1 to 0.
 

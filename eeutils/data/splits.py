@@ -190,7 +190,7 @@ def split_data(
 
     Args:
         name: of the data set.
-        raw: `eeutils.data.sources.RawData`.
+        raw: `eeutils.data.cache.RawData`.
         classes: what the labels stand for.
         normalization: of all images.
         validation_size: how many are held out.

@@ -18,9 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeutils.data.archives import check_md5, download, local_folders
 from eeutils.data.augmentation import Normalization
-from eeutils.data.sources import Content, RawData, as_bytes, as_names, cached_data, progress_bar
+from eeutils.data.cache import (
+    Content,
+    RawData,
+    as_bytes,
+    as_names,
+    cached_data,
+    check_md5,
+    download,
+    local_folders,
+    progress_bar,
+)
 from eeutils.data.splits import ImageData, split_data
 from eeutils.data.trees import FileTree, folder_tree, zip_tree
 from eeutils.errors import IntegrityError, a_few

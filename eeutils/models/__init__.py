@@ -6,12 +6,18 @@ from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
 from eeutils.models.multiexit import MultiExitNet, map_tensors
 from eeutils.models.registry import create_model, list_models, register_model
-from eeutils.models.resnet import RESNET18_SDN_SHARES, resnet18, resnet18_2exits, resnet18_3exits, resnet18_sdn
-from eeutils.models.resnet56 import resnet56, resnet56_sdn
+from eeutils.models.resnet import (
+    RESNET18_SDN_SHARES,
+    resnet18,
+    resnet18_2exits,
+    resnet18_3exits,
+    resnet18_sdn,
+    resnet56,
+    resnet56_sdn,
+)
 from eeutils.models.sdn import SDN_SHARES, exits_at_cost, with_internal_classifiers
-from eeutils.models.surgery import add_exits, copy_backbone, drop_exits, truncate
+from eeutils.models.surgery import add_exits, copy_backbone, drop_exits, truncate, widen_backbone
 from eeutils.models.vgg import vgg16, vgg16_sdn
-from eeutils.models.widening import widen_backbone
 from eeutils.models.wideresnet import wideresnet32_4, wideresnet32_4_sdn
 
 __all__ = [

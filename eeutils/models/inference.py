@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from eeutils.models.checks import check_exits
+from eeutils.models.contracts import check_exits
 from eeutils.models.folding import fold_norms
 from eeutils.models.memory import to_channels_last
 from eeutils.models.multiexit import Features, MultiExitNet, Stage

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eeutils.models.checks import check_exits, reading
+from eeutils.models.contracts import check_exits, reading
 from eeutils.models.memory import check_sizes
 from eeutils.models.multiexit import Features, MultiExitNet
 

@@ -7,11 +7,10 @@ ImageNet network, its stem included, does so five times.
 from collections.abc import Sequence
 from typing import Any
 
-from eeutils.models.building import assemble, check_positive
 from eeutils.models.exits import average_pool_exit
 from eeutils.models.layers import conv_norm_act, depthwise_separable
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import register_model
+from eeutils.models.registry import assemble, check_positive, register_model
 from eeutils.models.sdn import shallow_deep
 
 # Channels, in widths, and stride of each block.

@@ -6,21 +6,21 @@ layer3.
 
 Where the exits stand by default: after layer2 (two exits); one block into layer2 and one block into layer3 (three
 exits), at 39 % and 63 % of the cost. For two the neighbours are about as good, for three no places are:
-`benchmarks/exit_placement.py` measures all, and results/README.md has what it found. A block into a stage an exit reads
+`tools/benchmarks` measures all; results/README.md has the outcome. A block into a stage an exit reads
 a map that has just become smaller and twice as deep, which helps it more than another block at the old size would.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from eeutils.models.building import check_positive
-from eeutils.models.checks import check_early_exits
-from eeutils.models.exits import create_exit, pool_of_each_exit
-from eeutils.models.layers import BasicBlock, conv_norm_act, initialise
+from eeutils.models.contracts import check_early_exits
+from eeutils.models.exits import average_pool_exit, create_exit, pool_of_each_exit
+from eeutils.models.layers import BasicBlock, PaddedShortcut, conv_norm_act, initialise
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import register_model
-from eeutils.models.sdn import exits_at_cost, plain_network, with_internal_classifiers
+from eeutils.models.registry import assemble, check_positive, register_model
+from eeutils.models.sdn import exits_at_cost, plain_network, shallow_deep, with_internal_classifiers
 
 _LAST_UNIT = 8
 
@@ -110,3 +110,48 @@ def _stem(name: str, in_channels: int, width: int) -> nn.Module:
     if name == "imagenet":
         return conv_norm_act(in_channels, width, 7, stride=2).append(nn.MaxPool2d(3, stride=2, padding=1))
     raise ValueError(f"unknown stem {name!r}; choose from ['cifar', 'imagenet']")
+
+
+_STAGES, _BLOCKS = 3, 9
+
+
+@register_model
+def resnet56(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 16,
+    image_size: int = 32,
+    pool: str = "mixed",
+    exit_after: Sequence[int] = (),
+) -> MultiExitNet:
+    """ResNet56 with its own classifier as the only exit, unless `exit_after` asks for more.
+
+    Args:
+        num_classes: logits per image.
+        in_channels: channels of an image.
+        width: channels of the first stage; 16 is the published network, cost grows with its square.
+        image_size: pixels a side that early exits are made for; the network reads any.
+        pool: how each early exit pools its feature map, as `with_internal_classifiers` takes it.
+        exit_after: units (0 to 26) that get an early exit.
+
+    Raises:
+        ValueError: if an argument is not as described.
+    """
+    check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
+    units, channels = [conv_norm_act(in_channels, width, 3)], width
+    for stage in range(_STAGES):
+        for block in range(_BLOCKS):
+            out_channels, stride = width * 2**stage, 2 if stage > 0 and block == 0 else 1
+            shortcut = PaddedShortcut(channels, out_channels, stride) if stride > 1 else None
+            units.append(BasicBlock(channels, out_channels, stride, shortcut))
+            channels = out_channels
+    head = average_pool_exit(channels, num_classes)
+    image_shape = (in_channels, image_size, image_size)
+    return assemble(units, head, image_shape=image_shape, exit_after=exit_after, pool=pool)
+
+
+@register_model
+def resnet56_sdn(*, image_size: int = 32, **kwargs: Any) -> MultiExitNet:
+    """`resnet56` with six internal classifiers, where its cost first reaches 15, 30, ..., 90 %; arguments as there."""
+    return shallow_deep(resnet56, image_size=image_size, **kwargs)

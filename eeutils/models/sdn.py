@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eeutils.models.checks import check_early_exits
+from eeutils.models.contracts import check_early_exits
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.layers import initialise
 from eeutils.models.macs import count_macs, on_meta, walk_units

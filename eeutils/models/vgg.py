@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from eeutils.models.building import assemble, check_positive
 from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import register_model
+from eeutils.models.registry import assemble, check_positive, register_model
 from eeutils.models.sdn import shallow_deep
 
 # Channels, in widths, and convolutions of each stage.

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from eeutils.models.building import assemble, check_positive
 from eeutils.models.exits import average_pool_exit
 from eeutils.models.layers import PreActivationBlock
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import register_model
+from eeutils.models.registry import assemble, check_positive, register_model
 from eeutils.models.sdn import shallow_deep
 
 _STAGES, _BLOCKS, _WIDEN = 3, 5, 4

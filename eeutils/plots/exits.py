@@ -95,7 +95,7 @@ def plot_curves(
     Args:
         networks: predictions by name.
         ax: where to draw.
-        score: what the thresholds are on, see `eeutils.analysis.scores.score_of`.
+        score: what the thresholds are on, see `eeutils.analysis.policies.score_of`.
         unit: of the costs; `MILLISECONDS` if the predictions' are seconds.
     """
     ax = ax or new_axes()

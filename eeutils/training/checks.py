@@ -10,10 +10,10 @@ from eeutils.data.augmentation import augmented_batch
 from eeutils.data.splits import missing_classes
 from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
-from eeutils.models.checks import check_exits, checked_answers
+from eeutils.models.contracts import check_exits, checked_answers
 from eeutils.models.memory import a_weight
+from eeutils.training.compute import start_training, trained_part
 from eeutils.training.config import TrainConfig
-from eeutils.training.regimes import start_training, trained_part
 
 
 def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_size: int = 1) -> None:

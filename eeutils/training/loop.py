@@ -14,26 +14,29 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from eeutils.analysis.predictions import collect_logits
-from eeutils.backends import tuned_convolutions
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.batches import seed_of
-from eeutils.device import choose_device, cuda_indices
+from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import MultiExitNet
-from eeutils.models.memory import channels_last
+from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
-from eeutils.models.state import check_weights
-from eeutils.training.averaging import WeightAverage
 from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
 from eeutils.training.checks import check_fit
-from eeutils.training.compute import autocast_dtype, compute_capability, should_compile
+from eeutils.training.compute import (
+    autocast_dtype,
+    compute_capability,
+    frozen_tensors,
+    should_compile,
+    start_training,
+    trained_part,
+    training_forward,
+)
 from eeutils.training.config import TrainConfig
 from eeutils.training.history import History
 from eeutils.training.losses import exit_losses, exit_weights
-from eeutils.training.optimizer import create_optimizer, restore_optimizer
+from eeutils.training.optimizer import WeightAverage, create_optimizer, learning_rate, restore_optimizer
 from eeutils.training.parallel import Workers
-from eeutils.training.regimes import frozen_tensors, start_training, trained_part, training_forward
-from eeutils.training.schedule import learning_rate
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 # Where epochs take a second, on a large GPU, writing a hundred megabytes after each would be a good part of the time.

@@ -1,10 +1,12 @@
-"""The optimiser of a run: which parameters decay, how fast each group learns, and how its state is resumed."""
+"""The optimizer of a run: parameter groups, learning rates, averaged weights, resumed state."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from eeutils.models import MultiExitNet
 from eeutils.training.config import TrainConfig
 
 
@@ -55,3 +57,49 @@ def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, An
         {"params": faster, "weight_decay": 0.0, "lr_factor": config.bias_learning_rate},
     ]
     return [{"lr_factor": 1.0, **group} for group in groups[: 3 if faster else 2]]
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """For the `step`-th update of the run, counted from 1; see `TrainConfig.schedule`. Always above 0."""
+    if config.schedule == "halving":
+        return config.learning_rate * 0.5 ** ((step - 1) // (config.halve_every * steps_per_epoch))
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "steps":
+        passed = sum(step > max(round(drop * total), 1) for drop in config.drops)
+        return config.learning_rate * 0.1**passed
+    rising = max(round(config.warmup * total), 1)
+    # To 0 after the last step and not with it, or that one would be computed for nothing.
+    return config.learning_rate * min(step / rising, (total + 1 - step) / (total + 1 - rising))
+
+
+class WeightAverage:
+    """The exponential moving average of a network's weights and of BatchNorm's statistics (Polyak averaging).
+
+    torch.optim.swa_utils.AveragedModel does the same, but asks the device at every step how often it was called.
+
+    Args:
+        net: the network as it is before training.
+        decay: what an update leaves of the average; 0.999 looks back over about a thousand steps. The first updates
+            leave less, (1 + t) / (10 + t) after t of them: a short run, too, soon forgets the weights it began with.
+    """
+
+    def __init__(self, net: MultiExitNet, decay: float) -> None:
+        self.net = deepcopy(net).eval()
+        self.decay = decay
+        self._own, self._latest = _tensors(self.net), _tensors(net)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the network's weights after update `step` of the run, counted from 0. Nothing waits for the device."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._own, self._latest, 1 - decay)
+
+
+def _tensors(net: MultiExitNet) -> list[Tensor]:
+    """Parameters and buffers as they live in `net`, save those that cannot be averaged.
+
+    BatchNorm's count of batches is no number to average, and of infinities, such as an attention mask has, lerp makes
+    NaN. A weight that is not finite is not left out: nobody would see that it went wrong.
+    """
+    finite = [buffer for buffer in net.buffers() if buffer.isfinite().all()]
+    return [tensor for tensor in (*net.parameters(), *finite) if tensor.is_floating_point()]

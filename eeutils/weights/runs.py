@@ -1,21 +1,17 @@
-"""What `python -m eeutils.train` left in a folder, read back: the network, and the entry that it could become."""
+"""A finished run of `python -m eeutils.train`, read back from its folder."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eeutils.data import load_data
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.device import choose_device
 from eeutils.errors import IntegrityError
 from eeutils.models import MultiExitNet
-from eeutils.models.fitting import fitting_arguments
-from eeutils.training import list_recipes
-from eeutils.weights.registry import TrainingRecord, WeightEntry
+from eeutils.models.registry import fitting_arguments
 from eeutils.weights.tensors import stored_network
 
 _TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
@@ -34,7 +30,7 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExi
         ValueError: if report and weights are of different networks, or there is no such device.
     """
     device, run = choose_device(device), read_report(folder)["run"]
-    model_args = _model_args(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
+    model_args = model_arguments(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
     net = stored_network(run["model"], model_args, Path(folder, "weights.safetensors"))
     return net.eval().to(device, memory_format=torch.channels_last)
 
@@ -72,57 +68,11 @@ def run_name(run: Mapping[str, Any]) -> str:
     return "-".join(part for part in parts if part)
 
 
-def entry_name(run: Mapping[str, Any]) -> str:
-    """The name of a run's weights: its own, with its seed unless that is 0."""
-    seed = run["train"]["seed"]
-    return run_name(run) + (f"-s{seed}" if seed else "")
-
-
 def asked_arguments(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run, the fields of an `eeutils.train.TrainingRun`, asks of the network's builder."""
     return {name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None}
 
 
-def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
-    """The entry of a run that nobody has done yet.
-
-    Args:
-        run: the fields of an `eeutils.train.TrainingRun`, as a dict.
-        command: what does it.
-    """
-    data = load_data(run["data"])
-    return WeightEntry(
-        name=entry_name(run),
-        model=run["model"],
-        model_args=_model_args(run, len(data.classes), data.image_shape),
-        data=run["data"],
-        classes=data.classes,
-        normalization=data.normalization,
-        status="not trained",
-        command=command,
-    )
-
-
-def entry_of(report: Mapping[str, Any]) -> WeightEntry:
-    """The entry of a finished run, without what has to be measured."""
-    planned = planned_entry(report["run"], report["command"])
-    record = TrainingRecord(
-        recipe=_recipe_of(planned),
-        config=report["run"]["train"],
-        device=report["device"],
-        versions=report["versions"],
-        seconds=report["seconds"],
-        images_per_second=report["images_per_second"],
-        share_of_peak=report.get("share_of_peak"),
-    )
-    return replace(planned, training=record)
-
-
-def _model_args(run: Mapping[str, Any], num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def model_arguments(run: Mapping[str, Any], num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the arguments that rebuild the network of a run by `create_model`."""
     return fitting_arguments(run["model"], num_classes, image_shape) | asked_arguments(run)
-
-
-def _recipe_of(entry: WeightEntry) -> str:
-    """The first word of its training command; a run that was started from Python may have none."""
-    first = next(iter(entry.training_arguments), "")
-    return first if first in list_recipes() else "custom"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eeutils.errors import IntegrityError, a_few
 from eeutils.models import MultiExitNet, create_model
-from eeutils.models.state import named_weights
+from eeutils.models.memory import named_weights
 
 _COMPILED = "_orig_mod."  # torch.compile puts it before the names of all that is in a module
 

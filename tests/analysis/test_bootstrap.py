@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eeutils.analysis.bootstrap import bootstrap_interval, draw_images, draw_kinds
+from eeutils.analysis.metrics import bootstrap_interval, draw_images, draw_kinds
 
 
 @given(num_images=st.integers(1, 20), draws=st.integers(1, 5), seed=st.integers(0, 99))

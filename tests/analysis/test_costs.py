@@ -11,7 +11,7 @@ from torchvision.ops import DeformConv2d
 
 from eeutils.analysis.costs import exit_costs, measure_costs
 from eeutils.models import MultiExitNet, create_exit, create_model, list_models, resnet18, resnet18_3exits, truncate
-from eeutils.models.checks import checked_answers
+from eeutils.models.contracts import checked_answers
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eeutils.analysis.decisions import Decisions, decide
-from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import Choice
 
 

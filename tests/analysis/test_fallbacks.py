@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eeutils.analysis.decisions import decide
-from eeutils.analysis.fallbacks import fallback_logits, with_fallback
+from eeutils.analysis.decisions import decide, fallback_logits, with_fallback
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import accuracy_cost_curve

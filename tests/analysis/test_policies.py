@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eeutils.analysis.policies import ThresholdPolicy, check_policy
-from eeutils.analysis.scores import score_of
+from eeutils.analysis.policies import ThresholdPolicy, check_policy, score_of
 from eeutils.analysis.thresholds import Choice
 
 SCORES = ["confidence", "entropy", "margin"]

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import GUARANTEE_THRESHOLDS, RiskTest, choose_with_guarantee, measure_risk
-from eeutils.analysis.scores import score_of
 
 
 @pytest.fixture

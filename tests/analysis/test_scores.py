@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eeutils.analysis import scores
+from eeutils.analysis import policies
 from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import certainty, confidence, latest_score, margin, register_score, score_of
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.scores import certainty, confidence, latest_score, margin, register_score, score_of
 from eeutils.analysis.thresholds import choose_one_threshold
 from eeutils.cascade import Cascade
 from eeutils.models import MultiExitNet
@@ -77,7 +77,7 @@ def test_an_unknown_score_is_refused_with_the_choices():
 
 @pytest.fixture
 def own_scores(monkeypatch):
-    monkeypatch.setattr(scores, "_SCORES", dict(scores._SCORES))
+    monkeypatch.setattr(policies, "_SCORES", dict(policies._SCORES))
 
 
 @pytest.mark.usefixtures("own_scores")
@@ -105,10 +105,10 @@ def test_a_name_that_is_taken_is_refused(name):
     def score(logits: Tensor) -> Tensor:
         raise AssertionError("not this one")
 
-    score.__name__, before = name, dict(scores._SCORES)
-    with pytest.raises(ValueError, match=rf"'{name}' .* eeutils\.analysis\.scores already"):
+    score.__name__, before = name, dict(policies._SCORES)
+    with pytest.raises(ValueError, match=rf"'{name}' .* eeutils\.analysis\.policies already"):
         register_score(score)
-    assert before == scores._SCORES
+    assert before == policies._SCORES
 
 
 @pytest.mark.usefixtures("own_scores")

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from eeutils.analysis import thresholds as module
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import SDN_THRESHOLDS, PatiencePolicy, ThresholdPolicy
+from eeutils.analysis.policies import SDN_THRESHOLDS, PatiencePolicy, ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import choose_with_guarantee
-from eeutils.analysis.scores import score_of
 from eeutils.analysis.thresholds import (
     Choice,
     accuracy_cost_curve,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from eeutils.data.sources import RawData
+from eeutils.data.cache import RawData
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from eeutils.data import ImageData, cifar, load_data
+from eeutils.data.cache import Content, RawData, as_bytes
 from eeutils.data.cifar import CIFAR10_CLASSES as CLASSES
 from eeutils.data.cifar import fetch_official_site, read_torchvision_folder
-from eeutils.data.sources import Content, RawData, as_bytes
 from eeutils.errors import DataUnavailableError, IntegrityError
 
 NOBODY = "http://127.0.0.1:9/"  # the discard port, where nobody listens

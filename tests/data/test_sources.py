@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from eeutils.data.sources import (
+from eeutils.data.cache import (
     Content,
     RawData,
     as_bytes,

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eeutils.data import load_data, tinyimagenet
-from eeutils.data.sources import as_names
+from eeutils.data.cache import as_names
 from eeutils.data.tinyimagenet import FOLDER, TinyImageNetArchive, fetch_official_site, read_folder, read_zip
 from eeutils.errors import DataUnavailableError, IntegrityError
 

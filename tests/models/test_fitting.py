@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eeutils.models import create_model, list_models
-from eeutils.models.fitting import fitting_arguments
+from eeutils.models.registry import fitting_arguments
 
 
 @pytest.mark.parametrize("name", list_models())

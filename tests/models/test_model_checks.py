@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from eeutils.models import MultiExitNet
-from eeutils.models.checks import (
+from eeutils.models.contracts import (
     check_answers,
     check_early_exits,
     check_exit_index,

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from eeutils.models.state import named_weights
+from eeutils.models.memory import named_weights
 
 
 def test_parameters_and_running_statistics_are_weights_and_other_buffers_are_not():

@@ -10,7 +10,7 @@ from torch import nn
 
 from eeutils.models import resnet18
 from eeutils.training import fit
-from eeutils.training.averaging import WeightAverage
+from eeutils.training.optimizer import WeightAverage
 
 
 @given(values=st.lists(st.floats(-5, 5), min_size=1, max_size=5), decay=st.floats(0.1, 0.99))

@@ -4,7 +4,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eeutils.models import MultiExitNet
 from eeutils.training.checks import check_fit
-from eeutils.training.regimes import trained_part
+from eeutils.training.compute import trained_part
 
 
 def test_what_one_of_several_processes_will_see_is_tried(tiny_data, tiny_config):

@@ -10,10 +10,10 @@ from eeutils.data import TrainBatches
 from eeutils.models import MultiExitNet, wideresnet32_4, with_internal_classifiers
 from eeutils.training import LossConfig, fit, recipe
 from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
+from eeutils.training.compute import start_training, trained_part, training_forward
 from eeutils.training.loop import _Run
 from eeutils.training.losses import exit_weights
 from eeutils.training.parallel import Workers
-from eeutils.training.regimes import start_training, trained_part, training_forward
 
 EARLY = {"trained": "early_exits", "loss": LossConfig(weights="equal")}
 ADAM = {**EARLY, "optimizer": "adam", "learning_rate": 0.01, "schedule": "steps", "drops": (0.6,)}

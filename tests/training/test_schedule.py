@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eeutils.training import TrainConfig
-from eeutils.training.schedule import learning_rate
+from eeutils.training.optimizer import learning_rate
 
 
 def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:

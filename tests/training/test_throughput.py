@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eeutils.training.throughput import (
+from eeutils.training.compute import (
     matrix_peak,
     share_of_peak,
     training_operations,
@@ -31,7 +31,7 @@ def test_the_peak_is_measured():
 @pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_peak_is_measured_in_what_training_computes_in(precision, dtype, monkeypatch):
     peaks = {torch.float32: 1.0, torch.bfloat16: 2.0}
-    monkeypatch.setattr("eeutils.training.throughput.matrix_peak", lambda device, dtype: peaks[dtype])
+    monkeypatch.setattr("eeutils.training.compute.matrix_peak", lambda device, dtype: peaks[dtype])
 
     assert training_peak(precision, torch.device("cpu")) == peaks[dtype]
 

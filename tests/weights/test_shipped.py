@@ -11,7 +11,7 @@ import torch
 from eeutils.analysis.predictions import predict
 from eeutils.train import TrainingRun, parsed
 from eeutils.weights import WeightEntry, default_registry, load_history, load_predictions, load_weights
-from eeutils.weights.runs import entry_name
+from tools.publish import entry_name
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
 NOT_TRAINED = [entry for entry in default_registry().entries if entry.status == "not trained"]
@@ -54,7 +54,7 @@ def test_the_command_of_what_is_trained_starts_from_nothing_that_does_not_ship(e
 def test_what_is_not_trained_has_a_command_that_would_make_it(entry):
     run, publishing = run_of(entry), entry.command.partition(" && ")[2]
 
-    assert publishing.removesuffix(" --results-only") == f"python -m eeutils.weights.publish {run.folder}"
+    assert publishing.removesuffix(" --results-only") == f"python -m tools.publish {run.folder}"
     assert entry_name(asdict(run)) == entry.name
     assert run.model == entry.model
     asked = json.loads(json.dumps(run.model_args))  # the registry is JSON, which has lists and no tuples

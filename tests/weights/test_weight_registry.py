@@ -12,8 +12,8 @@ from eeutils.errors import IntegrityError
 from eeutils.models import create_model, list_models
 from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
 from eeutils.weights import registry as registry_module
-from eeutils.weights.publish import LARGEST_FILE, LARGEST_FOLDER
 from eeutils.weights.registry import REGISTRY_FILE, without_width_and_seed
+from tools.publish import LARGEST_FILE, LARGEST_FOLDER
 
 NORMALIZATION = Normalization((0.5,), (0.25,))
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
@@ -67,7 +67,7 @@ def test_an_entry_of_the_same_name_is_replaced():
     [
         ("python -m eeutils.train slim --out 'my runs'", ("slim", "--out", "my runs")),
         ("torchrun --nproc-per-node 2 -m eeutils.train slim --width 4", ("slim", "--width", "4")),
-        ("python -m eeutils.train slim && python -m eeutils.weights.publish runs/a", ("slim",)),
+        ("python -m eeutils.train slim && python -m tools.publish runs/a", ("slim",)),
         ("", ()),
     ],
 )

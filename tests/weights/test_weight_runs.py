@@ -11,8 +11,9 @@ from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.errors import IntegrityError
 from eeutils.models import create_model
-from eeutils.weights import runs
-from eeutils.weights.runs import entry_name, entry_of, load_run, run_name
+from eeutils.weights.runs import load_run, run_name
+from tools import publish
+from tools.publish import entry_name, entry_of
 
 
 def test_the_network_of_a_run_is_as_it_was_trained(run):
@@ -47,7 +48,7 @@ def test_an_entry_tells_the_builder_what_it_asks_of_the_images(run, monkeypatch,
     splits = {name: getattr(digits, name) for name in ("train", "val", "test")}
     larger = {name: replace(split, images=split.images.repeat(1, 1, times, times)) for name, split in splits.items()}
     large = replace(digits, **larger)
-    monkeypatch.setattr(runs, "load_data", lambda name: large)
+    monkeypatch.setattr(publish, "load_data", lambda name: large)
     report = json.loads((run / "report.json").read_text())
     report["run"] |= {"model": model, "pool": None, "width": 2}
     arguments = entry_of(report).model_args

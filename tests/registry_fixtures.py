@@ -1,0 +1,93 @@
+"""A registry with one small untrained network, and a finished run."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eeutils.data import Normalization
+from eeutils.files import sha256_of_file
+from eeutils.models import MultiExitNet, create_model
+from eeutils.train import TrainingRun, train
+from eeutils.training import recipe
+from eeutils.weights import Registry, StoredFile, WeightEntry
+from tools.publish import halved
+
+TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp", "exit_after": [2, 4]}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "weights"
+
+
+@pytest.fixture
+def tiny_net() -> MultiExitNet:
+    torch.manual_seed(0)
+    return create_model("resnet18_3exits", **TINY_ARGS).eval()
+
+
+@pytest.fixture
+def tiny_registry(tmp_path, tiny_net) -> Registry:
+    """`resnet18_3exits-spp-toy-w4` ships; the same at width 64 is not trained."""
+    folder = tmp_path / "weights"
+    file = folder / "tiny" / "weights.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(halved(tiny_net.state_dict()), file)
+    slim = WeightEntry(
+        name="resnet18_3exits-spp-toy-w4",
+        model="resnet18_3exits",
+        model_args=TINY_ARGS,
+        data="toy",
+        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
+        status="trained",
+        weights=StoredFile("tiny/weights.safetensors", sha256_of_file(file), file.stat().st_size, ("repository",)),
+    )
+    full = WeightEntry(
+        name="resnet18_3exits-spp-toy",
+        model="resnet18_3exits",
+        model_args={**TINY_ARGS, "width": 64},
+        data="toy",
+        normalization=slim.normalization,
+        status="not trained",
+        command="train --width 64 && publish",
+    )
+    registry = Registry((), folder).with_entry(slim).with_entry(full)
+    registry.save()
+    return registry
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """Every request goes to a proxy that is not there."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """One epoch of a small network on the digits, with the files that training leaves."""
+    config = replace(recipe("digits"), epochs=1, seed=3)
+    run = TrainingRun(
+        model="resnet18_2exits",
+        pool="spp",
+        width=4,
+        data="digits",
+        out=tmp_path_factory.mktemp("runs") / "run",
+        device="cpu",
+        train=config,
+    )
+    train(run)
+    return run.folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(finished_run, tmp_path / "run")

@@ -1,0 +1,145 @@
+import pandas as pd
+import pytest
+import torch
+
+from eeutils.analysis.costs import exit_costs
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import SDN_THRESHOLDS, ThresholdPolicy
+from eeutils.analysis.predictions import Predictions, predict
+from eeutils.data import Normalization, Split, load_data
+from eeutils.models import resnet18
+from eeutils.weights import WeightEntry
+from tools.benchmarks import sdn_evaluation as bench
+
+
+def make_split(count: int, size: int = 8) -> Split:
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Split(pixels, torch.arange(count) % 10, tuple(map(str, range(10))), normalization)
+
+
+@pytest.fixture
+def net():
+    """Fresh weights, but heads that are sure of something, so that thresholds matter."""
+    torch.manual_seed(0)
+    net = resnet18(width=2, exit_after=(2, 4)).eval()
+    for head in net.exits.values():
+        torch.nn.init.normal_(head[-1].weight, std=2)
+    return net
+
+
+def test_one_at_a_time_says_what_the_table_says(net):
+    split, costs = make_split(12), exit_costs(net, (3, 8, 8))
+    predictions = predict(net, split)
+    slow = bench.one_at_a_time(net, split, SDN_THRESHOLDS, costs)
+    fast = bench.from_table(predictions, SDN_THRESHOLDS)
+    torch.testing.assert_close(slow.accuracy, fast["most_confident"].accuracy)
+    torch.testing.assert_close(slow.cost, fast["most_confident"].cost)
+    assert len(fast["last"].cost.unique()) > 2  # else this shows little
+    assert not torch.equal(fast["last"].accuracy, fast["most_confident"].accuracy)
+    for threshold, accuracy, cost in zip(SDN_THRESHOLDS, slow.accuracy, slow.cost, strict=True):
+        decisions = decide(predictions, ThresholdPolicy(threshold), "most_confident")
+        assert (accuracy.item(), cost.item()) == pytest.approx((decisions.accuracy, decisions.mean_cost))
+
+
+def test_one_at_a_time_stops_computing_once_an_exit_is_sure(net):
+    split, costs = make_split(5), exit_costs(net, (3, 8, 8))
+    calls = []
+    net.units[-1].register_forward_hook(lambda *_: calls.append(1))
+    assert bench.one_at_a_time(net, split, [0.0], costs).cost.tolist() == [float(costs[0])]
+    assert calls == []
+    assert bench.one_at_a_time(net, split, [1.1], costs).cost.tolist() == [float(costs[-1])]
+    assert len(calls) == 5
+
+
+def test_outcomes_agree_up_to_an_image_at_each_threshold():
+    costs = torch.tensor([1.0, 4.0]).double()
+    one = bench.Outcome(torch.tensor([0.5, 0.8]).double(), torch.tensor([1.0, 2.0]).double())
+    for right, cost, agree in ((0.8, 2.0, True), (0.9, 2.4, True), (0.6, 2.0, False), (0.8, 2.5, False)):
+        other = bench.Outcome(torch.tensor([0.5, right]).double(), torch.tensor([1.0, cost]).double())
+        assert bench.same_up_to_one(one, other, costs, num_images=10) is agree
+
+
+def test_the_ratio_is_an_image_for_an_image():
+    race = bench.Race(
+        original=torch.tensor([20.0, 30.0]).double(),
+        passed=torch.tensor([3.0, 3.0]).double(),
+        swept=torch.tensor([1.0, 1.0]).double(),
+        part=10,
+        images=100,
+        agree=True,
+    )
+    assert race.ratio.tolist() == pytest.approx([50, 75])
+    report = bench.race_report(race)
+    assert "20.00 s for 10 images" in report
+    assert "for 100 images that makes 200 s (extrapolated)" in report
+    assert "Ratio an image: 50x" in report
+
+
+def test_both_ways_run_on_the_same_images_and_agree(net):
+    race = bench.measure(net, make_split(9), part=4, repeats=2)
+    assert race.agree
+    assert (race.part, race.images) == (4, 9)
+    for seconds in (race.original, race.passed, race.swept):
+        assert seconds.shape == (2,)
+        assert (seconds > 0).all()
+
+
+def test_a_disagreement_is_said_aloud(net, monkeypatch):
+    nonsense = bench.Outcome(torch.ones(len(SDN_THRESHOLDS)).double(), torch.zeros(len(SDN_THRESHOLDS)).double())
+    monkeypatch.setattr(bench, "one_at_a_time", lambda *_: nonsense)
+    race = bench.measure(net, make_split(9), part=9, repeats=1)
+    assert not race.agree
+    assert "NO." in bench.race_report(race)
+
+
+def test_every_section_is_timed_on_what_was_read(net, monkeypatch):
+    seen = []
+    tables = tuple(predict(net, make_split(count)) for count in (30, 40))
+    for name, section in bench.SECTIONS.items():
+        monkeypatch.setitem(
+            bench.SECTIONS,
+            name,
+            lambda *read, name=name, section=section: seen.append((name, read)) or section(*read),
+        )
+    seconds = bench.section_seconds(lambda: tables, repeats=2)
+    assert list(seconds) == ["reading", "overthinking", "early exits", "confusion"]
+    assert len(seconds) == 2
+    assert len(seen) == 9
+    assert all(read == tables for _, read in seen)
+
+
+def test_the_sections_run_on_a_network_whose_first_exit_no_small_budget_affords(net):
+    val, test = (predict(net, make_split(count)) for count in (30, 40))
+    dear = torch.tensor([6.0, 8.0, 10.0]).double()
+    for section in bench.SECTIONS.values():
+        section(*(Predictions(table.logits, table.labels, dear) for table in (val, test)))
+
+
+def test_the_sections_are_reported_with_their_sum():
+    seconds = pd.DataFrame({"reading": [0.1, 0.3, 0.2], "confusion": [1.0, 1.0, 1.0]})
+    report = bench.sections_report(seconds, num_images=10_000, num_exits=7)
+    assert "10,000 test images and 7 exits" in report
+    assert "| reading | 0.10 | 0.20 |" in report
+    assert "| all | 1.10 | 1.20 |" in report
+
+
+def test_the_command_writes_its_report(tmp_path, monkeypatch, net, capsys):
+    data = load_data("digits")
+    entry = WeightEntry.__new__(WeightEntry)
+    object.__setattr__(entry, "data", "digits")
+    monkeypatch.setattr(bench, "load_weights", lambda name, device: net.to(device))
+    monkeypatch.setattr(bench, "load_predictions", lambda name, split: predict(net, getattr(data, split)))
+    monkeypatch.setattr(bench, "weight_entry", lambda name: entry)
+    out = tmp_path / "new" / "report.md"
+    bench.main(["--weights", "any", "--images", "3", "--repeats", "1", "--out", str(out)])
+    report = out.read_text()
+    assert report in capsys.readouterr().out
+    assert "s for 3 images" in report
+    assert "Ratio an image" in report
+    assert "| all |" in report
+
+
+def test_weights_that_are_not_there_end_the_command_with_a_message():
+    with pytest.raises(SystemExit, match=r"error: .*unheard-of"):
+        bench.main(["--weights", "unheard-of"])

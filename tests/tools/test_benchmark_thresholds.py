@@ -1,0 +1,93 @@
+"""The study of how to choose thresholds."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.thresholds import Choice, choose_for_budget
+from tools.benchmarks import threshold_choice
+from tools.benchmarks.threshold_choice import (
+    FOR_ACCURACY,
+    FOR_BUDGET,
+    accuracy_table,
+    all_of_it,
+    budget_table,
+    judged,
+    main,
+)
+
+
+def two_exits(first_right: list[bool], sure: list[float]) -> Predictions:
+    """Two classes, the true one always 0; `sure` is the first exit's margin, and the last is always right."""
+    margin = torch.tensor(sure) * torch.where(torch.tensor(first_right), 1.0, -1.0)
+    margins = torch.stack([margin, torch.full_like(margin, 5.0)])
+    logits = torch.stack([margins, torch.zeros_like(margins)], -1)
+    return Predictions(logits, torch.zeros(len(sure), dtype=torch.int64), torch.tensor([1.0, 4.0]).double())
+
+
+def test_what_is_chosen_on_one_half_is_judged_on_the_other():
+    seen = []
+
+    def leave_at_once(validation: Predictions) -> Choice:
+        seen.append(len(validation.labels))
+        return Choice.of(ThresholdPolicy(0.0), validation)
+
+    table = two_exits([True] * 6 + [False] * 2, [2.0] * 8)
+
+    cuts = judged(table, {"at once": leave_at_once}, repeats=3)
+
+    assert seen == [4] * 3
+    assert (cuts["lost_there"] + cuts["lost"]).tolist() == [0.5] * 3, "two of eight, wherever they fall"
+    assert cuts["cost"].tolist() == [0.25] * 3
+
+
+def some_cuts(lost: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"way": ["a", "a"], "lost_there": [0.004, 0.004], "lost": lost, "cost": [0.5, 0.6]})
+
+
+def test_the_table_shows_means_and_spread_in_percent():
+    line = accuracy_table({"net": some_cuts([0.01, 0.02])}).splitlines()[2]
+    assert line == "| `net` | a | 0.40 | 1.50 | 0.71 | 55.00 |"
+
+
+def test_the_table_of_budgets_shows_means_over_networks():
+    lines = budget_table({0.5: [some_cuts([0.01, 0.02])], 1.0: [some_cuts([0.01, 0.02]), some_cuts([0.03, 0.04])]})
+    assert lines.splitlines()[2:] == ["| 50% | 1 | a | 0.40 | 1.50 | 55.00 |", "| 100% | 2 | a | 0.40 | 2.50 | 55.00 |"]
+
+
+def test_the_command_writes_its_tables(tmp_path, monkeypatch, capsys):
+    small, large = (two_exits([True, True, False, True] * 10, [4.0, 3.0, 2.0, 1.0] * 10) for _ in range(2))
+    tables = {"small": small, "large": replace(large, costs=torch.tensor([0.55, 1.0]).double())}
+    monkeypatch.setattr(threshold_choice, "load_predictions", lambda name, split: {"val": tables[name]}[split])
+
+    main(["--weights", *tables, "--repeats", "2", "--out", str(tmp_path / "choice.md")])
+
+    text = (tmp_path / "choice.md").read_text()
+    for_accuracy, for_budget = ([line.split(" | ") for line in part.splitlines()[2:]] for part in text.split("\n\n"))
+    assert [(network, way) for network, way, *_ in for_accuracy] == [
+        (f"| `{name}`", way) for name in tables for way in FOR_ACCURACY
+    ]
+    who_can = {"40%": "1", "50%": "1", "60%": "2", "75%": "2", "100%": "2"}
+    assert [cells[:3] for cells in for_budget] == [
+        [f"| {budget}", networks, way] for budget, networks in who_can.items() for way in FOR_BUDGET
+    ]
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "value", "message"), [("--weights", "nothing", "nothing"), ("--repeats", "1", "2")])
+def test_a_wrong_value_ends_with_its_message(option, value, message):
+    with pytest.raises(SystemExit) as stopped:
+        main([option, value])
+
+    assert message in str(stopped.value)
+
+
+def test_one_threshold_spends_a_budget_whether_or_not_that_pays():
+    table = two_exits([True] * 4, [1.0, 2.0, 3.0, 4.0])
+    assert choose_for_budget(table, 0.7).relative_cost == 0.25
+    assert all_of_it(table, 0.7).relative_cost == 0.625  # two of four stay
+    assert all_of_it(table, 1.0).relative_cost == 1

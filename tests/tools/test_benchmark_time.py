@@ -1,0 +1,193 @@
+"""Time to an accuracy: what is timed, what is told apart, what is estimated."""
+
+import math
+
+import pytest
+import torch
+
+from eeutils.analysis.predictions import predict
+from eeutils.data import load_data
+from eeutils.errors import TrainingDivergedError
+from eeutils.training import History
+from tools.benchmarks import time_to_accuracy as bench
+from tools.benchmarks.time_to_accuracy import Measurement, TimedRun, TimeToAccuracy, as_markdown, main, table
+
+TINY = ["--data", "digits", "--recipe", "digits", "--width", "2", "--device", "cpu"]
+
+
+def history(*seconds: float) -> History:
+    """Of so many epochs; each trains 100 images a second for each second that it takes."""
+    return History(
+        tuple({"epoch": n, "seconds": each, "images_per_second": 100 * each} for n, each in enumerate(seconds, 1))
+    )
+
+
+def timed(last: float, seconds: float = 100.0, steady: float = 80.0) -> TimedRun:
+    """Of two exits. A step of 50 million multiply-adds is 300 million operations: 3e11 a second."""
+    return TimedRun((0.5, last), 50_000_000, seconds, steady, images_per_second=1000.0)
+
+
+def measured(*runs: TimedRun, epochs: int = 80) -> Measurement:
+    return Measurement(runs, epochs, "a card", torch.bfloat16, peak=1.2e12)
+
+
+@pytest.fixture
+def peak(monkeypatch):
+    """Instead of measuring one."""
+    monkeypatch.setattr(bench, "training_peak", lambda precision, device: 1e12)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steady"),
+    [
+        ((9, 2, 3, 7), 3 + 2 + 3 + 7),  # the first took 6 s longer than the others' median
+        ((9, 2), 2 + 2),
+        ((1, 2, 3, 7), 1 + 2 + 3 + 7),  # the first was no slower: nothing came only once
+    ],
+)
+def test_the_first_epoch_counts_as_the_median_of_the_others(seconds, steady):
+    assert bench.steady_seconds(history(*seconds)) == steady
+
+
+def test_one_epoch_does_not_tell_what_came_only_once():
+    assert math.isnan(bench.steady_seconds(history(9)))
+
+
+def test_set_up_comes_only_once_too():
+    assert timed(0.9, seconds=20.0, steady=bench.steady_seconds(history(9, 2, 3, 7))).one_off == 20 - 15
+
+
+def test_the_speed_is_that_of_the_later_epochs():
+    assert bench.images_per_second(history(9, 2, 3, 7)) == 300
+    assert bench.images_per_second(history(9)) == 900
+
+
+def test_another_card_takes_as_much_longer_as_its_peak_is_lower():
+    assert bench.seconds_elsewhere(60.0, peak=650.0, other_peak=65.0) == 600.0
+
+
+def test_seeds_are_rows_and_so_are_their_mean_and_spread():
+    frame = table(measured(timed(0.94, 101.0), timed(0.96, 99.0), timed(0.95, 103.0)))
+
+    assert frame.index.tolist() == ["seed 0", "seed 1", "seed 2", "mean", "standard deviation"]
+    assert frame["exit 2 (%)"].tolist() == pytest.approx([94, 96, 95, 95, 1])
+    assert frame["whole run (s)"].tolist() == pytest.approx([101, 99, 103, 101, 2])
+    assert frame["one-off (s)"].tolist() == pytest.approx([21, 19, 23, 21, 2])
+    assert frame["without it (s)"].tolist() == [80, 80, 80, 80, 0]
+    assert table(measured(timed(0.94))).index.tolist() == ["seed 0"]  # of one there is no spread
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(0.94, "reached, 95.00%"), (0.93, "NOT reached, 94.50%")])
+def test_the_target_is_for_the_mean_of_the_last_exit(last, verdict):
+    report = as_markdown(TimeToAccuracy(), measured(timed(last), timed(0.96)))
+
+    assert f"95.00% by the last exit, in the mean over 2 seed(s): {verdict}." in report
+
+
+def test_the_report_says_what_was_measured_and_on_what():
+    report = as_markdown(TimeToAccuracy(other_peak=0.4), measured(timed(0.95)))
+
+    assert "80 epoch(s), bfloat16, compile auto, on a card" in report
+    assert "| seed 0 | 50.00 | 95.00 | 100.00 | 20.00 | 80.00 | 1,000 |" in report
+    assert "100.0 s from the call of `fit`" in report
+    assert "20.0 s of it come only once" in report
+    assert "**80.0 s** without" in report
+    assert "25.0% of the 1.2 TFLOPS" in report
+    assert "With a peak of 0.4 TFLOPS: 240 s (4.0 minutes)" in report  # 80 s, three times as slow
+    assert "Another card" not in as_markdown(TimeToAccuracy(), measured(timed(0.95)))
+
+
+def test_the_report_on_one_epoch_says_what_it_cannot_tell():
+    report = as_markdown(TimeToAccuracy(other_peak=0.4), measured(timed(0.95, steady=math.nan), epochs=1))
+
+    assert "| 100.00 |  |  | 1,000 |" in report
+    assert report.count("cannot be told from one epoch") == 2
+    assert "nan" not in report
+
+
+def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch, peak, capsys):
+    done, nets, fit = [], [], bench.fit
+
+    def noted_fit(net, data, config, **kwargs):
+        done.append(f"fit {config.seed}")
+        nets.append(net)
+        return fit(net, data, config, **kwargs)
+
+    def noted_predict(net, split, **kwargs):
+        done.append(f"test {nets.index(net)}" if split is data.test else "other")
+        return predict(net, split, **kwargs)
+
+    data = load_data("digits")
+    monkeypatch.setattr(bench, "load_data", lambda name: data)
+    monkeypatch.setattr(bench, "fit", noted_fit)
+    monkeypatch.setattr(bench, "predict", noted_predict)
+    out = tmp_path / "new" / "report.md"
+
+    main([*TINY, "--epochs", "2", "--seeds", "2", "--out", str(out)])
+
+    assert done == ["fit 0", "test 0", "fit 1", "test 1"]
+    report = out.read_text("utf-8")
+    assert report in capsys.readouterr().out
+    assert "2 epoch(s), float32" in report
+    for seed, net in enumerate(nets):
+        accuracy = 100 * predict(net, data.test).accuracy
+        assert f"| seed {seed} | " + " | ".join(f"{share:.2f}" for share in accuracy.tolist()) in report
+    weights = [next(net.parameters()) for net in nets]
+    assert not torch.equal(*weights)
+
+
+def test_a_run_that_fails_leaves_the_last_report(tmp_path, monkeypatch, peak):
+    def diverging(options, data, config, device):
+        if config.seed == 1:
+            raise TrainingDivergedError("the loss became nan")
+        return timed(0.95)
+
+    monkeypatch.setattr(bench, "timed_run", diverging)
+    out = tmp_path / "report.md"
+    for before in ([], [out]):
+        with pytest.raises(SystemExit, match="error: the loss became nan"):
+            main([*TINY, "--seeds", "2", "--out", str(out)])
+        assert list(tmp_path.iterdir()) == before
+        out.write_text("as it was")
+    assert out.read_text() == "as it was"
+
+
+def test_a_report_that_cannot_be_written_is_at_least_shown(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(bench, "measure", lambda options: measured(timed(0.95)))
+    with pytest.raises(SystemExit, match="error: cannot write"):
+        main(["--out", str(tmp_path / "file" / "report.md")])
+    assert "| seed 0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("seeds", 0), ("target", 0.0), ("target", 95.0), ("other_peak", 0.0), ("other_peak", -65.0)]
+)
+def test_a_value_that_makes_no_sense_is_named(option, value):
+    with pytest.raises(ValueError, match=f"^{option} .*{value}"):
+        TimeToAccuracy(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "fast"], "unknown recipe 'fast'; choose from"),
+        (["--recipe", "ic_only"], "recipe 'ic_only' trains early_exits alone"),
+        (["--epochs", "0"], "epochs must be positive, got 0"),
+        (["--model", "resnet19"], "unknown model 'resnet19'; choose from"),
+        (["--pool", "mean"], "unknown pool 'mean'; choose from"),
+        (["--device", "tpu9"], "unknown device 'tpu9'; choose from"),
+    ],
+)
+def test_a_wrong_value_ends_with_its_message_before_any_data_are_fetched(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "load_data", None)
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        main([*TINY, *words, "--out", str(tmp_path / "report.md")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_number_of_seeds_ends_the_command_with_its_message(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*TINY, "--seeds", "0"])
+    shown = capsys.readouterr()
+    assert "seeds must be positive, got 0" in shown.out + shown.err + str(stopped.value)

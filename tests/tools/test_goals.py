@@ -1,0 +1,115 @@
+"""Goals and how far the networks are, on tables written out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from eeutils.analysis.predictions import Predictions
+from eeutils.scoreboard import Evaluation
+from eeutils.weights import without_seed
+from tools.goals import GOALS, Goal, at_exit, goals_board, within_macs, within_share
+from tools.train_missing import plan
+
+LABELS = [0, 1, 2, 0]
+
+
+def table(answers: list[list[int]], costs: tuple[float, ...] = (1e6, 2e6)) -> Predictions:
+    """Exits that name `answers`, all equally sure."""
+    logits = 4.0 * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
+    return Predictions(logits, torch.tensor(LABELS), torch.tensor(costs, dtype=torch.float64))
+
+
+def with_right(first: int, last: int, costs: tuple[float, ...] = (1e6, 2e6)) -> Predictions:
+    """Two exits that are right on so many of the four images."""
+
+    def answers(right: int) -> list[int]:
+        return [label if index < right else (label + 1) % 3 for index, label in enumerate(LABELS)]
+
+    return table([answers(first), answers(last)], costs)
+
+
+def both(predictions: Predictions) -> Evaluation:
+    return Evaluation(predictions, predictions)
+
+
+def test_an_exit_is_judged_on_test_and_costs_what_it_costs():
+    evaluation = Evaluation(val=with_right(4, 4), test=with_right(1, 3))
+
+    board = goals_board({"net": evaluation}, (Goal("first", 90.0, ("net",), at_exit(0, 0.25)),))
+
+    assert board.loc["first"].to_dict() == {
+        "wanted (%)": 90.0,
+        "reached (%)": 25.0,
+        "for at most (M)": 0.5,
+        "spent (M)": 1.0,
+        "by": "net",
+    }
+
+
+def test_a_budget_below_the_first_exit_cannot_be_met():
+    evaluation = both(with_right(2, 4))
+
+    assert within_share(0.4)(evaluation) is None
+    assert within_share(0.5)(evaluation).accuracy == 0.5
+    assert within_share(1.0)(evaluation).accuracy == 1.0
+    assert within_macs(0.9e6)(evaluation) is None
+    assert within_macs(1e6)(evaluation).cost == 1e6
+    assert within_macs(9e6)(evaluation).accuracy == 1.0
+
+
+def test_a_cascade_is_chosen_on_validation_and_judged_on_test():
+    reached = within_share(0.5)(Evaluation(val=with_right(2, 4), test=with_right(1, 3)))
+
+    assert (reached.validation, reached.accuracy, reached.cost, reached.allowed) == (0.5, 0.25, 1e6, 1e6)
+
+
+def test_a_goal_is_out_of_reach_of_a_network_of_which_one_seed_cannot_do_it():
+    networks = {"net": both(with_right(1, 4)), "net-s1": both(with_right(1, 4, costs=(1.5e6, 2e6)))}
+
+    row = goals_board(networks, (Goal("half", 95.0, ("net",), within_share(0.5)),)).loc["half"]
+
+    assert (row["by"], math.isnan(row["reached (%)"])) == ("out of reach", True)
+
+
+def test_of_several_networks_the_one_best_on_validation_counts_though_worse_on_test():
+    networks = {
+        "one": Evaluation(val=with_right(1, 3), test=with_right(1, 4)),
+        "two": Evaluation(val=with_right(1, 4), test=with_right(1, 2)),
+    }
+
+    row = goals_board(networks, (Goal("last", 95.0, ("one", "two"), at_exit(-1)),)).loc["last"]
+
+    assert (row["by"], row["reached (%)"]) == ("two", 50.0)
+
+
+def test_seeds_are_averaged_and_counted():
+    networks = {"net": both(with_right(0, 4)), "net-s1": both(with_right(0, 2))}
+
+    row = goals_board(networks, (Goal("last", 95.0, ("net",), at_exit(-1)),)).loc["last"]
+
+    assert (row["by"], row["reached (%)"]) == ("net, 2 seeds", 75.0)
+
+
+def test_what_no_trained_network_can_do_is_missing():
+    goals = (Goal("untrained", 95.0, ("other",), at_exit(-1)), Goal("too cheap", 95.0, ("net",), within_share(0.1)))
+
+    board = goals_board({"net": both(with_right(1, 4))}, goals)
+
+    assert board["reached (%)"].map(math.isnan).all()
+    assert list(board["wanted (%)"]) == [95.0, 95.0]
+    assert list(board["by"]) == ["not trained", "out of reach"]
+
+
+def test_goals_are_for_networks_that_are_planned():
+    planned = {run.name for run in plan()}
+
+    assert {name for goal in GOALS for name in goal.networks} <= planned
+    assert len({goal.what for goal in GOALS}) == len(GOALS)
+
+
+@pytest.mark.parametrize(
+    ("name", "common"), [("net-w16-s12", "net-w16"), ("net-w16", "net-w16"), ("a-s1-b", "a-s1-b"), ("a-sx", "a-sx")]
+)
+def test_names_without_their_seed(name, common):
+    assert without_seed(name) == common

@@ -1,0 +1,188 @@
+"""Recompute every published number from the shipped weights: `python -m tools.results` (or `make results`).
+
+Runs each shipped network over the real validation and test images and compares with what the registry and the shipped
+predictions say. Ensemble weights and thresholds are chosen on the shipped validation predictions: one image judged
+differently may move a choice a long way. Fails if a published number cannot be reproduced; if all can, writes
+`results/headline.md` with its figure, `results/scoreboard.md`, `results/shallow_deep.md` and `results/goals.md`, and
+refreshes what README.md and results/README.md show of them. Of a network whose weights are too large to ship, the
+shipped predictions are taken as they are.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws to files: there may be no screen
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from eeutils.analysis.predictions import predict
+from eeutils.data import load_data
+from eeutils.device import choose_device, unrounded_convolutions
+from eeutils.errors import message_instead_of_traceback, refuse_arguments
+from eeutils.files import write_text
+from eeutils.plots import plot_curves, use_style
+from eeutils.scoreboard import (
+    Evaluation,
+    frame_as_markdown,
+    headline_board,
+    over_seeds,
+    scoreboard,
+    shallow_deep_board,
+    within_budget,
+)
+from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
+from tools.goals import goals_board
+from tools.pages import RESULTS, refresh_pages
+
+TOLERANCE = 0.0005
+"""Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
+
+BOARD_TOLERANCE = 0.002
+"""The same for ensembles and cascades, where the rounding of several exits comes together."""
+
+MISTAKES_TOLERANCE = 0.01
+"""The same for shares of a network's mistakes, which are a tenth of the images."""
+
+_TOLERANCES = dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE)
+_FEW_EXITS = 4
+_GOALS = "goals.md"  # of means over seeds already
+
+# In the figure, as far as they are trained; of several seeds the middle one at the last exit.
+DRAWN = {
+    "resnet18-avg-cifar10-w16": "plain ResNet18, width 16",
+    "resnet18_2exits-spp-cifar10-w16": "2 exits, pyramids, width 16",
+    "resnet18_3exits-spp-cifar10-w16": "3 exits, pyramids, width 16",
+    "resnet18_3exits-conv+conv+spp-cifar10-w16-s1": "3 exits, convolutions, width 16",
+    "resnet18_3exits-conv+conv+spp-cifar10-w24": "3 exits, convolutions, width 24",
+    "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
+    "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32": "4 exits, convolutions, width 32",
+    "resnet18_3exits-conv+conv+spp-cifar10": "3 exits, convolutions, width 64",
+}
+
+
+@message_instead_of_traceback()
+def main(args: Sequence[str] = ()) -> int:
+    """Recompute, compare, write; the number of mistakes found. What cannot be had ends with its message."""
+    refuse_arguments("tools.results", __doc__, args)
+    return compare_and_write()
+
+
+def compare_and_write() -> int:
+    """Recompute what the registry records, compare, and write the tables if all came out; the number of mistakes found.
+
+    Raises:
+        ValueError: if the registry came with the package: then there is no repository to write to.
+    """
+    registry = default_registry()
+    if registry.folder is None:
+        raise ValueError("this registry came with the package; recompute the results in a clone of the repository")
+    entries = [entry for entry in registry.entries if entry.has_results]
+    if not entries:
+        print("no trained weights in the registry", file=sys.stderr)
+        return 1
+    computed, published, mistakes = {}, {}, []
+    for entry in entries:
+        published[entry.name] = Evaluation(*(load_predictions(entry.name, split) for split in ("val", "test")))
+        computed[entry.name] = _recompute(entry) if entry.weights else published[entry.name]
+        mistakes += _mistakes(entry, computed[entry.name])
+        accuracies = computed[entry.name].test.accuracy.tolist()
+        print(f"{entry.name}: {' / '.join(f'{share:.2%}' for share in accuracies)}", flush=True)
+    judged = {name: replace(run, test=computed[name].test) for name, run in published.items()}
+    boards, again = (boards_of(each) | {_GOALS: goals_board(each)} for each in (published, judged))
+    for name, board in boards.items():
+        mistakes += _differences(board, again[name])
+    if mistakes:
+        print("published numbers that do not come out:\n  " + "\n  ".join(mistakes), file=sys.stderr)
+        return len(mistakes)
+    goals = boards.pop(_GOALS)
+    shown = {name: over_seeds(board) for name, board in boards.items()}
+    shown |= {_GOALS: goals, "headline.md": headline_board(boards.values())}
+    for name, board in shown.items():
+        table = frame_as_markdown(board)
+        write_text(RESULTS / name, table + "\n")
+        print(f"\n{table}")
+    _draw({label: published[name] for name, label in DRAWN.items() if name in published}, RESULTS / "accuracy_cost.png")
+    refresh_pages()
+    print("\nwritten to results/ and to the pages that show it")
+    return 0
+
+
+def boards_of(evaluations: Mapping[str, Evaluation]) -> dict[str, pd.DataFrame]:
+    """The tables of results/ by the name of their file; networks with many exits have one of their own."""
+    many = {name: run for name, run in evaluations.items() if run.test.num_exits > _FEW_EXITS}
+    few = {name: run for name, run in evaluations.items() if name not in many}
+    return {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
+
+
+def _recompute(entry: WeightEntry) -> Evaluation:
+    net, data = load_weights(entry.name, choose_device()), load_data(entry.data)
+    with unrounded_convolutions():  # as they were published
+        return Evaluation(predict(net, data.val), predict(net, data.test))
+
+
+def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:
+    """Accuracies and costs of `entry` that did not come out."""
+    wrong = [
+        f"{entry.name}, exit {number} on {split}: {there:.2%} is published, {here:.2%} came out"
+        for split, predictions in (("val", computed.val), ("test", computed.test))
+        for number, (there, here) in enumerate(
+            zip(entry.accuracy[split], predictions.accuracy.tolist(), strict=True), 1
+        )
+        if abs(there - here) > TOLERANCE
+    ]
+    costs = computed.test.costs.tolist()
+    if list(entry.macs) != costs:
+        wrong.append(f"{entry.name}: multiply-adds {list(entry.macs)} are published, {costs} came out")
+    return wrong
+
+
+def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
+    """Numbers of a table, in percent or millions, that did not come out: as NaN where there is none, on either side."""
+    published = published.select_dtypes("number")
+    computed = computed.reindex_like(published)
+    tolerances = 100 * np.array([_TOLERANCES.get(column, BOARD_TOLERANCE) for column in published])
+    alike = ((published - computed).abs() <= tolerances) | (published.isna() & computed.isna())
+    return [
+        f"{name}, {column}: {published.loc[name, column]:.2f} is published, {computed.loc[name, column]:.2f} came out"
+        for name in alike.index
+        for column in alike
+        if not alike.loc[name, column]
+    ]
+
+
+def halves(evaluations: Iterable[Evaluation]) -> list[tuple[float, float]]:
+    """Mean cost in millions and test accuracy in percent within half of the cost, of networks that can meet it."""
+    within = filter(None, (within_budget(run, 0.5) for run in evaluations))
+    return [(test.mean_cost / 1e6, 100 * test.accuracy) for _, test in within]
+
+
+def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
+    use_style()
+    ax = plot_curves({name: run.test for name, run in evaluations.items()}, plt.subplots(figsize=(8.5, 5))[1])
+    points = halves(evaluations.values())
+    (chosen,) = ax.plot(
+        [cost for cost, _ in points],
+        [accuracy for _, accuracy in points],
+        "kD",
+        markersize=5,
+        label="chosen for half of the cost",
+    )
+    ax.legend(handles=[*ax.get_legend().legend_handles, chosen], fontsize=8, loc="lower right")
+    ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
+    ax.set_xlabel(f"{ax.get_xlabel()}, on a logarithmic scale")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(ax.figure)
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))  # 256 of them would look like none
