@@ -1,13 +1,10 @@
 """Run notebooks and keep their outputs: `python -m tools.notebooks` for all, or name some.
 
 Each runs top to bottom in a fresh kernel and is written only if all went well: no error, nothing on stderr (which is
-where warnings go), no absolute path of this machine, not too large.
-
-Prose quotes numbers without anyone typing them: a text cell may have a `template` in its metadata, in which every
-<<expression>> is replaced by its value at that place of the run.
+where warnings go), no absolute path of this machine, not too large. Prose stays as its author wrote it; the program
+lists its percentages and decimals that no output above them shows: cited numbers, and those that a new run has changed.
 """
 
-import json
 import os
 import re
 import sys
@@ -32,8 +29,11 @@ _METADATA = {
 }
 # pandas draws a number for every styled table, and an object's repr says where it lies in memory.
 _TABLE_ID, _ADDRESS = re.compile(r"\bT_[0-9a-f]{5}(?![0-9a-z])"), re.compile(r" at 0x[0-9a-f]+")
-_EXPRESSION = re.compile(r"<<(.+?)>>", re.DOTALL)
-_KEPT_METADATA = ("tags", "template")
+_KEPT_METADATA = ("tags", "cellView")
+# A decimal or a percentage in prose, and any number in an output; links, code and versions are no prose.
+_QUOTED = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+(?: ?%)?| ?%)(?![\w.]*\d)")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+_NO_PROSE = re.compile(r"\]\([^)]*\)|`[^`]*`|<[^>]*>|arXiv[: ]\S+")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Users|content)/[\w.-]+")
 
 
@@ -48,6 +48,8 @@ def main(names: list[str]) -> int:
                 raise ValueError("\n  ".join(["it ran, but:", *complaints]))
             write_text(path, as_text(notebook))
             print(f"{path.name}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1e6:.2f} MB", flush=True)
+            if missing := unsupported_numbers(notebook):
+                print(f"  in prose, in no output above: {', '.join(missing)}", flush=True)
         except (CellExecutionError, ValueError, OSError, RuntimeError) as error:
             failed += 1
             print(f"{path.name} was left as it was: {error}", file=sys.stderr, flush=True)
@@ -66,7 +68,7 @@ def execute(path: Path, *, quick: bool, environment: Mapping[str, str] | None = 
         The notebook with its outputs, without what depends on the run or the machine (times, widgets' states).
 
     Raises:
-        CellExecutionError: if a cell raises, or an expression in the prose does.
+        CellExecutionError: if a cell raises.
         CellTimeoutError: if a cell takes more than 10 minutes.
     """
     notebook = nbformat.read(path, as_version=4)
@@ -83,21 +85,39 @@ def execute(path: Path, *, quick: bool, environment: Mapping[str, str] | None = 
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type == "code":
                 client.execute_cell(cell, index)
-            elif "template" in cell.metadata:
-                cell.source = _quoting_numbers(cell.metadata["template"], client)
     return _tidy(notebook)
 
 
-def _quoting_numbers(template: str, client: NotebookClient) -> str:
-    """`template` with every <<expression>> replaced by the str() of its value in the running kernel."""
-    expressions = _EXPRESSION.findall(template)
-    source = "import json as _json\nprint(_json.dumps([" + ", ".join(f"str({each})" for each in expressions) + "]))"
-    scratch = nbformat.v4.new_code_cell(source)
-    client.nb.cells.append(scratch)  # nbclient runs nothing that is not in the notebook
-    client.execute_cell(scratch, len(client.nb.cells) - 1, store_history=False)
-    client.nb.cells.pop()
-    values = iter(json.loads(scratch.outputs[0].text))
-    return _EXPRESSION.sub(lambda _: next(values), template)
+def unsupported_numbers(notebook: NotebookNode) -> list[str]:
+    """Percentages and decimals in prose that are no rounding of a number in an output above, in reading order."""
+    shown: set[float] = set()
+    missing = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            shown |= {number for output in cell.outputs for number in _numbers(output)}
+            continue
+        for quoted in _QUOTED.findall(_NO_PROSE.sub("", cell.source)):
+            if not _is_rounding_of(quoted, shown):
+                missing.append(quoted)
+    return missing
+
+
+def _is_rounding_of(quoted: str, shown: set[float]) -> bool:
+    digits = quoted.rstrip("% ").replace(",", "")
+    value, decimals = float(digits), len(digits.partition(".")[2])
+    scales = (1, 100) if "%" in quoted else (1, 100, 0.01)
+    return any(abs(scale * number - value) <= 0.5000001 * 10**-decimals for number in shown for scale in scales)
+
+
+def _numbers(output: NotebookNode) -> list[float]:
+    texts = [
+        output.get("text", ""),
+        *(text for kind, text in output.get("data", {}).items() if kind.startswith("text/")),
+    ]
+    found = _NUMBER.findall(
+        " ".join(re.sub(r"<style.*?</style>|<[^>]*>", " ", str(text), flags=re.DOTALL) for text in texts)
+    )
+    return [float(number.replace(",", "")) for number in found]
 
 
 def problems(notebook: NotebookNode) -> Iterator[str]:
