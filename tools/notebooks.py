@@ -18,6 +18,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from eeutils.files import write_text
+from tools.numbers import shown_numbers, unsupported
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SECONDS_A_CELL = 600
@@ -30,10 +31,6 @@ _METADATA = {
 # pandas draws a number for every styled table, and an object's repr says where it lies in memory.
 _TABLE_ID, _ADDRESS = re.compile(r"\bT_[0-9a-f]{5}(?![0-9a-z])"), re.compile(r" at 0x[0-9a-f]+")
 _KEPT_METADATA = ("tags", "cellView")
-# A decimal or a percentage in prose, and any number in an output; links, code and versions are no prose.
-_QUOTED = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+(?: ?%)?| ?%)(?![\w.]*\d)")
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
-_NO_PROSE = re.compile(r"\]\([^)]*\)|`[^`]*`|<[^>]*>|arXiv[: ]\S+")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Users|content)/[\w.-]+")
 
 
@@ -89,39 +86,25 @@ def execute(path: Path, *, quick: bool, environment: Mapping[str, str] | None = 
 
 
 def unsupported_numbers(notebook: NotebookNode) -> list[str]:
-    """Percentages and decimals in prose that are no rounding of a number in an output above, in reading order."""
+    """Percentages and decimals in prose that no output above them shows, in reading order."""
     shown: set[float] = set()
     missing = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            shown |= {number for output in cell.outputs for number in _numbers(output)}
-            continue
-        for quoted in _QUOTED.findall(_NO_PROSE.sub("", cell.source)):
-            if not _is_rounding_of(quoted, shown):
-                missing.append(quoted)
+            shown |= {number for output in cell.outputs for text in _texts(output) for number in shown_numbers(text)}
+        else:
+            missing += unsupported(cell.source, shown)
     return missing
 
 
-def _is_rounding_of(quoted: str, shown: set[float]) -> bool:
-    digits = quoted.rstrip("% ").replace(",", "")
-    value, decimals = float(digits), len(digits.partition(".")[2])
-    scales = (1, 100) if "%" in quoted else (1, 100, 0.01)
-    return any(abs(scale * number - value) <= 0.5000001 * 10**-decimals for number in shown for scale in scales)
-
-
-def _numbers(output: NotebookNode) -> list[float]:
-    texts = [
-        output.get("text", ""),
-        *(text for kind, text in output.get("data", {}).items() if kind.startswith("text/")),
-    ]
-    found = _NUMBER.findall(
-        " ".join(re.sub(r"<style.*?</style>|<[^>]*>", " ", str(text), flags=re.DOTALL) for text in texts)
-    )
-    return [float(number.replace(",", "")) for number in found]
+def _texts(output: NotebookNode) -> list[str]:
+    if output.output_type == "stream":
+        return [output.text]
+    return [str(text) for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
 
 
 def problems(notebook: NotebookNode) -> Iterator[str]:
-    """What is wrong with an executed notebook, a sentence each; nothing if it can be published."""
+    """Faults of an executed notebook, a sentence each; none if it can be published."""
     if "widgets" in notebook.metadata:
         yield "it holds the state of widgets, which GitHub cannot show"
     if (size := len(as_text(notebook).encode())) > LARGEST_FILE:
@@ -146,13 +129,11 @@ def _output_problems(output: NotebookNode) -> Iterator[str]:
     if output.output_type == "stream":
         if output.name == "stderr":
             yield f"wrote to stderr: {output.text.strip()[:500]}"
-        texts = [output.text]
     else:
-        texts = [text for kind, text in output.data.items() if kind.startswith("text/")]
         for kind in output.data:
             if kind.startswith("image/") and kind != "image/png":
                 yield f"has a figure as {kind}; use PNG"
-    for found in filter(None, map(_ABSOLUTE_PATH.search, texts)):
+    for found in filter(None, map(_ABSOLUTE_PATH.search, _texts(output))):
         yield f"shows a path of this machine: {found.group()}"
 
 
@@ -163,7 +144,7 @@ def _kernel_environment(quick: bool, further: Mapping[str, str]) -> dict[str, st
 
 
 def _tidy(notebook: NotebookNode) -> NotebookNode:
-    """Drop what differs from run to run or cannot be shown without a kernel, such as progress bars."""
+    """Drop progress bars and whatever differs from run to run."""
     notebook.metadata = nbformat.from_dict(_METADATA)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict(
@@ -177,7 +158,7 @@ def _tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def _drop_chance(output: NotebookNode, table_id: str) -> None:
-    """Let the texts of an output be the same whenever their numbers are."""
+    """Remove random table ids and memory addresses."""
     for kind, text in output.get("data", {}).items():
         if kind.startswith("text/"):
             output.data[kind] = _ADDRESS.sub("", _TABLE_ID.sub(table_id, text))

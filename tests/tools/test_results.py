@@ -146,10 +146,9 @@ def recompute(tmp_path, monkeypatch):
     """Runs it all on `ENTRY`, whose network predicts `computed`, in a repository of the test's own."""
     (tmp_path / "README.md").write_text("<!-- results/scoreboard.md -->\n<!-- end -->\n")
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "quotes.csv").write_text("page,words,table,row,column\n")
-    monkeypatch.setattr(pages, "REPOSITORY", tmp_path)
     monkeypatch.setattr(pages, "PAGES", (tmp_path / "README.md",))
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    for module in (pages, results):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(results, "DRAWN", {ENTRY.name: "two exits"})
 
     def run(computed: dict[str, Predictions], *entries: WeightEntry) -> int:
@@ -175,7 +174,6 @@ def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tm
     board = (tmp_path / "results" / "scoreboard.md").read_text()
     assert "| resnet18_2exits-spp-toy | 1 | 50.00 | 75.00 |" in board  # without its seed, and how many they are
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
-        "quotes.csv",
         "headline.md",
         "scoreboard.md",
         "goals.md",
@@ -196,7 +194,7 @@ def test_numbers_that_do_not_come_out_are_named_and_nothing_is_written(recompute
     assert recompute(computed, ENTRY) > 0
 
     assert message in capsys.readouterr().err
-    assert {path.name for path in tmp_path.rglob("*.*")} == {"README.md", "quotes.csv"}
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"README.md"}
 
 
 def test_test_images_are_judged_by_what_the_published_validation_chose(recompute):
