@@ -1,4 +1,4 @@
-"""What every notebook starts with: what it runs on, and networks that are ready to look at.
+"""Start a notebook: device, figure style, data and trained networks.
 
 With EEUTILS_QUICK=1 in the environment a notebook runs in seconds, for real, without a network connection: on the
 digits data, with slim networks that are trained on the spot (and kept in the cache folder).
@@ -38,7 +38,7 @@ _COMPARED = ("resnet18-avg", *(f"resnet18_{exits}exits-{pool}" for exits in (2, 
 
 @dataclass(frozen=True)
 class Session:
-    """Data and trained networks for a notebook.
+    """Data and trained networks of a notebook.
 
     Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the session takes the widest at which
     all networks that notebooks compare are trained. With "-ic_only" at the end it takes one whose early exits were
@@ -63,18 +63,18 @@ class Session:
 
     @property
     def recipe(self) -> TrainConfig:
-        """For a training run that a reader can wait for: one epoch on a CPU, more where there is a GPU."""
+        """Recipe of a run short enough to wait for: one epoch on a CPU, more on a GPU."""
         if self.quick:
             return recipe("digits", epochs=2)
         return recipe("modern", epochs=26) if torch.cuda.is_available() else recipe("slim", epochs=1)
 
     @property
     def width(self) -> int:
-        """Of the networks that a notebook trains itself: slim without a GPU."""
+        """Width of the networks that a notebook trains itself: slim without a GPU."""
         return QUICK_WIDTH if self.quick else 64 if torch.cuda.is_available() else 16
 
     def weights_name(self, network: str) -> str:
-        """The name of the weights that stand for `network`.
+        """Full name of the weights of `network`.
 
         Raises:
             ValueError: if none of that kind are trained.
@@ -94,7 +94,7 @@ class Session:
         return fitting.get(_common_width(registry), fitting[max(fitting)])
 
     def seeds(self, network: str) -> list[str]:
-        """The names of all trained weights of that kind, whatever their seed; in quick mode there is one."""
+        """Names of all trained seeds of `network`; one in quick mode."""
         kind = without_seed(self.weights_name(network))
         return [name for name in list_weights(default_registry()) if without_seed(name) == kind] or [network]
 
@@ -103,7 +103,7 @@ class Session:
         return self._quick_run(network)[0] if self.quick else load_weights(self.weights_name(network))
 
     def history(self, network: str) -> History:
-        """How it was trained."""
+        """Its training history."""
         return self._quick_run(network)[1] if self.quick else load_history(self.weights_name(network))
 
     def evaluation(self, network: str) -> Evaluation:
@@ -130,7 +130,7 @@ class Session:
 
 
 def start() -> Session:
-    """Say what this notebook runs on, set the figures' style, and hand out data and networks."""
+    """Print what the notebook runs on, set the figures' style, and return data and networks."""
     use_style()
     session = Session.from_environment()
     print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, {_device_in_words()}.")
@@ -151,25 +151,25 @@ def _device_in_words() -> str:
 
 
 def _digest(net: MultiExitNet, config: TrainConfig) -> str:
-    """Tells runs of one name apart, so that what an older version kept is not taken for this one's."""
+    """Fingerprint of a run, so that an older version's checkpoint is not reused."""
     shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     return hashlib.sha256(repr((config, shapes)).encode()).hexdigest()[:8]
 
 
 def _by_width(registry: Registry, network: str) -> dict[int, str]:
-    """The names of the weights that could stand for `<model>-<pool>`."""
+    """Names of the trained weights of a `<model>-<pool>`, by width."""
     fitting = [entry for entry in registry.entries if _is_usual(entry) and _kind(entry) == network]
     return {entry.model_args.get("width", _PUBLISHED_WIDTH): entry.name for entry in fitting}
 
 
 def _common_width(registry: Registry) -> int | None:
-    """The widest at which all networks that notebooks compare are trained: a wider one alone proves nothing."""
+    """The largest width at which all compared networks are trained."""
     widths = [set(_by_width(registry, network)) for network in _COMPARED]
     return max(set.intersection(*widths), default=None)
 
 
 def _kind_asked_for(network: str, registry: Registry) -> str:
-    """`<model>-<pool>` of a network that is asked for so, or by the full name of weights."""
+    """`<model>-<pool>` of a network named in short or in full."""
     return _kind(registry.entry(network)) if network in list_weights(registry) else network
 
 
@@ -181,6 +181,6 @@ def _kind(entry: WeightEntry) -> str:
 
 
 def _is_usual(entry: WeightEntry) -> bool:
-    """Whether these are trained weights of the first seed, with the usual exits and clean data."""
+    """Return True for trained weights of seed 0 with default exits and clean data."""
     usual = "exit_after" not in entry.model_args and entry.data == "cifar10" and "trigger" not in entry.name
     return entry.status == "trained" and usual and entry.training.config["seed"] == 0

@@ -1,1 +1,1 @@
-"""What keeps this repository: training, publishing, results, pages, notebooks and benchmarks; not in the wheel."""
+"""Upkeep of this repository: training, publishing, results, pages, notebooks and benchmarks; not in the wheel."""

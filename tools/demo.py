@@ -1,4 +1,4 @@
-"""The main job in a minute: `python -m tools.demo` (or `make demo`).
+"""Show the project in a minute: `python -m tools.demo` (or `make demo`).
 
 Gets CIFAR-10, runs ResNet18 with one, two and three exits over its 10,000 test images, chooses a threshold on
 validation, and lets images leave the last of these networks early for real.

@@ -1,4 +1,4 @@
-"""What the shipped networks are to reach on CIFAR-10's test images, and how far they are."""
+"""Goals for the shipped networks on CIFAR-10's test images, and what they reach."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from eeutils.weights import without_seed
 
 @dataclass(frozen=True)
 class Reached:
-    """What a network comes to, where a goal looks.
+    """A network's result for one goal.
 
     Attributes:
         validation: accuracy on validation, 0 to 1, to compare networks by.
@@ -30,7 +30,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Goal:
-    """A test accuracy, on average over seeds.
+    """A test accuracy to reach, on average over seeds.
 
     Attributes:
         what: what is measured, in words.
@@ -46,7 +46,7 @@ class Goal:
 
 
 def at_exit(index: int, share: float = 1.0) -> Callable[[Evaluation], Reached]:
-    """A goal for one exit taken alone, which should stand at that share of the network's cost at most."""
+    """A goal for one exit alone, placed at no more than `share` of the network's cost."""
 
     def measure(evaluation: Evaluation) -> Reached:
         val, test = (float(table.accuracy[index]) for table in (evaluation.val, evaluation.test))
@@ -57,7 +57,7 @@ def at_exit(index: int, share: float = 1.0) -> Callable[[Evaluation], Reached]:
 
 
 def within_share(budget: float) -> Callable[[Evaluation], Reached | None]:
-    """A goal for the cascade whose mean cost on validation is at most that share of the network's cost."""
+    """A goal for the cascade whose mean validation cost is at most `budget`, a share of the network's cost."""
 
     def measure(evaluation: Evaluation) -> Reached | None:
         spent = within_budget(evaluation, budget)
@@ -71,7 +71,7 @@ def within_share(budget: float) -> Callable[[Evaluation], Reached | None]:
 
 
 def within_macs(macs: float) -> Callable[[Evaluation], Reached | None]:
-    """Likewise, at most so many multiply-adds."""
+    """A goal for the cascade whose mean validation cost is at most `macs` multiply-adds."""
 
     def measure(evaluation: Evaluation) -> Reached | None:
         return within_share(min(1.0, macs / float(evaluation.val.costs[-1])))(evaluation)
@@ -100,7 +100,7 @@ GOALS = (
 
 
 def goals_board(evaluations: Mapping[str, Evaluation], goals: tuple[Goal, ...] = GOALS) -> pd.DataFrame:
-    """One row per goal: what is wanted, at what cost, and what was reached, on average over seeds, by which network.
+    """One row per goal: target, cost limit, and the best network's mean over seeds.
 
     What none of a goal's networks can do is missing: they are "not trained", or what is asked is "out of reach".
 
@@ -136,7 +136,7 @@ def _cells(goal: Goal, reached: Reached, by: str) -> dict[str, float | str]:
 
 
 def _mean(goal: Goal, evaluations: list[Evaluation]) -> Reached | None:
-    """Over the seeds of one network, which all can do it, or none."""
+    """Mean over the seeds of one network; None if a seed cannot meet the budget."""
     reached = [goal.measure(evaluation) for evaluation in evaluations]
     if None in reached:
         return None

@@ -35,7 +35,7 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Us
 
 
 def main(names: list[str]) -> int:
-    """Run the named notebooks, or all; the number of those that failed."""
+    """Run the named notebooks, or all; return how many failed."""
     failed = 0
     for path in [Path(name) for name in names] or sorted(FOLDER.glob("*.ipynb")):
         started = time.perf_counter()
@@ -118,7 +118,7 @@ def problems(notebook: NotebookNode) -> Iterator[str]:
 
 
 def as_text(notebook: NotebookNode) -> str:
-    """The notebook as the text of its file."""
+    """Serialise the notebook as its file's text."""
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Training runs become shipped weights: `python -m tools.publish runs/resnet18_3exits-spp-cifar10-w16-s0`."""
+"""Publish a training run as shipped weights: `python -m tools.publish runs/resnet18_3exits-spp-cifar10-w16-s0`."""
 
 import shutil
 import sys
@@ -45,7 +45,7 @@ LARGEST_FOLDER = 200_000_000
 
 @dataclass(frozen=True)
 class Options:
-    """What to publish.
+    """Options: which runs to publish, and whether with weights.
 
     Attributes:
         folders: of training runs, such as runs/resnet18_3exits-spp-cifar10-w16-s0.
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def publish(run_folder: Path, registry: Registry, *, results_only: bool = False) -> WeightEntry:
-    """Make the files of one training run part of the registry's folder; an entry of that name is replaced.
+    """Copy one training run into the registry's folder, replacing an entry of the same name.
 
     What ships is half precision, and every number recorded is measured on exactly that: the file is read back, the
     network predicts, the predictions are saved, read back, and counted.
@@ -101,13 +101,13 @@ def publish(run_folder: Path, registry: Registry, *, results_only: bool = False)
 
 
 def entry_name(run: Mapping[str, Any]) -> str:
-    """The name of a run's weights: its own, with its seed unless that is 0."""
+    """Name of a run's weights: the run's name, with its seed unless that is 0."""
     seed = run["train"]["seed"]
     return run_name(run) + (f"-s{seed}" if seed else "")
 
 
 def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
-    """The entry of a run that nobody has done yet.
+    """Registry entry of a planned run.
 
     Args:
         run: the fields of an `eeutils.train.TrainingRun`, as a dict.
@@ -127,7 +127,7 @@ def planned_entry(run: Mapping[str, Any], command: str) -> WeightEntry:
 
 
 def entry_of(report: Mapping[str, Any]) -> WeightEntry:
-    """The entry of a finished run, without what has to be measured."""
+    """Registry entry of a finished run, without measurements."""
     planned = planned_entry(report["run"], report["command"])
     record = TrainingRecord(
         recipe=_recipe_of(planned),
@@ -142,13 +142,13 @@ def entry_of(report: Mapping[str, Any]) -> WeightEntry:
 
 
 def _recipe_of(entry: WeightEntry) -> str:
-    """The first word of its training command; a run that was started from Python may have none."""
+    """Recipe name in the training command; "custom" for a run started from Python."""
     first = next(iter(entry.training_arguments), "")
     return first if first in list_recipes() else "custom"
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of convolutions and linear layers in float16; norms, biases and buffers, small and delicate, as is."""
+    """Convert weights of convolutions and linear layers to float16; norms, biases and buffers stay float32."""
     return {
         name: (tensor.half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in tensors.items()
@@ -156,7 +156,7 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
-    """The entry in full, its files lying in `staging/<name>/`."""
+    """Complete the entry, with its files in `staging/<name>/`."""
     folder = staging / entry.name
     folder.mkdir()
     save_tensors(folder / "weights.safetensors", halved(read_tensors(run_folder / "weights.safetensors")))
@@ -182,7 +182,7 @@ def _without_weights(entry: WeightEntry, staging: Path) -> WeightEntry:
 
 
 def _check_sizes(entry: WeightEntry, registry: Registry) -> None:
-    """Raise ValueError if a file, or all that would ship then, is too large for a repository."""
+    """Raise ValueError if a file, or all shipped files together, would be too large."""
     largest = max(file.size for file in entry.files)
     entries = registry.with_entry(entry).entries
     together = sum(file.size for each in entries for file in each.files if "repository" in file.sources)
@@ -195,7 +195,7 @@ def _check_sizes(entry: WeightEntry, registry: Registry) -> None:
 
 
 def _put_in_place(entry: WeightEntry, files: Path, folder: Path) -> None:
-    """Make `files` those of the entry in the weights folder, and say so in its registry and its README."""
+    """Move `files` into the weights folder and update its registry and README."""
     with exclusive(folder / REGISTRY_FILE):
         registry = Registry.load(folder).with_entry(entry)  # read here: another process may just have written it
         with _set_aside(folder / entry.name):
@@ -206,7 +206,7 @@ def _put_in_place(entry: WeightEntry, files: Path, folder: Path) -> None:
 
 @contextmanager
 def _set_aside(folder: Path) -> Iterator[None]:
-    """Let the block replace `folder`: the old one is deleted last, and comes back if the block fails."""
+    """Let the block replace `folder`; the old one is restored if the block fails."""
     aside = folder.with_name(f".{folder.name}.before")
     if aside.exists() and not folder.exists():  # a process was killed before it had put its own in place
         aside.rename(folder)
@@ -224,7 +224,7 @@ def _set_aside(folder: Path) -> Iterator[None]:
 
 
 def _saved_predictions(net: MultiExitNet, data: ImageData, folder: Path) -> dict[str, Predictions]:
-    """Predictions of both splits as they come back from their files: that is what everyone else will see."""
+    """Save predictions of both splits and read them back, as users will."""
     with unrounded_convolutions():
         for split, images in (("val", data.val), ("test", data.test)):
             predict(net, images, device=choose_device()).save(_predictions_file(folder, split))

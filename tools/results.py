@@ -69,13 +69,13 @@ DRAWN = {
 
 @message_instead_of_traceback()
 def main(args: Sequence[str] = ()) -> int:
-    """Recompute, compare, write; the number of mistakes found. What cannot be had ends with its message."""
+    """Recompute, compare and write; return the number of mismatches."""
     refuse_arguments("tools.results", __doc__, args)
     return compare_and_write()
 
 
 def compare_and_write() -> int:
-    """Recompute what the registry records, compare, and write the tables if all came out; the number of mistakes found.
+    """Recompute all recorded numbers and write the tables if they match; return the number of mismatches.
 
     Raises:
         ValueError: if the registry came with the package: then there is no repository to write to.
@@ -115,7 +115,7 @@ def compare_and_write() -> int:
 
 
 def boards_of(evaluations: Mapping[str, Evaluation]) -> dict[str, pd.DataFrame]:
-    """The tables of results/ by the name of their file; networks with many exits have one of their own."""
+    """Tables of results/ by file name; networks with many exits have a separate table."""
     many = {name: run for name, run in evaluations.items() if run.test.num_exits > _FEW_EXITS}
     few = {name: run for name, run in evaluations.items() if name not in many}
     return {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
@@ -128,7 +128,7 @@ def _recompute(entry: WeightEntry) -> Evaluation:
 
 
 def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:
-    """Accuracies and costs of `entry` that did not come out."""
+    """List accuracies and costs of `entry` that do not match."""
     wrong = [
         f"{entry.name}, exit {number} on {split}: {there:.2%} is published, {here:.2%} came out"
         for split, predictions in (("val", computed.val), ("test", computed.test))
@@ -144,7 +144,7 @@ def _mistakes(entry: WeightEntry, computed: Evaluation) -> list[str]:
 
 
 def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
-    """Numbers of a table, in percent or millions, that did not come out: as NaN where there is none, on either side."""
+    """List numbers of a table, in percent or millions, that do not match; NaN matches NaN."""
     published = published.select_dtypes("number")
     computed = computed.reindex_like(published)
     tolerances = 100 * np.array([_TOLERANCES.get(column, BOARD_TOLERANCE) for column in published])
@@ -158,7 +158,7 @@ def _differences(published: pd.DataFrame, computed: pd.DataFrame) -> list[str]:
 
 
 def halves(evaluations: Iterable[Evaluation]) -> list[tuple[float, float]]:
-    """Mean cost in millions and test accuracy in percent within half of the cost, of networks that can meet it."""
+    """Mean cost in millions and test accuracy in percent at half of the cost, for networks that can meet it."""
     within = filter(None, (within_budget(run, 0.5) for run in evaluations))
     return [(test.mean_cost / 1e6, 100 * test.accuracy) for _, test in within]
 

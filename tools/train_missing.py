@@ -40,7 +40,7 @@ _SDN_NETWORKS = {"resnet56": False, "vgg16": True, "mobilenet": True, "wideresne
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One network that should be in the registry.
+    """One network of the training plan.
 
     Attributes:
         arguments: of `python -m eeutils.train`.
@@ -54,33 +54,33 @@ class PlannedRun:
 
     @property
     def command(self) -> str:
-        """What trains it."""
+        """The training command."""
         return f"python -m eeutils.train {self.arguments}"
 
     @property
     def commands(self) -> str:
-        """What trains and publishes it."""
+        """The commands that train and publish it."""
         publishing = f"python -m tools.publish {self.run.folder}"
         return f"{self.command} && {publishing}" + " --results-only" * self.results_only
 
     @cached_property
     def run(self) -> TrainingRun:
-        """What the command asks for."""
+        """The parsed command."""
         return parsed(shlex.split(self.arguments))
 
     @cached_property
     def name(self) -> str:
-        """That its weights will have."""
+        """Name of its weights."""
         return entry_name(asdict(self.run))
 
 
 def plan() -> tuple[PlannedRun, ...]:
-    """All networks that there should be, most valuable first."""
+    """All networks to train, most valuable first."""
     return (*_wide(), *_slim(), *_shallow_deep())
 
 
 def _wide() -> Iterator[PlannedRun]:
-    """ResNet18 as published, plain and with exits; then the same from other seeds, to see how far they are apart."""
+    """ResNet18 at full width, plain and with exits; then the same with other seeds, to measure the spread."""
     shipped = (
         "resnet18 --pool avg",
         # Exits where small budgets want them: at 27 % and 52 % of the multiply-adds.
@@ -140,7 +140,7 @@ def _seeded(seed: int) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What to do; without options, list the plan.
+    """Options: list the plan, or train what is missing.
 
     Attributes:
         missing: train what is missing.
@@ -169,7 +169,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def train_missing(runs: tuple[PlannedRun, ...], minutes: float, *, everything: bool = False) -> list[str]:
-    """Train and publish those of `runs` that are missing, in their order, until the time is up.
+    """Train and publish the missing ones of `runs`, in order, until the time is up.
 
     First they are all put into the registry as not trained, with their commands.
 
@@ -195,7 +195,7 @@ def train_missing(runs: tuple[PlannedRun, ...], minutes: float, *, everything: b
 
 
 def record_plan(runs: tuple[PlannedRun, ...]) -> None:
-    """Put `runs` that nobody has done into the registry, as not trained."""
+    """Record `runs` in the registry as not trained, unless they are."""
     folder = default_registry().folder
     if folder is None:
         raise ValueError("this registry came with the package; train from a clone of the repository")
@@ -228,7 +228,7 @@ def _status(planned: PlannedRun, registry: Registry) -> str:
 
 
 def _is_news(planned: PlannedRun, registry: Registry) -> bool:
-    """Whether the registry does not know the run yet, or would have it done by other commands."""
+    """Return True if the registry lacks the run, or records another command for it."""
     if planned.name not in registry.names:
         return True
     entry = registry.entry(planned.name)
@@ -236,12 +236,12 @@ def _is_news(planned: PlannedRun, registry: Registry) -> bool:
 
 
 def _is_at_hand(start: str) -> bool:
-    """Whether a run can start from those weights, or that run's folder."""
+    """Return True if `start` names trained weights or a finished run."""
     return start in list_weights(default_registry()) or Path(start, "report.json").exists()
 
 
 def _obstacle(planned: PlannedRun, everything: bool) -> str:
-    """Why a run cannot or should not be started here; empty if it can."""
+    """Reason not to start a run here; empty if there is none."""
     start = planned.run.start_from
     if start is not None and not _is_at_hand(start):
         return f"it starts from {start}, which is not trained"
@@ -251,7 +251,7 @@ def _obstacle(planned: PlannedRun, everything: bool) -> str:
 
 
 def _train(planned: PlannedRun, seconds: float) -> bool:
-    """Run the command for as long as that, and publish what it made if it finished; False if it failed."""
+    """Run the command for at most `seconds` and publish a finished run; False if it failed."""
     print(f"{planned.name}: {planned.command}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", "eeutils.train", *shlex.split(planned.arguments)])
     try:

@@ -1,4 +1,4 @@
-"""The page beside the weights, written from the registry so that it cannot disagree with it."""
+"""Write weights/README.md from the registry."""
 
 import re
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ def write_readme(registry: Registry) -> None:
 
 
 def readme_text(registry: Registry) -> str:
-    """Markdown: what ships with accuracy and cost, what is not trained and how to, what others published."""
+    """The page in Markdown: shipped weights with accuracy and cost, commands for the missing ones, external weights."""
 
     def having(status: str) -> list[WeightEntry]:
         return [entry for entry in registry.entries if entry.status == status]

@@ -1,4 +1,4 @@
-"""What exits look at."""
+"""Figures of attributions: the pixels that exits respond to."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ _LOUDEST = 0.995  # a few pixels far above the others would leave the rest of a 
 def plot_attributions(
     split: Split, index: Sequence[int] | Tensor, exits: Mapping[str, "Explanation"], size: float = 1.6
 ) -> plt.Figure:
-    """A row an image: the image, what each exit looks at (Grad-CAM over it), then guided Grad-CAM of each.
+    """One row per image: the image, Grad-CAM of each exit, then guided Grad-CAM of each.
 
     Over the maps stand the class that the exit names and its confidence; guided Grad-CAM is grey where it is zero.
 

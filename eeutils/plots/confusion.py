@@ -1,4 +1,4 @@
-"""How well a suspicion tells mistakes from right answers."""
+"""Figures of error indicators, such as confusion."""
 
 from collections.abc import Mapping
 from itertools import cycle
@@ -12,7 +12,7 @@ from eeutils.plots.style import draw_right_and_wrong, new_axes
 
 
 def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
-    """Histograms of the suspicion of right and of wrong answers, each as shares of its own kind.
+    """Histograms of suspicion for right and wrong answers, each normalised by itself.
 
     Wrong answers are few: counts would hide them behind the right ones.
     """
@@ -29,7 +29,7 @@ def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
 
 
 def plot_risk_coverage(indicators: Mapping[str, ErrorIndicator], ax: Axes | None = None) -> Axes:
-    """Share of wrong answers among those kept, the least suspect first, and (dotted) what no indicator can beat."""
+    """Error rate of the answers kept, least suspect first, and the best possible curve (dotted)."""
     ax = ax or new_axes()
     for (name, indicator), color in zip(indicators.items(), cycle(sns.color_palette("colorblind"))):
         coverage = indicator.coverage.numpy()

@@ -1,4 +1,4 @@
-"""How good exits are, what they cost, and who leaves where."""
+"""Figures of exits: accuracy, cost, and exit rates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def plot_curves(
     score: str = "confidence",
     unit: CostUnit = MULTIPLY_ADDS,
 ) -> Axes:
-    """Accuracy against mean cost as the threshold moves (lines), and each exit taken by itself (dots).
+    """Accuracy against mean cost as the threshold moves (lines), and of each exit alone (dots).
 
     Args:
         networks: predictions by name.
@@ -114,14 +114,14 @@ def plot_curves(
 
 
 def _legend_of_curves(ax: Axes) -> None:
-    """A line a network, and once what the dots are."""
+    """One line per network, and one entry for the dots."""
     named, _ = ax.get_legend_handles_labels()
     dot = Line2D([], [], marker="o", linestyle="", color="gray", markerfacecolor="white", label="an exit by itself")
     ax.legend(handles=[*named, dot], fontsize=8, loc="lower right")
 
 
 def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None = None) -> Axes:
-    """How sure an exit is where it is right, and where it is wrong: shares of each kind, however rare it is."""
+    """Histograms of an exit's confidence for right and wrong answers, each normalised by itself."""
     ax = ax or new_axes()
     correct, sure = predictions.correct[exit_index], predictions.confidence[exit_index]
     edges = torch.linspace(0, 1, 41, dtype=torch.float64)
@@ -141,7 +141,7 @@ def _shares(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] = (), ax: Axes | None = None) -> Axes:
-    """At which share of its network's multiply-adds each exit stands, a row a network, with the unit that it follows.
+    """Place of each exit as a share of its network's multiply-adds, one row per network.
 
     Args:
         costs: by network.
@@ -167,7 +167,7 @@ def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] =
 
 
 def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """Where images leave: for each row (a class, a threshold) the share (E,) that each exit takes, stacked.
+    """Exit rates as stacked bars: for each row (a class, a threshold) the share (E,) of images at each exit.
 
     Raises:
         ValueError: if rows are of different numbers of exits.

@@ -1,4 +1,4 @@
-"""Data sets: how many images of each class, what they look like, where they lie."""
+"""Figures of a dataset: class counts, images, embeddings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from eeutils.plots.style import draw_image, legend_below, new_axes
 
 
 def plot_class_histogram(splits: Mapping[str, Split], ax: Axes | None = None) -> Axes:
-    """How many images of each class every split has."""
+    """Number of images per class in each split."""
     ax = ax or new_axes()
     classes = next(iter(splits.values())).classes
     width = 0.8 / len(splits)
@@ -57,7 +57,7 @@ def plot_images(
 
 
 def plot_embedding(points: np.ndarray, split: Split, ax: Axes | None = None, legend: bool = True) -> Axes:
-    """Points in the plane (N, 2), one an image of `split`, coloured by class."""
+    """Points in the plane (N, 2), one per image of `split`, coloured by class."""
     ax = ax or new_axes()
     for number, name in enumerate(split.classes):
         chosen = points[(split.labels == number).cpu().numpy()]

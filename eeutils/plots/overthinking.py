@@ -1,4 +1,4 @@
-"""Overthinking: at which exit images are first answered rightly, and which right answers are lost again."""
+"""Figures of overthinking: first correct exits, and correct answers that are lost again."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from eeutils.plots.style import WRONG, draw_image, draw_right_and_wrong, exit_na
 
 
 def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
-    """Images that this exit or an earlier one gets right, as bars; the dots are what each exit gets right by itself.
+    """Images classified correctly by this exit or an earlier one (bars), and by each exit alone (dots).
 
     The upper part of a bar are those that no earlier exit had. A dot below the top of its bar is an exit that loses
     what earlier ones knew.
@@ -36,7 +36,7 @@ def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
 
 
 def plot_shares_by_exit(shares: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """A line for each name: a share (E,), 0 to 1, at each exit."""
+    """One line per name: a share (E,), 0 to 1, at each exit."""
     ax = ax or new_axes()
     for name, values in shares.items():
         names = [exit_name(index, len(values)) for index in range(len(values))]
@@ -48,7 +48,7 @@ def plot_shares_by_exit(shares: Mapping[str, Tensor], ax: Axes | None = None) ->
 
 
 def plot_destructive_by_class(effect: Destructive, classes: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Share of the last exit's mistakes on each class that an earlier exit had right, with 95 % intervals.
+    """Share of the last exit's mistakes on each class that an earlier exit classified correctly, with 95 % intervals.
 
     Classes on which the last exit makes no mistake have no bar; the line is the share over all classes.
     """
@@ -69,7 +69,7 @@ def plot_destructive_by_class(effect: Destructive, classes: Sequence[str], ax: A
 
 
 def plot_destructive_confidence(effect: Destructive, ax: Axes | None = None) -> Axes:
-    """How sure the first right exit is of images that the last one gets wrong, and how sure the last one is."""
+    """Confidence of the first correct exit and of the last exit on destructive mistakes."""
     ax = ax or new_axes()
     edges = np.linspace(0, 1, 21)
     first, last = (
@@ -86,7 +86,7 @@ def plot_destructive_confidence(effect: Destructive, ax: Axes | None = None) -> 
 def plot_images_by_exit(
     split: Split, predictions: Predictions, columns: int = 12, exits: Sequence[int] | None = None
 ) -> plt.Figure:
-    """A row of images an exit: those that it is the first to get right, the surest `columns` of them.
+    """One row of images per exit: the `columns` most confident ones that it is the first to classify correctly.
 
     Args:
         split: the images that `predictions` are of.

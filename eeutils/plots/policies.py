@@ -1,4 +1,4 @@
-"""What a rule for leaving does, and how rules compare."""
+"""Figures of exit policies."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -17,7 +17,7 @@ _THRESHOLDS = np.linspace(0, 1, 501)
 
 
 def plot_exit_rates_by_threshold(predictions: Predictions, ax: Axes | None = None, score: str = "confidence") -> Axes:
-    """Where images leave as one threshold for all early exits moves: the share that each exit takes, stacked."""
+    """Exit rates, stacked, as one threshold for all early exits moves."""
     ax = ax or new_axes()
     names = [exit_name(index, predictions.num_exits) for index in range(predictions.num_exits)]
     rates = exit_rates_at(predictions, _THRESHOLDS, score).numpy()
@@ -30,7 +30,7 @@ def plot_exit_rates_by_threshold(predictions: Predictions, ax: Axes | None = Non
 
 
 def plot_threshold_effect(predictions: Predictions, ax: Axes | None = None, score: str = "confidence") -> Axes:
-    """Accuracy, and cost as a share of the whole network's, as one threshold for all early exits moves."""
+    """Accuracy and relative cost as one threshold for all early exits moves."""
     ax = ax or new_axes()
     curve = accuracy_cost_curve(predictions, _THRESHOLDS, score)
     ax.plot(_THRESHOLDS, curve.accuracy.numpy(), label="accuracy")
@@ -42,7 +42,7 @@ def plot_threshold_effect(predictions: Predictions, ax: Axes | None = None, scor
 
 
 def plot_policies(families: Mapping[str, Sequence[Decisions]], ax: Axes | None = None) -> Axes:
-    """Accuracy against cost of families of rules on one network: a line through each family's, in order of cost."""
+    """Accuracy against cost of several policy families on one network, one line per family."""
     ax = ax or new_axes()
     looks = zip(cycle(sns.color_palette("colorblind")), cycle("os^vDPX*"))
     for (name, decisions), (color, marker) in zip(families.items(), looks, strict=False):

@@ -1,4 +1,4 @@
-"""What all figures share: their look, and what they call an exit."""
+"""Style that all figures share."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +13,7 @@ RIGHT, WRONG = "#0173b2", "#de8f05"  # as "colorblind" has them: blue and orange
 
 
 def use_style() -> None:
-    """One look for all figures: light grid, no box, colours that the colour-blind can tell apart."""
+    """Set one look for all figures: light grid, no box, colour-blind safe colours."""
     sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
     plt.rcParams.update(
         {"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (7, 4)}
@@ -21,26 +21,26 @@ def use_style() -> None:
 
 
 def exit_name(index: int, num_exits: int) -> str:
-    """What figures call the exit at `index`, counted from 0: "exit 1", ..., "last exit"; a lone one "classifier"."""
+    """Label of the exit at `index`, counted from 0: "exit 1", ..., "last exit"; "classifier" if it is the only one."""
     if num_exits == 1:
         return "classifier"
     return "last exit" if index == num_exits - 1 else f"exit {index + 1}"
 
 
 def exit_colors(num_exits: int) -> list[ColorType]:
-    """A colour for each exit, from pale for the shallowest to dark for the last: the whole ramp, to keep few apart."""
+    """One colour per exit, from pale for the shallowest to dark for the last."""
     return list(sns.color_palette("crest", as_cmap=True)(np.linspace(0, 1, num_exits)))
 
 
 def color_over(background: ColorType) -> str:
-    """Black or white, whichever stands out more on `background`: at this luminance their contrasts are equal (WCAG)."""
+    """Black or white, whichever contrasts more with `background` (WCAG)."""
     return "black" if sns.utils.relative_luminance(background) > 0.179 else "white"
 
 
 def draw_right_and_wrong(
     ax: Axes, edges: ArrayLike, right: tuple[str, ArrayLike], wrong: tuple[str, ArrayLike]
 ) -> None:
-    """Two histograms over each other, a label and heights (B,) each: one filled, the other as an outline before it."""
+    """Two overlaid histograms, a label and heights (B,) each: one filled, one outlined."""
     label, heights = right
     ax.stairs(heights, edges, fill=True, alpha=0.6, color=RIGHT, label=label)
     label, heights = wrong
@@ -48,16 +48,16 @@ def draw_right_and_wrong(
 
 
 def draw_image(ax: Axes, image: Tensor) -> None:
-    """An image (C, H, W) of one channel or three, pixel by pixel, from whatever device it is on."""
+    """Draw an image (C, H, W) of one channel or three, from any device."""
     ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest", cmap="gray")
 
 
 def legend_below(ax: Axes, offset: float = -0.18) -> None:
-    """A legend in one line under the axes; `offset` in their heights."""
+    """Put a one-line legend under the axes; `offset` in axes heights."""
     handles, _ = ax.get_legend_handles_labels()
     ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=len(handles))
 
 
 def new_axes() -> Axes:
-    """Axes in a figure of their own."""
+    """Create a figure and return its axes."""
     return plt.subplots()[1]

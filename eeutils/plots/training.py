@@ -1,4 +1,4 @@
-"""How training went."""
+"""Figures of training histories."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from eeutils.training.history import History
 
 
 def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, last_exit: bool = False) -> Axes:
-    """Training loss of several networks by epoch: the weighted sum of their exits', or that of their last exit.
+    """Training loss of several networks by epoch: the weighted sum over exits, or the last exit's.
 
     Raises:
         ValueError: if the last exit's is asked for, and a history has no losses of single exits.

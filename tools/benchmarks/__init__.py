@@ -1,1 +1,1 @@
-"""Side-by-side measurements, run by hand: `python -m benchmarks.<name>`."""
+"""Side-by-side measurements, run by hand: `python -m tools.benchmarks.<name>`."""

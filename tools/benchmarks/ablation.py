@@ -1,4 +1,4 @@
-"""What helps the exits without hurting the end: `python -m tools.benchmarks.ablation`.
+"""Compare training variants, one change at a time: `python -m tools.benchmarks.ablation`.
 
 The three-exit ResNet18 is trained anew with one thing changed at a time, from the same weights with the same batches,
 and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a point
@@ -34,7 +34,7 @@ from tools.publish import entry_name
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing changed.
+    """One change to the recipe or the network.
 
     Attributes:
         pool: the heads.
@@ -65,7 +65,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Study:
-    """What to train and where results go.
+    """Options: what to train, and where results go.
 
     Attributes:
         data: a data set of `eeutils.data.list_data()`.
@@ -118,7 +118,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: ImageData) -> Predictions:
-    """What a variant says on the validation split after its training."""
+    """Predictions of a trained variant on the validation split."""
     config = study.config(seed)
     config = replace(config, **variant.config, loss=replace(config.loss, **variant.loss))
     shipped = None if variant.backbone_first else _shipped(study, variant.pool, config)
@@ -126,7 +126,7 @@ def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: I
 
 
 def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
-    """One row a variant: accuracy of each exit, cost at the first variant's accuracy, and the whole network's cost.
+    """One row per variant: accuracy of each exit, cost at the first variant's accuracy, and the whole network's cost.
 
     Costs are shares of the first variant's whole network. Where no threshold reaches that accuracy the cost is NaN.
     """
@@ -146,14 +146,14 @@ def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table in percent, a row a variant: of several seeds their mean and standard deviation."""
+    """The table in percent, one row per variant: mean and standard deviation over seeds."""
     titles = {"cost": "cost at half a point less (%)", "whole": "cost of the whole (%)"}
     percent = (100 * table).rename(columns=lambda column: titles.get(column, f"{column} (%)"))
     return frame_as_markdown(percent.groupby("changed", sort=False).agg(Spread.of)) + "\n"
 
 
 def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None:
-    """What the network says that ships under the name this one would have, if it was trained in just this way."""
+    """Shipped predictions of the network of this name, if it was trained by exactly this config."""
     run = TrainingRun(_MODEL, pool=pool, width=study.width, data=study.data, train=config)
     name, registry = entry_name(asdict(run)), default_registry()
     if name not in registry.names or not registry.entry(name).has_results:
@@ -163,7 +163,7 @@ def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None
 
 
 def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, data: ImageData) -> Predictions:
-    """Of a network that is trained here, or was before."""
+    """Predictions of a network trained here, now or earlier."""
     device = choose_device(study.device)
     folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
     shape = {"width": study.width, **fitting_arguments(_MODEL, len(data.classes), data.image_shape)}

@@ -1,4 +1,4 @@
-"""How much time leaving early saves, on real images: `python -m tools.benchmarks.cascade`.
+"""Time saved by early exits, on real images: `python -m tools.benchmarks.cascade`.
 
 Everything is measured in one run, the contenders taking turns, so that a busy machine slows all alike. A speed-up is
 over the same network, prepared in the same way, computing every exit of every image; the next column has it over the
@@ -46,7 +46,7 @@ _ENOUGH_TO_JUDGE = 1_000
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What to measure, and how.
+    """Options: what to measure, and how.
 
     Attributes:
         weights: the network with early exits.
@@ -69,7 +69,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Timing:
-    """How the contenders did on the same images.
+    """Times of all contenders on the same images.
 
     Attributes:
         batch_size: images at a time.
@@ -99,7 +99,7 @@ _ALSO_IN_BF16 = _LOSING[MAX_DROPS[1]]
 
 @message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
-    """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
+    """Measure, print the report and write it; an unmet requirement ends with a message, not a traceback."""
     options = tyro.cli(Benchmark, prog="python -m tools.benchmarks.cascade", description=__doc__, args=args)
     publish(run(options), options.out or report_path("benchmark", options.device))
 
@@ -189,7 +189,7 @@ def allowed_by_stages(stages: Tensor, exit_index: Tensor) -> Tensor:
 
 
 def summary(timing: Timing) -> pd.DataFrame:
-    """One row a contender."""
+    """One row per contender."""
     rows = []
     for name, seconds in timing.seconds.items():
         speed_up = timing.seconds[WHOLE] / seconds  # repeat by repeat: both met the same machine
@@ -212,7 +212,7 @@ def summary(timing: Timing) -> pd.DataFrame:
 
 
 def sweep_report(predictions: Predictions, repeats: int) -> str:
-    """How long the accuracy-cost curve takes, in a sentence."""
+    """Report how long an accuracy-cost curve takes, in one sentence."""
     thresholds = torch.linspace(0, 1, 1000)
     sweep, cpu = partial(accuracy_cost_curve, predictions, thresholds), torch.device("cpu")
     seconds = [timed(sweep, cpu)[0] for _ in range(repeats + 1)]
@@ -224,7 +224,7 @@ def sweep_report(predictions: Predictions, repeats: int) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """What it ran on, in a line."""
+    """Describe the machine in one line."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         name += ", float32 convolutions in TF32"

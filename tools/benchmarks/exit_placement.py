@@ -1,4 +1,4 @@
-"""Where to put early exits: `python -m tools.benchmarks.exit_placement`.
+"""Compare all places for early exits: `python -m tools.benchmarks.exit_placement`.
 
 One ResNet18 is trained with an exit after every unit. Any choice of exits is then a part of its table of predictions,
 with the costs of the chosen heads alone. For every single early exit and every pair two figures are computed on the
@@ -43,7 +43,7 @@ _STAGE_ENDS = ("4", "2+4")
 
 @dataclass(frozen=True)
 class Placement:
-    """What to train and where results go.
+    """Options: what to train, and where results go.
 
     Attributes:
         data: a data set of `eeutils.data.list_data()`.
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:
-    """What a network with an exit after every unit says of the validation split, and what its parts cost."""
+    """Validation predictions of a network with an exit after every unit, and the cost of its parts."""
     device = choose_device(options.device)
     data = load_data(options.data)
     fitting = fitting_arguments("resnet18", len(data.classes), data.image_shape)
@@ -92,7 +92,7 @@ def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:
 
 
 def compare(predictions: Predictions, costs: NetworkCosts) -> pd.DataFrame:
-    """One row a choice of one or two early exits, fewest exits first, then cheapest first.
+    """One row per choice of one or two early exits: fewest exits first, then cheapest first.
 
     Columns: `exit_after` ("2+4": after units 2 and 4), `early_exits`, `cost_at_drop` (of the plain network's),
     `accuracy_at_drop`, `accuracy_at_budget` (missing where the first exit alone costs more), `head_cost` (of all heads
@@ -106,7 +106,7 @@ def compare(predictions: Predictions, costs: NetworkCosts) -> pd.DataFrame:
 
 
 def part_of(predictions: Predictions, costs: NetworkCosts, places: Sequence[int]) -> Predictions:
-    """The table of the same network with no exits but those after the units `places`: only their heads cost."""
+    """The same network's table with only the exits after the units `places`; other heads cost nothing."""
     kept = [costs.exit_after.index(place) for place in places]
     part = replace(
         costs, exit_macs=costs.exit_macs[kept], exit_params=costs.exit_params[kept], exit_after=tuple(places)

@@ -1,4 +1,4 @@
-"""Where reports go."""
+"""Write reports into results/."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from tools.pages import RESULTS, refresh_pages
 
 
 def report_path(name: str, device: str) -> Path:
-    """Where the report `name` goes by default: into results/, a GPU's apart."""
+    """Default path of the report `name`: in results/, with a suffix for a GPU."""
     return RESULTS / (f"{name}-cuda.md" if device.startswith("cuda") else f"{name}.md")
 
 
 def publish(report: str, path: Path) -> None:
-    """Print a report and write it to `path`; the pages that show what lies in results/ are then refreshed.
+    """Print a report, write it to `path`, and refresh the pages that show it.
 
     Raises:
         StorageError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""What evaluating a Shallow-Deep Network takes, then and now: `python -m tools.benchmarks.sdn_evaluation`.
+"""Time the evaluation of a Shallow-Deep Network, the original way and ours: `python -m tools.benchmarks.sdn_evaluation`.
 
 The original (Kaya et al., ICML 2019) ran the network anew for every threshold, one image at a time, each image stopping
 at the first exit sure enough of it. Here the network runs once, in batches and to the end, and all thresholds are read
@@ -51,7 +51,7 @@ SCORES = ("confidence", "entropy", "margin", "ensemble", "geometric")
 
 @dataclass(frozen=True)
 class SdnBenchmark:
-    """What to measure, and how.
+    """Options: what to measure, and how.
 
     Attributes:
         weights: the network with early exits.
@@ -70,7 +70,7 @@ class SdnBenchmark:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation says of T thresholds, each one for all early exits.
+    """Outcome of an evaluation at T thresholds, each shared by all early exits.
 
     Attributes:
         accuracy: (T,) float64.
@@ -83,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Race:
-    """Both ways in turns.
+    """Times of both ways, measured alternately.
 
     Attributes:
         original: (R,) float64, seconds one at a time for `part` images, one number a repeat.
@@ -109,7 +109,7 @@ class Race:
 
 @message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
-    """Measure, print the report and write it down; what cannot be had ends with a message, not with a traceback."""
+    """Measure, print the report and write it; an unmet requirement ends with a message, not a traceback."""
     options = tyro.cli(SdnBenchmark, prog="python -m tools.benchmarks.sdn_evaluation", description=__doc__, args=args)
     publish(run(options), options.out or report_path("sdn_evaluation", options.device))
 
@@ -133,7 +133,7 @@ def run(options: SdnBenchmark) -> str:
 
 @torch.no_grad()
 def one_at_a_time(net: MultiExitNet, split: Split, thresholds: Sequence[float], costs: Tensor) -> Outcome:
-    """As the original: for every threshold a pass over the images, one by one, each stopping where an exit is sure."""
+    """Evaluate as the original does: one pass per threshold, image by image, each stopping at the first sure exit."""
     device = next(net.parameters()).device
     stages = list(net.stages())
     accuracy, cost = [], []
@@ -149,7 +149,7 @@ def one_at_a_time(net: MultiExitNet, split: Split, thresholds: Sequence[float], 
 
 
 def answer(stages: Sequence[Stage], image: Tensor, threshold: float) -> tuple[int, int]:
-    """The class that one image (1, C, H, W) gets, and the exit where it stops.
+    """Class of one image (1, C, H, W), and the exit where it stops.
 
     Where no exit is sure, the last included, it is the answer of the most confident one.
     """
@@ -165,7 +165,7 @@ def answer(stages: Sequence[Stage], image: Tensor, threshold: float) -> tuple[in
 
 
 def from_table(predictions: Predictions, thresholds: Sequence[float]) -> dict[str, Outcome]:
-    """The same from a table, by fallback."""
+    """Compute the same from a table, for each fallback."""
     outcomes = {}
     for fallback in ("last", "most_confident"):
         curve = accuracy_cost_curve(with_fallback(predictions, fallback), thresholds)
@@ -194,14 +194,14 @@ def measure(net: MultiExitNet, split: Split, part: int, repeats: int) -> Race:
 
 
 def same_up_to_one(one: Outcome, other: Outcome, costs: Tensor, num_images: int) -> bool:
-    """Whether both could differ by the decision for one image at each threshold."""
+    """Return True if the outcomes differ by at most one image at each threshold."""
     apart = (one.accuracy - other.accuracy).abs() * num_images
     apart_in_cost = (one.cost - other.cost).abs() * num_images / float(costs[-1])
     return bool((apart <= 1 + 1e-6).all() and (apart_in_cost <= 1 + 1e-6).all())
 
 
 def race_report(race: Race) -> str:
-    """The ratio, and what it is made of."""
+    """Report the ratio and its parts."""
     count = len(SDN_THRESHOLDS)
     an_image = 1000 * race.original.median() / race.part
     whole = float(race.original.median()) / race.part * race.images
@@ -274,7 +274,7 @@ SECTIONS: dict[str, Callable[[Predictions, Predictions], None]] = {
 
 
 def sections_report(seconds: pd.DataFrame, num_images: int, num_exits: int) -> str:
-    """A row a section, and their sum."""
+    """One row per section, and their sum."""
     table = seconds.assign(all=seconds.sum(axis=1)).agg(["min", "median"]).T
     table.columns = ["seconds, best", "median"]
     heading = f"**From saved predictions**, {num_images:,} test images and {num_exits} exits"

@@ -1,4 +1,4 @@
-"""Which way of choosing thresholds keeps its promise on new images: `python -m tools.benchmarks.threshold_choice`.
+"""Test how well ways of choosing thresholds hold on new images: `python -m tools.benchmarks.threshold_choice`.
 
 A network's validation images are cut into halves at random, again and again. Thresholds that may lose half a point, or
 spend a budget, are chosen on one half in several ways and judged on the other. The test split has no part in it.
@@ -33,7 +33,7 @@ from tools.pages import RESULTS
 
 @dataclass(frozen=True)
 class Study:
-    """What to cut, and how often.
+    """Options: which networks, how many cuts.
 
     Attributes:
         weights: names of `eeutils.weights.list_weights()`.
@@ -66,7 +66,7 @@ FOR_ACCURACY: dict[str, Way] = {
 
 
 def all_of_it(validation: Predictions, budget: float) -> Choice:
-    """The threshold, one for all exits, that spends the budget, whatever accuracy it has."""
+    """The shared threshold that spends the budget, whatever its accuracy."""
     curve = accuracy_cost_curve(validation)
     highest = curve.thresholds[curve.relative_cost <= budget].max()
     return Choice.of(ThresholdPolicy(float(highest)), validation)
@@ -90,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def judged(predictions: Predictions, ways: Mapping[str, Way], repeats: int) -> pd.DataFrame:
-    """One row a cut and way: `lost_there`, `lost` on the other half and its `cost`, all as shares."""
+    """One row per cut and way: `lost_there`, `lost` on the other half and its `cost`, all as shares."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(repeats):
@@ -104,7 +104,7 @@ def judged(predictions: Predictions, ways: Mapping[str, Way], repeats: int) -> p
 
 
 def accuracy_table(networks: Mapping[str, pd.DataFrame]) -> str:
-    """What `judged` gave for each network: means over the cuts, in percent, and how far a cut is from the mean."""
+    """`judged` per network: means over cuts and their standard deviation, in percent."""
     rows = []
     for name, cuts in networks.items():
         for way, group in cuts.groupby("way", sort=False):
@@ -115,7 +115,7 @@ def accuracy_table(networks: Mapping[str, pd.DataFrame]) -> str:
 
 
 def budget_table(budgets: Mapping[float, list[pd.DataFrame]]) -> str:
-    """What `judged` gave for each budget and network that can keep it: means over cuts and networks, in percent."""
+    """`judged` per budget, over the networks that can meet it: means over cuts and networks, in percent."""
     rows = []
     for budget, networks in budgets.items():
         for way, group in pd.concat(networks).groupby("way", sort=False):
@@ -125,7 +125,7 @@ def budget_table(budgets: Mapping[float, list[pd.DataFrame]]) -> str:
 
 
 def _within(budget: float, networks: Iterable[Predictions], repeats: int) -> list[pd.DataFrame]:
-    """Of the networks whose first exit costs no more than that."""
+    """Keep the networks whose first exit costs at most that share."""
     ways = {name: partial(choose, budget=budget) for name, choose in FOR_BUDGET.items()}
     return [judged(each, ways, repeats) for each in networks if float(each.relative_costs[0]) <= budget]
 

@@ -1,4 +1,4 @@
-"""How long a network takes to a test accuracy, from scratch: `python -m tools.benchmarks.time_to_accuracy`.
+"""Time training from scratch to a test accuracy: `python -m tools.benchmarks.time_to_accuracy`.
 
 Trains one network a seed and reads the test split once, after the last epoch: test data choose nothing, no epoch
 either. The clock covers the whole of `fit`, training and validation passes (airbench, github.com/KellerJordan/
@@ -36,7 +36,7 @@ _TERA = 1e12
 
 @dataclass(frozen=True)
 class TimeToAccuracy:
-    """What to train, and what to hold it against.
+    """Options: what to train, and the target.
 
     Attributes:
         model: a network of `eeutils.models.list_models()`.
@@ -77,7 +77,7 @@ class TimeToAccuracy:
             raise ValueError(f"other_peak must be positive TFLOPS, got {self.other_peak}")
 
     def config(self, seed: int) -> TrainConfig:
-        """The recipe with what was asked for.
+        """The recipe with the options applied.
 
         Raises:
             ValueError: if it is unknown, a value makes no sense, or it leaves the backbone as it is, here at random.
@@ -109,7 +109,7 @@ class TimedRun:
 
     @property
     def one_off(self) -> float:
-        """Seconds of the set-up, of compilation and warm-up; NaN if they cannot be told."""
+        """Seconds of set-up, compilation and warm-up; NaN if unknown."""
         return self.seconds - self.steady_seconds
 
 
@@ -132,7 +132,7 @@ class Measurement:
     peak: float
 
     def mean(self, name: str) -> float:
-        """A number of the runs, in the mean."""
+        """Mean of one number over the runs."""
         return fmean(getattr(run, name) for run in self.runs)
 
     @property
@@ -198,7 +198,7 @@ def images_per_second(history: History) -> float:
 
 
 def seconds_elsewhere(seconds: float, peak: float, other_peak: float) -> float:
-    """What takes `seconds` at `peak` takes so many where the peak is another and the share of it that is used the same.
+    """Scale `seconds` measured at `peak` to a device with another peak, at the same share of it.
 
     Args:
         seconds: here, without what comes only once.
@@ -209,7 +209,7 @@ def seconds_elsewhere(seconds: float, peak: float, other_peak: float) -> float:
 
 
 def table(measurement: Measurement) -> pd.DataFrame:
-    """One row a seed; of several seeds also mean and sample standard deviation. Accuracies are in percent."""
+    """One row per seed, then mean and sample standard deviation; accuracies in percent."""
     rows = {
         f"seed {seed}": {
             **{f"exit {number} (%)": 100 * share for number, share in enumerate(run.accuracy, 1)},
