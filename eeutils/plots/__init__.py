@@ -1,11 +1,11 @@
 """Figures.
 
-A plot draws on the axes it is given, or on new ones, and returns them. What takes a grid of axes (`plot_attributions`,
-`plot_images`, `plot_images_by_exit`) returns a figure of its own.
+A plot draws on the axes it is given, or on new ones, and returns them. Plots that need a grid of axes return a figure.
 """
 
 from eeutils.plots.attribution import plot_attributions
 from eeutils.plots.confusion import plot_risk_coverage, plot_suspicion
+from eeutils.plots.diagram import plot_network, plot_poolings, plot_shrinking_batch
 from eeutils.plots.exits import (
     MILLISECONDS,
     MULTIPLY_ADDS,
@@ -55,9 +55,12 @@ __all__ = [
     "plot_images",
     "plot_images_by_exit",
     "plot_losses",
+    "plot_network",
     "plot_policies",
+    "plot_poolings",
     "plot_risk_coverage",
     "plot_shares_by_exit",
+    "plot_shrinking_batch",
     "plot_suspicion",
     "plot_threshold_effect",
     "plot_validation",

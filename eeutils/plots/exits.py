@@ -54,7 +54,7 @@ def plot_gains(
     ax: Axes | None = None,
     reference_name: str = "the plain network",
 ) -> Axes:
-    """Percentage points by which each exit is above (green) or below (red) the accuracy `reference` (0 to 1)."""
+    """Percentage points by which each exit is above (blue) or below (orange) the accuracy `reference` (0 to 1)."""
     ax = ax or new_axes()
     bars = {
         f"{name}\n{exit_name(index, predictions.num_exits)}": float(points)

@@ -1,4 +1,4 @@
-"""Time the evaluation of a Shallow-Deep Network, the original way and ours: `python -m tools.benchmarks.sdn_evaluation`.
+"""Time an SDN evaluation, the original way and ours: `python -m tools.benchmarks.sdn_evaluation`.
 
 The original (Kaya et al., ICML 2019) ran the network anew for every threshold, one image at a time, each image stopping
 at the first exit sure enough of it. Here the network runs once, in batches and to the end, and all thresholds are read
