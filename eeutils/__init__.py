@@ -6,7 +6,7 @@ as soon as an exit is sure of it:
 
     data = load_data("cifar10")
     net = load_weights("resnet18_3exits-spp-cifar10-w16")
-    choice = choose_one_threshold(predict(net, data.val), max_drop=0.005)
+    choice = choose_thresholds(predict(net, data.val), max_drop=0.005)
     print(Cascade(net, choice.policy).run(data.test))
 
 The names in `__init__.pyi` are imported when they are first used, so that `import eeutils` costs nothing.

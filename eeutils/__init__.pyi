@@ -5,8 +5,7 @@ from .analysis.predictions import Predictions as Predictions
 from .analysis.predictions import predict as predict
 from .analysis.risk import choose_with_guarantee as choose_with_guarantee
 from .analysis.seconds import measure_seconds as measure_seconds
-from .analysis.thresholds import choose_for_budget as choose_for_budget
-from .analysis.thresholds import choose_one_threshold as choose_one_threshold
+from .analysis.thresholds import choose_thresholds as choose_thresholds
 from .cascade import Cascade as Cascade
 from .classifier import Classifier as Classifier
 from .classifier import load_classifier as load_classifier

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy
-from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade, CascadeResult, check_tensor
 from eeutils.data import Normalization
 from eeutils.data.datasets import image_shape_of
@@ -178,7 +178,7 @@ def load_classifier(
         IntegrityError, DataUnavailableError: as `load_weights` does.
     """
     entry = weight_entry(name)
-    choice = choose_one_threshold(load_predictions(name, "val"), max_drop)
+    choice = choose_thresholds(load_predictions(name, "val"), max_drop=max_drop)
     return Classifier(
         load_weights(name, device),
         entry.classes,

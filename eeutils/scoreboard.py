@@ -9,7 +9,7 @@ from eeutils.analysis.decisions import Decisions, decide
 from eeutils.analysis.metrics import accuracy_of, ensemble_probs, ensemble_weights
 from eeutils.analysis.overthinking import destructive
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import Choice, choose_for_budget, choose_one_threshold
+from eeutils.analysis.thresholds import Choice, choose_thresholds
 from eeutils.weights import without_seed
 
 
@@ -144,7 +144,7 @@ def within_budget(evaluation: Evaluation, budget: float) -> tuple[Choice, Decisi
     """The choice on validation for that share of the cost, and the test images' decisions; None if it cannot be met."""
     if float(evaluation.val.relative_costs[0]) > budget:
         return None
-    choice = choose_for_budget(evaluation.val, budget)
+    choice = choose_thresholds(evaluation.val, budget=budget)
     return choice, decide(evaluation.test, choice.policy)
 
 
@@ -154,7 +154,7 @@ def _within_budgets(evaluation: Evaluation, budgets: Iterable[float]) -> dict[st
 
 
 def _as_cascade(evaluation: Evaluation) -> dict[str, float]:
-    decisions = decide(evaluation.test, choose_one_threshold(evaluation.val, MAX_DROP).policy)
+    decisions = decide(evaluation.test, choose_thresholds(evaluation.val, max_drop=MAX_DROP).policy)
     return {"cascade": 100 * decisions.accuracy, "cascade cost (%)": 100 * decisions.relative_cost}
 
 

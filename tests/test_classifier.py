@@ -15,7 +15,7 @@ from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import predict
-from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.classifier import Classifier, load_classifier
 from eeutils.data import Normalization, load_data
@@ -329,7 +329,7 @@ def test_a_network_trained_here_and_kept(tmp_path):
     data = load_data("digits")
     arguments = {"pool": "spp", "width": 2, "num_classes": len(data.classes)}
     net = create_model("resnet18_2exits", **arguments)
-    choice = choose_one_threshold(predict(net, data.val), max_drop=0.1)
+    choice = choose_thresholds(predict(net, data.val), max_drop=0.1)
     parts = net, data.classes, data.normalization, choice.policy
     Classifier(*parts, image_shape=data.image_shape).save(tmp_path / "digits.safetensors")
 
@@ -344,7 +344,7 @@ def test_a_shipped_network_comes_with_its_threshold_and_classes(cifar10):
     name = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
     classifier = load_classifier(name, max_drop=0.02)
     assert (classifier.classes, classifier.image_shape) == (cifar10.classes, cifar10.image_shape)
-    assert classifier.policy == choose_one_threshold(load_predictions(name, "val"), 0.02).policy
+    assert classifier.policy == choose_thresholds(load_predictions(name, "val"), max_drop=0.02).policy
     right = classifier(cifar10.test.images[:500]).predicted == cifar10.test.labels[:500]
     assert right.double().mean() > 0.8
     with pytest.raises(ValueError, match=r"load_image\(path, size=32\)"):

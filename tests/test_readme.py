@@ -58,7 +58,7 @@ def test_what_the_cascade_prints_is_what_the_shipped_predictions_say():
     name = re.search(r'load_weights\("(.*?)"', code)[1]
     val, test = (eeutils.load_predictions(name, split) for split in ("val", "test"))
 
-    assert f"# {eeutils.decide(test, eeutils.choose_for_budget(val, 0.5).policy)}\n" in code
+    assert f"# {eeutils.decide(test, eeutils.choose_thresholds(val, budget=0.5).policy)}\n" in code
 
 
 def test_each_way_to_choose_thresholds_in_the_table():

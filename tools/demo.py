@@ -19,7 +19,7 @@ import torch
 from eeutils.analysis.decisions import Decisions, decide
 from eeutils.analysis.predictions import Predictions, collect_logits, predict
 from eeutils.analysis.seconds import timed
-from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.data import ImageData
 from eeutils.device import choose_device
@@ -65,7 +65,7 @@ def main(args: Sequence[str] = ()) -> None:
 
 def _leave_early(session: Session, data: ImageData, evaluation: Evaluation, device: torch.device) -> None:
     """Time the whole network against its cascade on the same images, and say what came out."""
-    choice = choose_one_threshold(evaluation.val, MAX_DROP)
+    choice = choose_thresholds(evaluation.val, max_drop=MAX_DROP)
     net = session.network(CASCADED)
     whole = prepared_for_inference(net).to(device)
     cascade = Cascade(net, choice.policy, device=device)

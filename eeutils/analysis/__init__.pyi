@@ -63,7 +63,5 @@ from .seconds import measure_seconds as measure_seconds
 from .thresholds import Choice as Choice
 from .thresholds import Curve as Curve
 from .thresholds import accuracy_cost_curve as accuracy_cost_curve
-from .thresholds import choose_for_accuracy as choose_for_accuracy
-from .thresholds import choose_for_budget as choose_for_budget
-from .thresholds import choose_one_threshold as choose_one_threshold
+from .thresholds import choose_thresholds as choose_thresholds
 from .thresholds import exit_rates_at as exit_rates_at

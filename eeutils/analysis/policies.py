@@ -67,7 +67,7 @@ def register_score(score: Score) -> Score:
         def energy(logits: Tensor) -> Tensor:
             return (logits.logsumexp(-1) / 10).sigmoid()
 
-        choice = choose_one_threshold(predictions, 0.005, "energy")
+        choice = choose_thresholds(predictions, max_drop=0.005, score="energy")
 
     Args:
         score: logits (..., C) -> (...) in [0, 1], larger is surer: every search for thresholds looks between 0 and 1,

@@ -35,7 +35,7 @@ def measure_seconds(
     time. With these costs thresholds are chosen, and curves drawn, in seconds:
 
         seconds = measure_seconds(net, data.val, batch_size=1)
-        choice = choose_for_budget(predict(net, data.val, costs=seconds), budget=0.5)  # half of the time
+        choice = choose_thresholds(predict(net, data.val, costs=seconds), budget=0.5)  # half of the time
 
     Measured as `eeutils.cascade.Cascade` runs the network, on batches that nobody leaves; of each stage, from one exit
     to the next, the median over batches counts. What a cascade does besides is not in it: scores, parting those who

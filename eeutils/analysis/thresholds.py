@@ -88,62 +88,48 @@ class Choice:
         return Choice(policy, decisions.accuracy, decisions.relative_cost)
 
 
-def choose_for_accuracy(validation: Predictions, max_drop: float, score: str = "confidence") -> Choice:
-    """The cheapest thresholds that lose at most `max_drop` (0.005 is half a point) against the last exit.
+def choose_thresholds(
+    validation: Predictions,
+    *,
+    max_drop: float | None = None,
+    budget: float | None = None,
+    per_exit: bool | None = None,
+    score: str = "confidence",
+) -> Choice:
+    """Return the cheapest thresholds that keep an accuracy, or the most accurate ones that keep to a budget.
 
-    There always are some: at worst those that let nobody leave early. For how they are found see `choose_for_budget`.
-    The drop is counted on the images searched on, which flatters the choice the more, the more exits there are: with
-    six early ones twice as much was lost on new images. `choose_one_threshold` has next to nothing to overfit with.
+    One threshold for all early exits hardly overfits: on new images it loses a little more than `max_drop`, and 5,000
+    validation images measure a loss to about 0.4 points. One threshold per exit fits the validation images better,
+    never worse, and overfits the more, the more exits there are. Its search starts at the best shared threshold and
+    moves one exit's threshold at a time while that improves the goal. With one early exit and up to 998 images it is
+    exact; with more images it tries thresholds at 998 evenly spaced ranks of the scores.
+
+    For a promise about new images see `eeutils.analysis.risk.choose_with_guarantee`.
+
+    Args:
+        validation: the table to choose on.
+        max_drop: accuracy that may be lost against the last exit, in [0, 1]; 0.005 is half a point.
+        budget: mean cost of an image that may be spent, as a share of the whole network's, in (0, 1].
+        per_exit: one threshold for each early exit; by default only for a `budget`.
+        score: see `eeutils.analysis.policies.score_of`.
 
     Raises:
-        TypeError: if `validation` is no table of predictions.
-        ValueError: if `max_drop` is not in [0, 1].
+        TypeError: if `validation` is not a `Predictions`.
+        ValueError: unless exactly one of `max_drop` and `budget` is given and in range, or if the budget is smaller
+            than the first exit's cost.
     """
     check_predictions(validation)
-    return _choose(validation, score, _allowing(validation, max_drop))
-
-
-def choose_one_threshold(validation: Predictions, max_drop: float, score: str = "confidence") -> Choice:
-    """The cheapest threshold, one for all early exits, that loses at most `max_drop` against the last exit.
-
-    New images lose a little more than that on average (`tools/benchmarks`); 5,000 validation images pin a
-    loss down to some 0.4 points up or down. For a promise see `eeutils.analysis.risk.choose_with_guarantee`.
-
-    Raises:
-        TypeError: if `validation` is no table of predictions.
-        ValueError: if `max_drop` is not in [0, 1].
-    """
-    check_predictions(validation)
+    if (max_drop is None) == (budget is None):
+        raise ValueError(f"exactly one of max_drop and budget must be given, got {max_drop=} and {budget=}")
+    pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
     scores = score_of(validation.logits[:-1], score)
     candidates = _candidates(scores)
-    best = _allowing(validation, max_drop)(*_sweep_shared(validation, scores, candidates))
-    return Choice.of(ThresholdPolicy(float(candidates[best]), score), validation)
-
-
-def choose_for_budget(validation: Predictions, budget: float, score: str = "confidence") -> Choice:
-    """The most accurate thresholds whose mean cost is at most `budget`, a share of the whole network's cost.
-
-    The best threshold shared by all exits comes first; then one exit's threshold after the other is moved to where it
-    serves the goal best, until none can be. That is never worse than a shared threshold. With one early exit it is the
-    very best there is on up to 998 images, whose scores are all tried; of more, those at 998 evenly spaced ranks.
-    The accuracy is counted on the images searched on, which flatters it: `tools/benchmarks` measures by
-    how much, and how little a large budget then brings on new images.
-
-    Raises:
-        TypeError: if `validation` is no table of predictions.
-        ValueError: if `budget` is not in (0, 1], or too small even for always leaving at the first exit; it says what
-            that costs.
-    """
-    check_predictions(validation)
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget is a share of the network's cost in (0, 1], got {budget}")
-    cheapest = float(validation.relative_costs[0])
-    if budget < cheapest:
-        raise ValueError(
-            f"a budget of {budget:.1%} cannot be met: the first exit alone costs {cheapest:.1%} of the network. "
-            "Ask for more, or place an exit earlier"
-        )
-    return _choose(validation, score, _most_accurate_within(budget * float(validation.costs[-1])))
+    shared = pick(*_sweep_shared(validation, scores, candidates))
+    if per_exit or (per_exit is None and budget is not None):
+        thresholds = candidates[_refined(validation, scores, candidates, shared, pick)].tolist()
+    else:
+        thresholds = float(candidates[shared])
+    return Choice.of(ThresholdPolicy(thresholds, score), validation)
 
 
 _ROUNDING, _SCORE_ROUNDING = 1e-9, 1e-6  # of costs in float64, and of scores in float32
@@ -155,12 +141,23 @@ _Pick = Callable[[Tensor, Tensor], int]
 """Of thresholds with accuracies (T,) and costs (T,) the best, by its position."""
 
 
-def _cheapest_above(floor: float) -> _Pick:
+def _losing(validation: Predictions, max_drop: float) -> _Pick:
+    """The cheapest that loses at most `max_drop` against the last exit."""
+    if not 0 <= max_drop <= 1:
+        raise ValueError(f"max_drop must be in [0, 1], got {max_drop}")
+    floor = float(validation.accuracy[-1]) - max_drop
     return lambda accuracy, cost: _best(accuracy >= floor - _ROUNDING, -cost, accuracy)
 
 
-def _most_accurate_within(ceiling: float) -> _Pick:
-    return lambda accuracy, cost: _best(cost <= ceiling * (1 + _ROUNDING), accuracy, -cost)
+def _spending(validation: Predictions, budget: float) -> _Pick:
+    """The most accurate that spends at most `budget` of the whole network's cost."""
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget must be in (0, 1], got {budget}")
+    cheapest = float(validation.relative_costs[0])
+    if budget < cheapest:
+        raise ValueError(f"budget must be at least {cheapest:.1%}, the cost of the first exit, got {budget:.1%}")
+    ceiling = budget * float(validation.costs[-1]) * (1 + _ROUNDING)
+    return lambda accuracy, cost: _best(cost <= ceiling, accuracy, -cost)
 
 
 def _best(allowed: Tensor, first: Tensor, second: Tensor) -> int:
@@ -169,17 +166,9 @@ def _best(allowed: Tensor, first: Tensor, second: Tensor) -> int:
     return int(torch.where(first == first.max(), second, -math.inf).argmax())
 
 
-def _allowing(validation: Predictions, max_drop: float) -> _Pick:
-    if not 0 <= max_drop <= 1:
-        raise ValueError(f"max_drop is a share of the images in [0, 1], got {max_drop}")
-    return _cheapest_above(float(validation.accuracy[-1]) - max_drop)
-
-
-def _choose(validation: Predictions, score: str, pick: _Pick) -> Choice:
-    scores = score_of(validation.logits[:-1], score)
-    candidates = _candidates(scores)
-    shared = pick(*_sweep_shared(validation, scores, candidates))
-    chosen = [shared] * len(scores)  # positions in `candidates`
+def _refined(validation: Predictions, scores: Tensor, candidates: Tensor, shared: int, pick: _Pick) -> list[int]:
+    """Move one exit's threshold at a time from `shared`; positions in `candidates`, one per early exit."""
+    chosen = [shared] * len(scores)
     for _ in range(_PASSES):
         before = list(chosen)
         for index, now in enumerate(before):
@@ -189,7 +178,7 @@ def _choose(validation: Predictions, score: str, pick: _Pick) -> Choice:
                 chosen[index] = best
         if chosen == before:
             break
-    return Choice.of(ThresholdPolicy(tuple(candidates[chosen].tolist()), score), validation)
+    return chosen
 
 
 def _candidates(scores: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from eeutils.analysis import policies
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import certainty, confidence, latest_score, margin, register_score, score_of
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import choose_one_threshold
+from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.models import MultiExitNet
 
@@ -92,7 +92,7 @@ def test_a_score_of_ones_own_chooses_and_decides_on_the_table_and_live():
         logits = torch.stack(net(images))
     table = Predictions(logits, logits[-1].argmax(-1), torch.tensor([1.0, 2.0]).double())
 
-    choice = choose_one_threshold(table, 0.3, "energy")
+    choice = choose_thresholds(table, max_drop=0.3, score="energy")
     assert 0.5 < choice.relative_cost < 1  # some leave and some stay
     left_at = decide(table, choice.policy).exit_index
     assert torch.equal(left_at == 0, energy(logits[0]) >= choice.policy.thresholds)
@@ -139,7 +139,7 @@ def test_a_score_of_ones_own_that_no_threshold_fits_is_refused(scored, message):
     logits = torch.tensor([[[4.0, 0.0], [9.0, 0.0]]]).expand(2, 2, 2)
     table = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]).double())
     with pytest.raises(ValueError, match=message):
-        choose_one_threshold(table, 0.1, "own")
+        choose_thresholds(table, max_drop=0.1, score="own")
 
 
 def test_an_unknown_score_is_told_how_to_become_known():

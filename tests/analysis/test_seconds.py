@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils import Cascade, choose_for_budget, decide, measure_seconds, predict
+from eeutils import Cascade, choose_thresholds, decide, measure_seconds, predict
 from eeutils.analysis.seconds import stage_seconds, timed
 from eeutils.data import Normalization, Split
 from eeutils.models import MultiExitNet, create_exit, resnet18
@@ -106,7 +106,7 @@ def test_a_network_on_a_real_clock_stays_as_it_was_and_can_be_chosen_for():
     assert torch.equal(predictions.costs, seconds)
     assert torch.equal(predictions.logits, predict(net, split).logits)
     budget = float(seconds[1] / seconds[-1])
-    policy = choose_for_budget(predictions, budget).policy
+    policy = choose_thresholds(predictions, budget=budget).policy
     assert decide(predictions, policy).relative_cost <= budget * (1 + 1e-9)
 
 
@@ -126,7 +126,7 @@ def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
     with pytest.raises(ValueError, match=r"ReadsNumbers\) cannot be counted .* take costs=measure_seconds"):
         predict(net, split)
     predictions = predict(net, split, costs=measure_seconds(net, split, batches=2))
-    policy = choose_for_budget(predictions, 1.0).policy
+    policy = choose_thresholds(predictions, budget=1.0).policy
     cascade, expected = Cascade(net, policy), decide(predictions, policy)
     with pytest.raises(ValueError, match="take costs=measure_seconds"):
         cascade.run(split)

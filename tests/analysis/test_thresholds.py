@@ -14,9 +14,7 @@ from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import (
     Choice,
     accuracy_cost_curve,
-    choose_for_accuracy,
-    choose_for_budget,
-    choose_one_threshold,
+    choose_thresholds,
     exit_rates_at,
 )
 from eeutils.models import resnet18
@@ -60,9 +58,9 @@ def every_choice(predictions: Predictions, score_name: str) -> list[tuple[float,
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda table: choose_for_accuracy(table, 0.1),
-        lambda table: choose_one_threshold(table, 0.1),
-        lambda table: choose_for_budget(table, 0.5),
+        lambda table: choose_thresholds(table, max_drop=0.1, per_exit=True),
+        lambda table: choose_thresholds(table, max_drop=0.1),
+        lambda table: choose_thresholds(table, budget=0.5),
         lambda table: choose_with_guarantee(table, 0.1),
         lambda table: decide(table, ThresholdPolicy(0.5)),
     ],
@@ -149,8 +147,8 @@ def test_a_sweep_scores_the_table_once_however_many_thresholds(table, monkeypatc
     monkeypatch.setattr(module, "score_of", lambda *args: calls.append(1) or score_of(*args))
     accuracy_cost_curve(table, torch.linspace(0, 1, 1000))
     assert len(calls) == 1
-    choose_for_accuracy(table, 0.1)
-    choose_for_budget(table, 0.5)
+    choose_thresholds(table, max_drop=0.1, per_exit=True)
+    choose_thresholds(table, budget=0.5)
     assert len(calls) == 3
 
 
@@ -186,14 +184,14 @@ def test_up_to_998_scores_are_all_in_the_grid(num_images, missed):
 def test_with_one_early_exit_the_choice_is_the_best_there_is_on_998_images_and_one_score_off_on_more(num_images):
     for first_right in (*range(494, 504), num_images - 3, num_images - 2):
         predictions = rising(num_images, first_right)
-        leaving = num_images * (5 - 5 * choose_for_accuracy(predictions, 0.0).relative_cost) / 4
+        leaving = num_images * (5 - 5 * choose_thresholds(predictions, max_drop=0.0, per_exit=True).relative_cost) / 4
         possible = num_images - first_right  # with the threshold at the first right image's score
         assert leaving == pytest.approx(possible) or (num_images > 998 and leaving == pytest.approx(possible - 1))
 
 
 def test_choosing_for_accuracy_by_hand(table):
     # At the last exit 3 of 4 are right. Leaving always keeps that, at a fifth of the cost.
-    choice = choose_for_accuracy(table, 0.0)
+    choice = choose_thresholds(table, max_drop=0.0, per_exit=True)
     assert (choice.accuracy, choice.relative_cost) == (0.75, 0.2)
     assert decide(table, choice.policy).exit_index.tolist() == [0, 0, 0, 0]
 
@@ -202,16 +200,16 @@ def test_choosing_for_accuracy_pays_for_what_the_first_exit_gets_wrong():
     first = [[0.9, 0.1], [0.3, 0.7], [0.4, 0.6], [0.6, 0.4]]
     logits = torch.tensor([first, [[0.9, 0.1]] * 4], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
-    exact = choose_for_accuracy(predictions, 0.0)
+    exact = choose_thresholds(predictions, max_drop=0.0, per_exit=True)
     assert decide(predictions, exact.policy).exit_index.tolist() == [0, 1, 1, 1]
     assert exact.accuracy == 1
-    lenient = choose_for_accuracy(predictions, max_drop=0.25)
+    lenient = choose_thresholds(predictions, max_drop=0.25, per_exit=True)
     assert decide(predictions, lenient.policy).exit_index.tolist() == [0, 0, 1, 1]
     assert lenient.accuracy == 0.75
 
 
 def test_choosing_for_a_budget_by_hand(table):
-    choice = choose_for_budget(table, 0.65)
+    choice = choose_thresholds(table, budget=0.65)
     # Leaving always is as accurate as anything within the budget, and of such the cheapest is taken.
     assert (choice.accuracy, choice.relative_cost) == (0.75, 0.2)
 
@@ -221,24 +219,28 @@ def test_a_drop_is_met_with_equality():
     first, last = ([[0.9, 0.1]] * right + [[0.1, 0.9]] * (10 - right) for right in (7, 8))
     logits = torch.tensor([first, last], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.zeros(10, dtype=torch.int64), torch.tensor([1.0, 5.0]).double())
-    for choose in (choose_for_accuracy, choose_one_threshold):
-        assert (choose(predictions, 0.1).accuracy, choose(predictions, 0.1).relative_cost) == (0.7, 0.2)
-        assert choose(predictions, 0.09).relative_cost == 1
-        assert choose(predictions, 1.0).relative_cost == 0.2
+    for per_exit in (True, False):
+        choice = choose_thresholds(predictions, max_drop=0.1, per_exit=per_exit)
+        assert (choice.accuracy, choice.relative_cost) == (0.7, 0.2)
+        assert choose_thresholds(predictions, max_drop=0.09, per_exit=per_exit).relative_cost == 1
+        assert choose_thresholds(predictions, max_drop=1.0, per_exit=per_exit).relative_cost == 0.2
 
 
 def test_a_budget_is_met_with_equality():
     assert 0.29 * 100 < 29  # in floating point
     logits = torch.tensor([[[0.4, 0.6]], [[0.9, 0.1]], [[0.9, 0.1]]], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.tensor([0]), torch.tensor([8.0, 29.0, 100.0]).double())
-    assert (choose_for_budget(predictions, 0.29).accuracy, choose_for_budget(predictions, 0.28).accuracy) == (1, 0)
+    assert (
+        choose_thresholds(predictions, budget=0.29).accuracy,
+        choose_thresholds(predictions, budget=0.28).accuracy,
+    ) == (1, 0)
 
 
 def test_an_exit_that_is_sure_and_wrong_is_switched_off():
     logits = torch.tensor([[[0.0, 999.0], [0.0, 999.0]], [[9.0, 0.0], [9.0, 0.0]]])
     predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]).double())
     assert outcome(predictions, 1.0)[0] == 0
-    choice = choose_for_accuracy(predictions, 0.0)
+    choice = choose_thresholds(predictions, max_drop=0.0, per_exit=True)
     assert choice.policy.thresholds == (math.inf,)
     assert (choice.accuracy, choice.relative_cost) == (1, 1)
 
@@ -248,7 +250,7 @@ def test_one_bad_exit_is_switched_off_and_the_good_one_used():
     predictions = Predictions(
         torch.tensor([wrong, right, right]), torch.tensor([0, 0]), torch.tensor([1.0, 2.0, 9.0]).double()
     )
-    choice = choose_for_accuracy(predictions, 0.0)
+    choice = choose_thresholds(predictions, max_drop=0.0, per_exit=True)
     assert (choice.accuracy, choice.relative_cost) == (1, pytest.approx(2 / 9))
 
 
@@ -257,7 +259,7 @@ def test_one_bad_exit_is_switched_off_and_the_good_one_used():
 def test_choosing_for_accuracy_keeps_the_floor_and_is_no_dearer_than_a_shared_threshold(
     predictions, score_name, max_drop
 ):
-    choice = choose_for_accuracy(predictions, max_drop, score_name)
+    choice = choose_thresholds(predictions, max_drop=max_drop, per_exit=True, score=score_name)
     floor = float(predictions.accuracy[-1]) - max_drop - 1e-9
     assert choice.accuracy >= floor
     shared = candidates_of(predictions, score_name)
@@ -273,7 +275,7 @@ def test_choosing_for_accuracy_keeps_the_floor_and_is_no_dearer_than_a_shared_th
 def test_choosing_for_a_budget_keeps_it_and_is_no_worse_than_a_shared_threshold(predictions, score_name, share):
     cheapest = float(predictions.relative_costs[0])
     budget = min(cheapest + share * (1 - cheapest), 1)
-    choice = choose_for_budget(predictions, budget, score_name)
+    choice = choose_thresholds(predictions, budget=budget, score=score_name)
     assert choice.relative_cost <= budget * (1 + 1e-9)
     shared = candidates_of(predictions, score_name)
     results = [outcome(predictions, threshold, score_name) for threshold in shared]
@@ -288,17 +290,17 @@ def test_with_one_early_exit_the_choice_is_the_best_there_is(predictions, score_
     full = float(predictions.costs[-1])
     floor = float(predictions.accuracy[-1]) - max_drop
     cheapest = min(cost for accuracy, cost in results if accuracy >= floor - 1e-9)
-    choice = choose_for_accuracy(predictions, max_drop, score_name)
+    choice = choose_thresholds(predictions, max_drop=max_drop, per_exit=True, score=score_name)
     assert choice.relative_cost * full == pytest.approx(cheapest)
     budget = max(budget, float(predictions.relative_costs[0]))
     best = max(accuracy for accuracy, cost in results if cost <= budget * full * (1 + 1e-9))
-    assert choose_for_budget(predictions, budget, score_name).accuracy == best
+    assert choose_thresholds(predictions, budget=budget, score=score_name).accuracy == best
 
 
 @settings(max_examples=25, deadline=None)
 @given(predictions=tables(max_exits=3, max_images=6), score_name=SCORES, max_drop=st.floats(0, 0.5))
 def test_no_move_of_one_threshold_makes_a_choice_better(predictions, score_name, max_drop):
-    choice = choose_for_accuracy(predictions, max_drop, score_name)
+    choice = choose_thresholds(predictions, max_drop=max_drop, per_exit=True, score=score_name)
     floor = float(predictions.accuracy[-1]) - max_drop - 1e-9
     chosen = choice.policy.thresholds
     candidates = candidates_of(predictions, score_name)
@@ -314,7 +316,7 @@ def test_two_thresholds_beat_one_where_the_exits_are_not_equally_trustworthy():
     logits = torch.tensor([first, [[0.6, 0.4]] * 3, [[0.9, 0.1]] * 3], dtype=torch.float64).log().float()
     predictions = Predictions(logits, torch.zeros(3, dtype=torch.int64), torch.tensor([1.0, 2.0, 9.0]).double())
     shared = [outcome(predictions, t) for t in candidates_of(predictions, "confidence")]
-    choice = choose_for_accuracy(predictions, 0.0)
+    choice = choose_thresholds(predictions, max_drop=0.0, per_exit=True)
     assert (choice.accuracy, choice.relative_cost * 9) == (1, pytest.approx(2))
     assert min(cost for accuracy, cost in shared if accuracy == 1) == 9
     assert min(cost for _, cost in every_choice(predictions, "confidence")) == 1
@@ -330,7 +332,7 @@ def right_with(probs: list[list[float]], costs: list[float]) -> Predictions:
 def test_one_exits_threshold_is_moved_after_the_other():
     # The one mistake allowed is either exit's to make; both at once, as a shared threshold of 0.6 does, are too many.
     predictions = right_with([[0.4, 0.48], [0.45, 0.4], [0.9, 0.9]], [1.0, 2.0, 9.0])
-    choice = choose_for_accuracy(predictions, max_drop=0.5)
+    choice = choose_thresholds(predictions, max_drop=0.5, per_exit=True)
     assert decide(predictions, choice.policy).exit_index.tolist() == [0, 2]
 
 
@@ -339,7 +341,7 @@ def test_a_threshold_is_moved_again_when_another_ones_move_has_made_room():
     predictions = right_with(
         [[0.3, 0.39, 0.48], [0.55, 0.61, 0.62], [0.8, 0.29, 0.48], [0.9, 0.9, 0.9]], [1.0, 2.0, 4.0, 9.0]
     )
-    choice = choose_for_accuracy(predictions, max_drop=0.34)
+    choice = choose_thresholds(predictions, max_drop=0.34, per_exit=True)
     assert decide(predictions, choice.policy).exit_index.tolist() == [0, 1, 1]
 
 
@@ -347,7 +349,7 @@ def test_a_threshold_is_moved_again_when_another_ones_move_has_made_room():
 @given(tables(), st.sampled_from([0.0, 0.1, 0.3]), SCORES)
 def test_one_threshold_is_the_cheapest_that_loses_no_more(predictions, max_drop, score_name):
     floor = float(predictions.accuracy[-1]) - max_drop - 1e-9
-    choice = choose_one_threshold(predictions, max_drop, score_name)
+    choice = choose_thresholds(predictions, max_drop=max_drop, score=score_name)
     accuracy, cost = outcome(predictions, choice.policy.thresholds, score_name)
     assert accuracy >= floor
     assert (choice.accuracy, choice.relative_cost) == (accuracy, pytest.approx(cost / float(predictions.costs[-1])))
@@ -359,38 +361,54 @@ def test_one_threshold_is_the_cheapest_that_loses_no_more(predictions, max_drop,
 def test_one_threshold_with_nothing_to_gain_lets_nobody_leave():
     sure_of_the_wrong = torch.tensor([[[40.0, 0.0]] * 2, [[0.0, 40.0]] * 2])
     predictions = Predictions(sure_of_the_wrong, torch.ones(2, dtype=torch.int64), torch.tensor([1.0, 4.0]).double())
-    choice = choose_one_threshold(predictions, 0.0)
+    choice = choose_thresholds(predictions, max_drop=0.0)
     assert (choice.policy.thresholds, choice.accuracy, choice.relative_cost) == (math.inf, 1.0, 1.0)
 
 
 def test_a_network_with_one_exit_has_nothing_to_choose():
     one = Predictions(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), torch.tensor([3.0]).double())
     assert accuracy_cost_curve(one).cost.tolist() == [3, 3]
-    for choice in (choose_for_accuracy(one, 0.0), choose_for_budget(one, 1.0), choose_one_threshold(one, 0.0)):
+    for choice in (
+        choose_thresholds(one, max_drop=0.0, per_exit=True),
+        choose_thresholds(one, budget=1.0),
+        choose_thresholds(one, max_drop=0.0),
+    ):
         assert (choice.accuracy, choice.relative_cost) == (1, 1)
-    assert choose_for_accuracy(one, 0.0).policy.thresholds == ()
+    assert choose_thresholds(one, max_drop=0.0, per_exit=True).policy.thresholds == ()
 
 
 @pytest.mark.parametrize("max_drop", [-0.01, 1.5, math.nan])
-@pytest.mark.parametrize("choose", [choose_for_accuracy, choose_one_threshold])
-def test_an_impossible_drop_is_refused(table, choose, max_drop):
-    with pytest.raises(ValueError, match="max_drop is a share"):
-        choose(table, max_drop)
+def test_an_impossible_drop_is_refused(table, max_drop):
+    with pytest.raises(ValueError, match="max_drop"):
+        choose_thresholds(table, max_drop=max_drop)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 50, math.nan])
 def test_a_budget_that_is_no_share_is_refused(table, budget):
-    with pytest.raises(ValueError, match="budget is a share"):
-        choose_for_budget(table, budget)
+    with pytest.raises(ValueError, match="budget"):
+        choose_thresholds(table, budget=budget)
 
 
 def test_a_budget_below_the_first_exit_is_refused_with_its_price(table):
-    with pytest.raises(ValueError, match=r"budget of 10.0% cannot be met: the first exit alone costs 20.0%"):
-        choose_for_budget(table, 0.1)
-    assert choose_for_budget(table, 0.2).relative_cost == 0.2
+    with pytest.raises(ValueError, match=r"20.0%.*10.0%"):
+        choose_thresholds(table, budget=0.1)
+    assert choose_thresholds(table, budget=0.2).relative_cost == 0.2
 
 
 def test_any_rule_can_be_a_choice(table):
     choice = Choice.of(PatiencePolicy(1), table)
     decisions = decide(table, choice.policy)
     assert (choice.accuracy, choice.relative_cost) == (decisions.accuracy, decisions.relative_cost)
+
+
+@pytest.mark.parametrize("goals", [{}, {"max_drop": 0.1, "budget": 0.5}])
+def test_choose_thresholds_takes_exactly_one_goal(table, goals):
+    with pytest.raises(ValueError, match="exactly one"):
+        choose_thresholds(table, **goals)
+
+
+def test_choose_thresholds_shares_a_threshold_for_a_drop_and_has_one_per_exit_for_a_budget(table):
+    assert isinstance(choose_thresholds(table, max_drop=0.1).policy.thresholds, float)
+    assert isinstance(choose_thresholds(table, budget=0.5, per_exit=False).policy.thresholds, float)
+    assert isinstance(choose_thresholds(table, max_drop=0.1, per_exit=True).policy.thresholds, tuple)
+    assert isinstance(choose_thresholds(table, budget=0.5).policy.thresholds, tuple)

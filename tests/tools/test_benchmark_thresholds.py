@@ -8,7 +8,7 @@ import torch
 
 from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import Choice, choose_for_budget
+from eeutils.analysis.thresholds import Choice, choose_thresholds
 from tools.benchmarks import threshold_choice
 from tools.benchmarks.threshold_choice import (
     FOR_ACCURACY,
@@ -88,6 +88,6 @@ def test_a_wrong_value_ends_with_its_message(option, value, message):
 
 def test_one_threshold_spends_a_budget_whether_or_not_that_pays():
     table = two_exits([True] * 4, [1.0, 2.0, 3.0, 4.0])
-    assert choose_for_budget(table, 0.7).relative_cost == 0.25
+    assert choose_thresholds(table, budget=0.7).relative_cost == 0.25
     assert all_of_it(table, 0.7).relative_cost == 0.625  # two of four stay
     assert all_of_it(table, 1.0).relative_cost == 1

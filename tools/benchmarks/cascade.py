@@ -28,7 +28,7 @@ from torch import Tensor
 from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.seconds import measure_seconds, stage_seconds, timed
-from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_budget, choose_one_threshold
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.data import Split, load_data
 from eeutils.errors import message_instead_of_traceback
@@ -126,10 +126,10 @@ def run(options: Benchmark) -> str:
 
 def policies(validation: Predictions, seconds: Tensor) -> dict[str, Policy]:
     """The rules to compare, chosen on validation; the budgets in multiply-adds, and in `seconds` (E,) up to an exit."""
-    chosen = {name: choose_one_threshold(validation, drop).policy for drop, name in _LOSING.items()}
+    chosen = {name: choose_thresholds(validation, max_drop=drop).policy for drop, name in _LOSING.items()}
     for measure, measured in {"multiply-adds": validation, "time": replace(validation, costs=seconds)}.items():
         if measured.relative_costs[0] <= BUDGET:
-            chosen[f"at most {BUDGET:.0%} of the {measure}"] = choose_for_budget(measured, BUDGET).policy
+            chosen[f"at most {BUDGET:.0%} of the {measure}"] = choose_thresholds(measured, budget=BUDGET).policy
     return chosen
 
 

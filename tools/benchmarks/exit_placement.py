@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from eeutils.analysis.costs import NetworkCosts, measure_costs
 from eeutils.analysis.predictions import Predictions, predict
-from eeutils.analysis.thresholds import accuracy_cost_curve, choose_one_threshold
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_thresholds
 from eeutils.data import load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
@@ -148,7 +148,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _row(part: Predictions, places: Sequence[int], plain: float) -> dict[str, object]:
     full = float(part.costs[-1])
-    cheap = choose_one_threshold(part, MAX_DROP)
+    cheap = choose_thresholds(part, max_drop=MAX_DROP)
     curve = accuracy_cost_curve(part)
     affordable = curve.accuracy[curve.cost <= BUDGET * plain]
     return {

@@ -35,7 +35,7 @@ from eeutils.analysis.policies import SDN_THRESHOLDS, AgreementPolicy, PatienceP
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.seconds import timed
-from eeutils.analysis.thresholds import accuracy_cost_curve, choose_for_accuracy, choose_for_budget
+from eeutils.analysis.thresholds import accuracy_cost_curve, choose_thresholds
 from eeutils.data import Split, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet
@@ -245,9 +245,9 @@ def early_exits(validation: Predictions, test: Predictions) -> None:
     chosen += [AgreementPolicy(count) for count in range(2, test.num_exits)]
     for score in SCORES:
         accuracy_cost_curve(test, score=score)
-        chosen.append(choose_for_accuracy(validation, MAX_DROP, score).policy)
+        chosen.append(choose_thresholds(validation, max_drop=MAX_DROP, per_exit=True, score=score).policy)
     affordable = [budget for budget in (*BUDGETS, 1.0) if budget >= validation.relative_costs[0]]
-    chosen += [choose_for_budget(validation, budget).policy for budget in affordable]
+    chosen += [choose_thresholds(validation, budget=budget).policy for budget in affordable]
     chosen.append(choose_with_guarantee(validation, max_risk=0.01).policy)
     for policy in chosen:
         outcome = decide(test, policy)

@@ -20,9 +20,7 @@ from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import (
     Choice,
     accuracy_cost_curve,
-    choose_for_accuracy,
-    choose_for_budget,
-    choose_one_threshold,
+    choose_thresholds,
 )
 from eeutils.errors import message_instead_of_traceback
 from eeutils.scoreboard import MAX_DROP, markdown_table
@@ -59,8 +57,8 @@ class Study:
 Way = Callable[[Predictions], Choice]
 
 FOR_ACCURACY: dict[str, Way] = {
-    "one threshold for all exits": partial(choose_one_threshold, max_drop=MAX_DROP),
-    "one for each exit": partial(choose_for_accuracy, max_drop=MAX_DROP),
+    "one threshold for all exits": partial(choose_thresholds, max_drop=MAX_DROP),
+    "one for each exit": partial(choose_thresholds, max_drop=MAX_DROP, per_exit=True),
     "with a guarantee (90 %)": partial(choose_with_guarantee, max_risk=MAX_DROP),
 }
 
@@ -74,7 +72,7 @@ def all_of_it(validation: Predictions, budget: float) -> Choice:
 
 FOR_BUDGET: dict[str, Callable[[Predictions, float], Choice]] = {
     "one threshold that spends it": all_of_it,
-    "one for each exit": choose_for_budget,
+    "one for each exit": lambda validation, budget: choose_thresholds(validation, budget=budget),
 }
 BUDGETS = (0.4, 0.5, 0.6, 0.75, 1.0)
 
