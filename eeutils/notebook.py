@@ -9,6 +9,7 @@ import os
 import platform
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,11 @@ from eeutils.weights import (
 
 QUICK_WIDTH = 8
 
+YOURS = "yours/"
+"""Prefix of the networks that notebooks 2 and 3 trained here, such as "yours/resnet18_2exits-spp"."""
+
+_DRIVE = Path("/content/drive/MyDrive")
+
 _PUBLISHED_WIDTH = 64
 _COMPARED = ("resnet18-avg", *(f"resnet18_{exits}exits-{pool}" for exits in (2, 3) for pool in ("avg", "spp")))
 
@@ -43,7 +49,7 @@ class Session:
     Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the session takes the widest at which
     all networks that notebooks compare are trained. With "-ic_only" at the end it takes one whose early exits were
     trained alone, on a plain network as it was. The full name of weights (`list_weights()`) is taken as it is; in quick
-    mode it stands for its kind.
+    mode it stands for its kind. "yours/<model>-<pool>" is the network that you trained in notebook 2 or 3.
 
     Attributes:
         quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -98,8 +104,15 @@ class Session:
         kind = without_seed(self.weights_name(network))
         return [name for name in list_weights(default_registry()) if without_seed(name) == kind] or [network]
 
+    def checkpoint(self, network: str) -> Path:
+        """File of your own run of `network`: on a mounted Google Drive if there is one, else in runs/."""
+        folder = _DRIVE / "early-exits" if _DRIVE.exists() else Path("runs")
+        return folder / f"{network}-{'digits' if self.quick else 'cifar10'}-w{self.width}.pt"
+
     def network(self, network: str) -> MultiExitNet:
         """The trained network, in evaluation mode on the CPU."""
+        if network.startswith(YOURS):
+            return self._own_run(network.removeprefix(YOURS))
         return self._quick_run(network)[0] if self.quick else load_weights(self.weights_name(network))
 
     def history(self, network: str) -> History:
@@ -112,9 +125,18 @@ class Session:
 
     def predictions(self, network: str, split: str) -> Predictions:
         """Its predictions on one split ("val" or "test")."""
-        if self.quick:
+        if self.quick or network.startswith(YOURS):
             return predict(self.network(network), getattr(self.data, split))
         return load_predictions(self.weights_name(network), split)
+
+    def _own_run(self, network: str) -> MultiExitNet:
+        path = self.checkpoint(network)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; train {network} first, in notebook 2 or 3")
+        model, _, pool = network.partition("-")
+        net = create_model(model, width=self.width, pool=pool)
+        fit(net, self.data, self.recipe, checkpoint=path, progress=False)  # a finished run is only read
+        return net
 
     def _quick_run(self, network: str) -> tuple[MultiExitNet, History]:
         kind = _kind_asked_for(network, default_registry())

@@ -7,6 +7,7 @@ lists its percentages and decimals that no output above them shows: cited number
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|var|Us
 
 def main(names: list[str]) -> int:
     """Run the named notebooks, or all; return how many failed."""
+    shutil.rmtree(FOLDER / "runs", ignore_errors=True)  # else notebooks would find their own training finished
     failed = 0
     for path in [Path(name) for name in names] or sorted(FOLDER.glob("*.ipynb")):
         started = time.perf_counter()
