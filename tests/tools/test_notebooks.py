@@ -46,8 +46,9 @@ def test_the_suite_is_complete():
         "08_shallow_deep_networks",
         "09_overthinking",
         "10_early_exits",
-        "11_confusion",
-        "12_gradcam",
+        "11_exit_policies",
+        "12_confusion",
+        "13_gradcam",
     ]
 
 
