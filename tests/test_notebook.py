@@ -27,15 +27,6 @@ def test_quick_mode_is_asked_for_by_the_environment(monkeypatch, capsys):
     assert not start().quick
 
 
-def test_without_a_gpu_it_says_what_to_do(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    start()
-
-    said = capsys.readouterr().out
-    assert "no GPU: fine" in said
-    assert "T4 GPU" in said
-
-
 def test_quick_networks_are_trained_once_and_kept(empty_cache):
     first = Session(quick=True).network("resnet18_2exits-spp")
     again = Session(quick=True)
@@ -140,13 +131,6 @@ def test_an_unknown_kind_is_named_with_those_that_there_are(registry):
         ValueError, match=r"'resnet99-avg'; .* from \['resnet18-avg', .*full name that list_weights\(\) has"
     ):
         Session(quick=False).weights_name("resnet99-avg")
-
-
-def test_a_network_without_a_choice_of_pooling_is_asked_for_by_its_model(registry, empty_cache):
-    registry(trained("vgg16", None, 16))
-
-    assert Session(quick=False).weights_name("vgg16").startswith("vgg16-None-16")
-    assert Session(quick=True).network("resnet18").num_exits == 1
 
 
 def test_runs_of_one_kind_are_found_whatever_their_seed(registry, empty_cache):

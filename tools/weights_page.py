@@ -38,7 +38,7 @@ _INTRODUCTION = """\
 # Weights
 
     from eeutils.weights import list_weights, load_history, load_predictions, load_run, load_weights
-    list_weights()                                     # names that load: all with a size below, or published elsewhere
+    list_weights()                                     # all names that load
     net = load_weights("<name>")                       # float32, evaluation mode
     predictions = load_predictions("<name>", "test")   # logits of every exit for every image; or "val"
     history = load_history("<name>")
@@ -46,10 +46,10 @@ _INTRODUCTION = """\
 After your own training, `load_run("runs/<name>-s0")` gives the network of a finished run.
 
 Every file is checked against the sha256 in `registry.json` before it is read. This page is written from that file by
-`python -m tools.publish <folder of a training run>`, which adds a run or replaces the one of the same name.
+`python -m tools.publish <folder of a training run>`, which adds a run or replaces the run of the same name.
 """
 _TRAINED = (
-    "Accuracy of each exit, shallowest first, of the weights as they ship (half precision); cost is the multiply-adds "
+    "Accuracy of each exit, shallowest first, of the weights as they ship (half precision). Cost is the multiply-adds "
     "of one image up to and including that exit. Every row is one run, of seed 0 or the one that its name ends in "
     "(`-s1`). The matrix peak is how fast the same machine multiplies large matrices."
 )

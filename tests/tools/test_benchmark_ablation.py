@@ -109,12 +109,3 @@ def test_what_ships_is_not_trained_again_if_it_was_trained_in_just_that_way(monk
     for name in ("equal weights of the losses", "backbone first, then all together"):
         predictions_of(study, VARIANTS[name], name, 1, None)
     assert len(trained) == len(trained_here) + 3
-
-
-def test_a_wrong_value_ends_with_its_message(capsys):
-    with pytest.raises(SystemExit, match="unknown recipe 'fast'"):
-        main(["--data", "digits", "--recipe", "fast"])
-    with pytest.raises(SystemExit) as stopped:
-        main(["--data", "digits", "--seeds"])
-    shown = capsys.readouterr()
-    assert "seeds are empty" in shown.out + shown.err + str(stopped.value)

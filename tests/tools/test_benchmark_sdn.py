@@ -1,4 +1,3 @@
-import pandas as pd
 import pytest
 import torch
 
@@ -85,14 +84,6 @@ def test_both_ways_run_on_the_same_images_and_agree(net):
         assert (seconds > 0).all()
 
 
-def test_a_disagreement_is_said_aloud(net, monkeypatch):
-    nonsense = bench.Outcome(torch.ones(len(SDN_THRESHOLDS)).double(), torch.zeros(len(SDN_THRESHOLDS)).double())
-    monkeypatch.setattr(bench, "one_at_a_time", lambda *_: nonsense)
-    race = bench.measure(net, make_split(9), part=9, repeats=1)
-    assert not race.agree
-    assert "NO." in bench.race_report(race)
-
-
 def test_every_section_is_timed_on_what_was_read(net, monkeypatch):
     seen = []
     tables = tuple(predict(net, make_split(count)) for count in (30, 40))
@@ -116,14 +107,6 @@ def test_the_sections_run_on_a_network_whose_first_exit_no_small_budget_affords(
         section(*(Predictions(table.logits, table.labels, dear) for table in (val, test)))
 
 
-def test_the_sections_are_reported_with_their_sum():
-    seconds = pd.DataFrame({"reading": [0.1, 0.3, 0.2], "confusion": [1.0, 1.0, 1.0]})
-    report = bench.sections_report(seconds, num_images=10_000, num_exits=7)
-    assert "10,000 test images and 7 exits" in report
-    assert "| reading | 0.10 | 0.20 |" in report
-    assert "| all | 1.10 | 1.20 |" in report
-
-
 def test_the_command_writes_its_report(tmp_path, monkeypatch, net, capsys):
     data = load_data("digits")
     entry = WeightEntry.__new__(WeightEntry)
@@ -138,8 +121,3 @@ def test_the_command_writes_its_report(tmp_path, monkeypatch, net, capsys):
     assert "s for 3 images" in report
     assert "Ratio an image" in report
     assert "| all |" in report
-
-
-def test_weights_that_are_not_there_end_the_command_with_a_message():
-    with pytest.raises(SystemExit, match=r"error: .*unheard-of"):
-        bench.main(["--weights", "unheard-of"])

@@ -53,10 +53,6 @@ def test_one_epoch_does_not_tell_what_came_only_once():
     assert math.isnan(bench.steady_seconds(history(9)))
 
 
-def test_set_up_comes_only_once_too():
-    assert timed(0.9, seconds=20.0, steady=bench.steady_seconds(history(9, 2, 3, 7))).one_off == 20 - 15
-
-
 def test_the_speed_is_that_of_the_later_epochs():
     assert bench.images_per_second(history(9, 2, 3, 7)) == 300
     assert bench.images_per_second(history(9)) == 900
@@ -82,27 +78,6 @@ def test_the_target_is_for_the_mean_of_the_last_exit(last, verdict):
     report = as_markdown(TimeToAccuracy(), measured(timed(last), timed(0.96)))
 
     assert f"95.00% by the last exit, in the mean over 2 seed(s): {verdict}." in report
-
-
-def test_the_report_says_what_was_measured_and_on_what():
-    report = as_markdown(TimeToAccuracy(other_peak=0.4), measured(timed(0.95)))
-
-    assert "80 epoch(s), bfloat16, compile auto, on a card" in report
-    assert "| seed 0 | 50.00 | 95.00 | 100.00 | 20.00 | 80.00 | 1,000 |" in report
-    assert "100.0 s from the call of `fit`" in report
-    assert "20.0 s of it come only once" in report
-    assert "**80.0 s** without" in report
-    assert "25.0% of the 1.2 TFLOPS" in report
-    assert "With a peak of 0.4 TFLOPS: 240 s (4.0 minutes)" in report  # 80 s, three times as slow
-    assert "Another card" not in as_markdown(TimeToAccuracy(), measured(timed(0.95)))
-
-
-def test_the_report_on_one_epoch_says_what_it_cannot_tell():
-    report = as_markdown(TimeToAccuracy(other_peak=0.4), measured(timed(0.95, steady=math.nan), epochs=1))
-
-    assert "| 100.00 |  |  | 1,000 |" in report
-    assert report.count("cannot be told from one epoch") == 2
-    assert "nan" not in report
 
 
 def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch, peak, capsys):
@@ -150,44 +125,3 @@ def test_a_run_that_fails_leaves_the_last_report(tmp_path, monkeypatch, peak):
         assert list(tmp_path.iterdir()) == before
         out.write_text("as it was")
     assert out.read_text() == "as it was"
-
-
-def test_a_report_that_cannot_be_written_is_at_least_shown(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(bench, "measure", lambda options: measured(timed(0.95)))
-    with pytest.raises(SystemExit, match="error: cannot write"):
-        main(["--out", str(tmp_path / "file" / "report.md")])
-    assert "| seed 0 |" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("seeds", 0), ("target", 0.0), ("target", 95.0), ("other_peak", 0.0), ("other_peak", -65.0)]
-)
-def test_a_value_that_makes_no_sense_is_named(option, value):
-    with pytest.raises(ValueError, match=f"^{option} .*{value}"):
-        TimeToAccuracy(**{option: value})
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--recipe", "fast"], "unknown recipe 'fast'; choose from"),
-        (["--recipe", "ic_only"], "recipe 'ic_only' trains early_exits alone"),
-        (["--epochs", "0"], "epochs must be positive, got 0"),
-        (["--model", "resnet19"], "unknown model 'resnet19'; choose from"),
-        (["--pool", "mean"], "unknown pool 'mean'; choose from"),
-        (["--device", "tpu9"], "unknown device 'tpu9'; choose from"),
-    ],
-)
-def test_a_wrong_value_ends_with_its_message_before_any_data_are_fetched(words, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "load_data", None)
-    with pytest.raises(SystemExit, match=f"error: {message}"):
-        main([*TINY, *words, "--out", str(tmp_path / "report.md")])
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_wrong_number_of_seeds_ends_the_command_with_its_message(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([*TINY, "--seeds", "0"])
-    shown = capsys.readouterr()
-    assert "seeds must be positive, got 0" in shown.out + shown.err + str(stopped.value)

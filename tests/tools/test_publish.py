@@ -18,7 +18,7 @@ from eeutils.files import exclusive, sha256_of_file
 from eeutils.weights import Registry, StoredFile, list_weights, load_history, load_predictions, load_weights
 from eeutils.weights.fetch import drive_page
 from tools import publish as publish_module
-from tools.publish import _check_against, _check_sizes, _set_aside, halved, main, publish
+from tools.publish import _check_against, _set_aside, main, publish
 from tools.weights_page import readme_text
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -181,16 +181,6 @@ def test_files_that_a_killed_process_had_set_aside_come_back(tmp_path, error):
     assert (tmp_path / "net" / "weights").read_text() == "old"
 
 
-def test_files_set_aside_by_a_process_killed_after_its_own_were_in_place_do_not_come_back(tmp_path):
-    for folder, content in (("net", "new"), (".net.before", "old")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "weights").write_text(content)
-    with _set_aside(tmp_path / "net"):
-        assert (tmp_path / ".net.before" / "weights").read_text() == "new"
-        (tmp_path / "net").mkdir()
-    assert [path.name for path in tmp_path.iterdir()] == ["net"]
-
-
 def test_results_alone_take_the_place_of_weights(run, empty):
     publish(run, empty)
     entry = publish(run, Registry.load(empty.folder), results_only=True)
@@ -224,13 +214,6 @@ def test_what_is_too_large_to_ship_changes_nothing(run, tiny_registry, tmp_path,
 
     monkeypatch.setattr(publish_module, limit, just)
     assert publish(run, tiny_registry).files == alone.files
-
-
-@pytest.mark.parametrize("size", [None, publish_module.LARGEST_FOLDER])
-def test_what_lies_elsewhere_takes_no_room(tiny_registry, size):
-    file = StoredFile("upf/m.pt", None, size, ("drive:some_id",))
-    elsewhere = replace(tiny_registry.entries[0], name="upf", status="external", weights=file)
-    _check_sizes(tiny_registry.entries[-1], tiny_registry.with_entry(elsewhere))
 
 
 def test_other_entries_stay(run, tiny_registry):
@@ -271,33 +254,11 @@ def test_what_is_not_worth_publishing_changes_nothing(run, tiny_registry):
     check(FileNotFoundError, "did not finish")
 
 
-@pytest.mark.parametrize("change", [-0.009, 0.009])
-def test_half_precision_may_move_an_accuracy_a_little(tiny_registry, change):
-    entry = replace(tiny_registry.entries[0], accuracy={"test": (0.5, 0.6)})
-    _check_against({"test_accuracy": [0.5, 0.6 + change]}, entry)
-
-
 @pytest.mark.parametrize("reported", [[0.5, 0.611], [0.5, 0.589], [0.5], [0.5, 0.6, 0.6]])
 def test_accuracies_of_another_run_are_told(tiny_registry, reported):
     entry = replace(tiny_registry.entries[0], accuracy={"test": (0.5, 0.6)})
     with pytest.raises(ValueError, match="different runs"):
         _check_against({"test_accuracy": reported}, entry)
-
-
-def test_a_packaged_registry_cannot_be_published_to(run):
-    with pytest.raises(ValueError, match="clone"):
-        publish(run, Registry(()))
-
-
-def test_halved_leaves_counts_alone():
-    tensors = {
-        "w": torch.ones(2, 2),
-        "b": torch.ones(2),
-        "n": torch.tensor(3),
-        "i": torch.ones(2, 2, dtype=torch.int64),
-    }
-    kinds = {name: tensor.dtype for name, tensor in halved(tensors).items()}
-    assert kinds == {"w": torch.float16, "b": torch.float32, "n": torch.int64, "i": torch.int64}
 
 
 def test_the_command_line(run, empty, monkeypatch, capsys):
@@ -321,14 +282,6 @@ def test_the_page_says_what_the_registry_says(run, tiny_registry):
     assert percent in row
     assert f"{entry.macs[0] / 1e6:.1f} / " in row
     assert "train --width 64 && publish" in text
-
-
-def test_the_page_says_what_a_run_started_from(run, tiny_registry):
-    entry = publish(run, tiny_registry)
-    assert " from " not in readme_text(Registry((entry,))).partition("## Trained")[2]
-    command = "python -m eeutils.train ic_only --start-from some-weights --train.epochs 2"
-    text = readme_text(Registry((replace(entry, command=command),)))
-    assert f"{entry.training.config['epochs']} epochs from `some-weights`, " in text
 
 
 def test_the_page_leads_to_drive(tiny_registry):

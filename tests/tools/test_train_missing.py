@@ -145,18 +145,6 @@ def test_a_run_that_takes_too_long_is_stopped_and_stays_missing(folder, monkeypa
     assert "call again to go on" in capsys.readouterr().out
 
 
-def test_without_time_nothing_is_started_but_all_is_listed(folder, monkeypatch, capsys):
-    monkeypatch.setattr(plan_module.subprocess, "Popen", None)
-
-    train_missing((FIRST, SECOND), minutes=0)
-
-    assert status(folder) == dict.fromkeys(NAMES, "not trained")
-    entry = Registry.load(folder).entry(NAMES[1])
-    assert entry.command == f"{SECOND.command} && python -m tools.publish runs/{NAMES[0]}-s1"
-    assert entry.command in (folder / "README.md").read_text()
-    assert "the 0 minutes are over" in capsys.readouterr().out
-
-
 def test_a_run_that_fails_does_not_stop_the_others(folder, monkeypatch):
     started = []
 
@@ -190,22 +178,6 @@ def test_what_cannot_be_trained_here_is_left_out_with_the_reason(folder, monkeyp
     assert train_missing((planned,), minutes=5) == []
 
     assert reason in capsys.readouterr().out
-
-
-def test_a_registry_without_a_folder_cannot_be_filled(monkeypatch):
-    monkeypatch.setattr(plan_module, "default_registry", lambda: Registry(()))
-    with pytest.raises(ValueError, match="clone"):
-        record_plan((FIRST,))
-
-
-def test_the_command_line_lists_the_plan(capsys):
-    main(["--only", "resnet18-avg-cifar10-w16", "resnet18_3exits-spp-cifar10"])
-
-    lines = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split(" | ")[1] for line in lines] == [
-        default_registry().entry(name).status.replace("not trained", "missing")
-        for name in ("resnet18_3exits-spp-cifar10", "resnet18-avg-cifar10-w16")
-    ]
 
 
 def test_an_unknown_name_is_named():
