@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from eeutils.download import web_page
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, exclusive, sha256_of_file, storage_error, web_page
+from eeutils.files import cache_dir, exclusive, sha256_of_file, storage_error
 from eeutils.sources import Source, first_that_delivers
 from eeutils.weights.registry import StoredFile
 
