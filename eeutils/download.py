@@ -75,7 +75,9 @@ def download(
             check(part)
             part.replace(target)
         except ConnectionError:
-            raise  # and keep what has come
+            if not _size(part):  # otherwise what has come is kept
+                part.unlink(missing_ok=True)
+            raise
         except IntegrityError:
             part.unlink()
             raise

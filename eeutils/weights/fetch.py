@@ -83,7 +83,9 @@ def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | Non
         try:
             verify(path, replace(file, sha256=note.read_text("utf-8", "replace").strip()))
         except IntegrityError as error:
-            raise IntegrityError(f"{error}; it was noted at the first download: to accept another, delete {note}") from error
+            raise IntegrityError(
+                f"{error}; it was noted at the first download: to accept another, delete {note}"
+            ) from error
     else:
         verify(path, file)
         check_readable(path)
@@ -93,7 +95,7 @@ def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | Non
 def _passes(check: Check, path: Path) -> bool:
     try:
         check(path)
-    except (FileNotFoundError, IntegrityError):
+    except (OSError, IntegrityError):
         return False
     return True
 

@@ -1,14 +1,13 @@
 import hashlib
-import multiprocessing
-import resource
-import signal
-from collections.abc import Callable
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gdown
 import pytest
 import requests
 
+from eeutils import download
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
 from eeutils.weights import StoredFile, fetch
 from eeutils.weights.fetch import drive_page, local_file
@@ -20,7 +19,8 @@ HTML = b"\n  <!DOCTYPE html><html><body>Quota exceeded</body></html>"
 @pytest.fixture
 def soon_given_up(monkeypatch) -> None:
     """For the tests whose server stays silent; a busy machine may keep the others waiting that long."""
-    monkeypatch.setattr(fetch, "TIMEOUT_S", (1.0, 0.3))
+    monkeypatch.setattr(download, "TIMEOUT_S", (1.0, 0.3))
+    monkeypatch.setattr(download, "BACKOFF_S", 0.01)
 
 
 def stored(*sources: str, content: bytes = CONTENT) -> StoredFile:
@@ -85,18 +85,20 @@ def test_the_next_source_has_its_turn(site, cache):
         ({"body": HTML}, "answered a web page, not weights"),
         ({"body": b"x", "status": 404}, "404"),
         ({"body": b"x", "status": 500}, "500"),
-        ({"body": CONTENT[:-1] + b"x"}, "not the file that was published"),
-        ({"body": CONTENT[:-9]}, "not the file that was published"),
-        ({"body": CONTENT, "ends_after": 100}, "IncompleteRead|incomplete|broken"),
-        ({"body": CONTENT, "silent_after": 100}, "[Tt]imed out"),
+        ({"body": CONTENT[:-1] + b"x"}, "sha256"),
+        ({"body": CONTENT[:-9]}, "10,231 bytes"),
+        ({"body": b""}, "0 bytes"),
+        ({"body": CONTENT, "ends_after": 0}, "IncompleteRead|incomplete|broken"),
+        ({"body": CONTENT, "silent_after": 0}, "[Tt]imed out"),
     ],
-    ids=["web page", "404", "500", "bit rot", "short", "hangs up", "hangs"],
+    ids=["web page", "404", "500", "bit rot", "short", "nothing", "hangs up", "hangs"],
 )
 @pytest.mark.usefixtures("soon_given_up")
-def test_what_a_bad_source_did_is_said_and_nothing_is_left(site, cache, answer, reason):
+def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, answer, reason):
     site.say("/w", **answer)
+    file = replace(stored(f"{site.url}/w"), size=None if answer["body"] == HTML else len(CONTENT))
     with pytest.raises(DataUnavailableError, match=reason) as caught:
-        local_file(stored(f"{site.url}/w"), None)
+        local_file(file, None)
     assert f"{site.url}/w" in str(caught.value)
     assert str(cache / "net/w.bin") in str(caught.value)
     assert left_in(cache) == set()
@@ -116,39 +118,69 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_source(site, monkeypa
         local_file(stored(f"{site.url}/w"), None)
 
 
-def in_children(count: int, work: Callable[[], object]) -> list[object]:
-    """What `work` returns in each of `count` processes that run at the same time; forked, because imports take long."""
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    children = [context.Process(target=lambda: answers.put(work())) for _ in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * count
-    return [answers.get() for _ in children]
+@pytest.mark.timeout(60)
+def test_local_file_is_fetched_once_for_two_who_ask(site, cache, capfd):
+    file = stored(site.say("/w", CONTENT, delay_s=0.5))
+    paths = []
+    askers = [threading.Thread(target=lambda: paths.append(local_file(file, None))) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert paths == [cache / "net/w.bin"] * 2
+    assert site.asked == ["/w"]
+    assert str(cache / "net/w.bin") in capfd.readouterr().err
 
 
-def test_a_full_disk_is_no_fault_of_the_source(site, cache):
-    content = bytes(200_000)
-    file = stored(site.say("/w", content), content=content)
+def test_local_file_offline_asks_nobody(site, cache, monkeypatch):
+    monkeypatch.setenv("EEUTILS_OFFLINE", "1")
+    file = stored(site.say("/w", CONTENT), "drive:some_id")
+    with pytest.raises(DataUnavailableError, match="EEUTILS_OFFLINE"):
+        local_file(file, None)
+    assert site.asked == []
+    (cache / "net").mkdir(parents=True, exist_ok=True)
+    (cache / "net/w.bin").write_bytes(CONTENT)
+    assert local_file(file, None) == cache / "net/w.bin"
 
-    def fetch_onto_a_full_disk() -> str:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        with pytest.raises(StorageError) as caught:
-            local_file(file, None)
-        return str(caught.value)
 
-    (message,) = in_children(1, fetch_onto_a_full_disk)
-    assert str(cache / "net/w.bin") in message
+# A file whose sha256 nobody knows.
+
+
+def readable(path: Path) -> None:
+    if not path.read_bytes().startswith(bytes(range(256))):
+        raise IntegrityError(f"{path} cannot be read")
+
+
+def unknown(*sources: str) -> StoredFile:
+    return StoredFile("net/w.bin", None, None, sources)
+
+
+@pytest.mark.parametrize("body", [b"", b'{"error": 1}', b"quota exceeded", HTML])
+def test_local_file_caches_nothing_that_cannot_be_read(site, cache, body):
+    with pytest.raises(DataUnavailableError):
+        local_file(unknown(site.say("/w", body)), None, readable)
     assert left_in(cache) == set()
 
 
-def test_two_processes_fetch_once(site, cache):
-    file = stored(site.say("/w", CONTENT, delay_s=0.5))
-    assert in_children(2, lambda: local_file(file, None).read_bytes()) == [CONTENT] * 2
-    assert site.asked == ["/w"]
+def test_local_file_notes_an_unknown_sha256_and_accepts_no_other(site, cache):
+    file = unknown(site.say("/w", CONTENT))
+    path = local_file(file, None, readable)
+    assert left_in(cache) == {"w.bin", "w.bin.sha256"}
+    path.write_bytes(CONTENT[:-1])  # readable, but damaged
+    assert local_file(file, None, readable).read_bytes() == CONTENT
+    site.say("/w", CONTENT + b"new")
+    assert local_file(file, None, readable).read_bytes() == CONTENT
+    path.unlink()
+    with pytest.raises(DataUnavailableError, match=r"delete .*w\.bin\.sha256"):
+        local_file(file, None, readable)
+    (cache / "net/w.bin.sha256").unlink()
+    assert local_file(file, None, readable).read_bytes() == CONTENT + b"new"
+
+
+def test_local_file_replaces_what_cannot_be_read(site, cache):
+    (cache / "net").mkdir(parents=True)
+    (cache / "net/w.bin").write_bytes(b"quota exceeded")
+    assert local_file(unknown(site.say("/w", CONTENT)), None, readable).read_bytes() == CONTENT
 
 
 # Google Drive, by gdown.
@@ -218,6 +250,15 @@ def test_gdowns_interface_is_the_one_that_is_called(site, tmp_path):
     # The real function, with a URL in place of the id: the other arguments have to be its own.
     site.say("/w", CONTENT)
     output = tmp_path / "w"
-    gdown.download(url=f"{site.url}/w", output=str(output), timeout=fetch.TIMEOUT_S, use_cookies=False, retries=1)
+    kept = {"timeout": fetch.TIMEOUT_S, "use_cookies": False, "retries": 2, "progress": lambda have, total: None}
+    gdown.download(url=f"{site.url}/w", output=str(output), **kept)
     assert output.read_bytes() == CONTENT
     assert issubclass(requests.RequestException, OSError)  # why fetch tells it from trouble with the disk
+
+
+def test_an_endless_drive_is_stopped(site, cache, monkeypatch):
+    url, real = site.say("/w", CONTENT * 100), gdown.download
+    monkeypatch.setattr(gdown, "download", lambda *, id, **kwargs: real(url=url, **kwargs))
+    with pytest.raises(DataUnavailableError, match="more than"):
+        local_file(replace(drive_file(), size=100), None)
+    assert left_in(cache) == set()
