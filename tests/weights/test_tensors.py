@@ -49,6 +49,20 @@ def test_a_file_of_a_compiled_network_fits_the_network_and_the_other_way_round()
     assert not compiled.units[0][0].weight.any()
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_put_tensors_passes_over_the_prefixes_of_wrappers(wrap):
+    plain, other = make_net(), make_net()
+    put_tensors(plain, wrap(other).state_dict(), "a file")
+    assert torch.equal(plain.units[0][0].weight, other.units[0][0].weight)
+
+
+def test_put_tensors_refuses_integers_for_floats():
+    net = make_net()
+    quantized = stored_tensors(net) | {"exits.0.2.bias": torch.ones(3, dtype=torch.int8)}
+    with pytest.raises(ValueError, match=r"exits\.0\.2\.bias torch\.int8"):
+        put_tensors(net, quantized, "a file")
+
+
 def test_what_is_stored_shares_no_memory():
     head = nn.Linear(2, 2)
     net = MultiExitNet([nn.Identity(), nn.Identity()], {0: head, 1: head}).to(memory_format=torch.channels_last)

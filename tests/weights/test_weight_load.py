@@ -130,7 +130,7 @@ def test_weights_of_another_architecture_change_nothing(tiny_net):
 
 def test_a_file_that_is_no_safetensors(tmp_path):
     (tmp_path / "w").write_bytes(b"not tensors at all")
-    with pytest.raises(IntegrityError, match="not a readable safetensors"):
+    with pytest.raises(IntegrityError, match="w is damaged"):
         read_tensors(tmp_path / "w")
 
 
