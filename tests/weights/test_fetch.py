@@ -39,20 +39,20 @@ def left_in(cache: Path) -> set[str]:
     return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
 
 
-def test_the_repositorys_copy_needs_no_network_and_no_cache(repository, cache):
+def test_local_file_in_the_repository_needs_no_network_and_no_cache(repository, cache):
     path = local_file(stored("repository", "http://127.0.0.1:1/x"), repository)
     assert path == repository / "net/w.bin"
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", CONTENT[:-1], CONTENT[:-1] + b"x", HTML])
-def test_a_damaged_repository_file_names_the_remedy(repository, damage):
+def test_local_file_damaged_in_the_repository_names_the_remedy(repository, damage):
     (repository / "net/w.bin").write_bytes(damage)
     with pytest.raises(IntegrityError, match=r"git checkout -- .*net/w\.bin"):
         local_file(stored("repository", "http://127.0.0.1:1/x"), repository)
 
 
-def test_fetched_once_then_offline(site, cache):
+def test_local_file_is_fetched_once(site, cache):
     site.say("/w", CONTENT)
     file = stored("repository", f"{site.url}/w")
     path = local_file(file, None)
@@ -64,7 +64,7 @@ def test_fetched_once_then_offline(site, cache):
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1], CONTENT[:-1] + b"x", HTML, b""])
-def test_a_damaged_cache_copy_is_fetched_again(site, cache, damage):
+def test_local_file_damaged_in_the_cache_is_fetched_again(site, cache, damage):
     site.say("/w", CONTENT)
     cached = cache / "net/w.bin"
     cached.parent.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_a_damaged_cache_copy_is_fetched_again(site, cache, damage):
     assert local_file(stored(f"{site.url}/w"), None).read_bytes() == CONTENT
 
 
-def test_the_next_source_has_its_turn(site, cache):
+def test_local_file_asks_the_next_source(site, cache):
     site.say("/good", CONTENT)
     file = stored("repository", f"{site.url}/missing", f"{site.url}/good")
     assert local_file(file, None).read_bytes() == CONTENT
@@ -105,12 +105,12 @@ def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, a
 
 
 @pytest.mark.usefixtures("soon_given_up")
-def test_a_host_that_is_not_there(cache):
+def test_local_file_says_that_a_host_is_missing(cache):
     with pytest.raises(DataUnavailableError, match="refused"):
         local_file(stored("http://127.0.0.1:1/w"), None)
 
 
-def test_a_cache_that_cannot_be_written_is_no_fault_of_the_source(site, monkeypatch, tmp_path):
+def test_local_file_tells_an_unwritable_cache_from_a_bad_source(site, monkeypatch, tmp_path):
     site.say("/w", CONTENT)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "file"))
@@ -227,7 +227,7 @@ def test_drive_delivers_something_else(monkeypatch, cache):
 
 
 @pytest.mark.usefixtures("soon_given_up")
-def test_an_unreachable_drive_says_how_to_fetch_by_hand(monkeypatch, cache):
+def test_drive_unreachable_says_how_to_fetch_by_hand(monkeypatch, cache):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -239,14 +239,14 @@ def test_an_unreachable_drive_says_how_to_fetch_by_hand(monkeypatch, cache):
     assert left_in(cache) == set()
 
 
-def test_a_file_fetched_by_hand_is_used(monkeypatch, cache):
+def test_drive_is_not_asked_for_a_file_fetched_by_hand(monkeypatch, cache):
     monkeypatch.setattr(gdown, "download", lambda **_: pytest.fail("the file is there"))
     (cache / "net").mkdir(parents=True)
     (cache / "net/module.pt").write_bytes(CONTENT)
     assert local_file(drive_file(), None).read_bytes() == CONTENT
 
 
-def test_gdowns_interface_is_the_one_that_is_called(site, tmp_path):
+def test_gdown_takes_the_arguments_given(site, tmp_path):
     # The real function, with a URL in place of the id: the other arguments have to be its own.
     site.say("/w", CONTENT)
     output = tmp_path / "w"
@@ -256,7 +256,7 @@ def test_gdowns_interface_is_the_one_that_is_called(site, tmp_path):
     assert issubclass(requests.RequestException, OSError)  # why fetch tells it from trouble with the disk
 
 
-def test_an_endless_drive_is_stopped(site, cache, monkeypatch):
+def test_drive_is_stopped_when_endless(site, cache, monkeypatch):
     url, real = site.say("/w", CONTENT * 100), gdown.download
     monkeypatch.setattr(gdown, "download", lambda *, id, **kwargs: real(url=url, **kwargs))
     with pytest.raises(DataUnavailableError, match="more than"):

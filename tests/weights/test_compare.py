@@ -58,14 +58,14 @@ def shaken(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-def test_torchvisions_resnet_computes_the_same_in_ours():
+def test_mapped_tensors_of_torchvision_compute_the_same():
     theirs = shaken(slim_torchvision_resnet())
     ours = give(create_model("resnet18", width=4, num_classes=3, stem="imagenet"), theirs.state_dict())
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(ours(images)[0], theirs(images))
 
 
-def test_pyramid_heads_without_scale_compute_the_same_in_ours():
+def test_mapped_tensors_of_unscaled_pyramids_compute_the_same():
     theirs = shaken(OtherPyramidNet())
     ours = give(
         create_model("resnet18_3exits", width=4, num_classes=3, pool="spp", stem="imagenet", exit_after=(2, 4)),
@@ -76,7 +76,7 @@ def test_pyramid_heads_without_scale_compute_the_same_in_ours():
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_of_the_same_names_is_matched_by_name():
+def test_compare_matches_equal_names_first():
     net = create_model("resnet18_2exits", width=4)
     shuffled = dict(reversed(net.state_dict().items()))
     report = compare_with(net, shuffled)
@@ -84,7 +84,7 @@ def test_a_network_of_the_same_names_is_matched_by_name():
     assert all(own == theirs for own, theirs, _ in report.matched)
 
 
-def test_the_report_names_every_tensor_once():
+def test_compare_names_every_tensor_once():
     net = create_model("resnet18_2exits", width=4, num_classes=3)
     tensors = slim_torchvision_resnet(num_classes=5).state_dict() | {"extra.thing": torch.ones(1)}
     report = compare_with(net, tensors)
@@ -101,7 +101,7 @@ def test_the_report_names_every_tensor_once():
     assert "- exits.8.2.weight" in text
 
 
-def test_what_does_not_fit_is_not_mapped():
+def test_mapped_tensors_refuses_what_does_not_fit():
     net = create_model("resnet18", width=4)
     with pytest.raises(ValueError, match=r"units\.0\.0\.weight"):
         mapped_tensors(net, compare_with(net, {"w": torch.ones(1)}))

@@ -65,7 +65,7 @@ def read(content: bytes, folder: Path) -> PickledTensors:
     [Odd(), ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, width_per_group=64), nn.DataParallel(nn.Linear(2, 2))],
     ids=["odd", "resnet", "data parallel"],
 )
-def test_a_saved_network_gives_its_state_dict(net, zipped, tmp_path):
+def test_read_pickled_tensors_gives_the_state_dict(net, zipped, tmp_path):
     tensors = read(saved(net, zipped), tmp_path)
     expected = net.state_dict()
     assert list(tensors) == list(expected)
@@ -75,7 +75,7 @@ def test_a_saved_network_gives_its_state_dict(net, zipped, tmp_path):
 
 
 @FORMATS
-def test_a_saved_state_dict_and_a_checkpoint_are_read_too(zipped, tmp_path):
+def test_read_pickled_tensors_takes_state_dicts_and_checkpoints(zipped, tmp_path):
     net = nn.Linear(2, 3)
     assert list(read(saved(net.state_dict(), zipped), tmp_path)) == ["weight", "bias"]
     for checkpoint in ({"model": net, "epoch": 3}, {"model": net.state_dict(), "epoch": 3}):
@@ -83,7 +83,7 @@ def test_a_saved_state_dict_and_a_checkpoint_are_read_too(zipped, tmp_path):
 
 
 @FORMATS
-def test_no_class_of_the_file_is_imported(zipped, tmp_path, monkeypatch):
+def test_read_pickled_tensors_imports_no_class(zipped, tmp_path, monkeypatch):
     # A module that exists while the file is written, and would leave a mark were it imported again.
     marker = tmp_path / "imported"
     (tmp_path / "upf_classes.py").write_text(
