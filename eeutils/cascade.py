@@ -10,7 +10,8 @@ from torch import Tensor
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import Decisions, check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, check_policy, leaving
-from eeutils.analysis.predictions import Batched, check_outputs, check_split, checked_costs
+from eeutils.analysis.predictions import check_outputs, check_split, checked_costs
+from eeutils.data.splits import Split
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
@@ -113,7 +114,7 @@ class Cascade:
         _check_normalized(images)
         return self._answer(images)
 
-    def run(self, split: Batched, *, batch_size: int = 256, costs: Tensor | Sequence[float] | None = None) -> Decisions:
+    def run(self, split: Split, *, batch_size: int = 256, costs: Tensor | Sequence[float] | None = None) -> Decisions:
         """The cascade over a whole split of uint8 images, in its order; the split normalises them.
 
         Args:
@@ -135,7 +136,7 @@ class Cascade:
         check_outputs(split, result.logits.shape[-1])
         return Decisions(result.exit_index.cpu(), result.predicted.cpu(), split.labels.cpu(), costs)
 
-    def _costs_of(self, split: Batched) -> Tensor:
+    def _costs_of(self, split: Split) -> Tensor:
         shape = tuple(split.images.shape[1:])
         if shape not in self._costs:
             self._costs[shape] = exit_costs(self.net, shape)

@@ -1,4 +1,4 @@
-"""What an image costs at each exit: multiply-adds and parameters."""
+"""Costs of an image at each exit: multiply-adds and parameters."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from eeutils.models.macs import count_macs, on_meta, walk_units
 class NetworkCosts:
     """Multiply-adds of one image and parameters, part by part.
 
-    Multiply-adds are of what `torch.utils.flop_counter` knows: convolutions, matrix products, attention. Custom
-    operators, such as `torchvision.ops.DeformConv2d`, count nothing; a network with these needs another measure, as in
+    Multiply-adds are those that `torch.utils.flop_counter` knows: convolutions, matrix products, attention. A network
+    with custom operators, such as `torchvision.ops.DeformConv2d`, needs another measure:
     `predict(..., costs=measure_seconds(net, split))`.
 
     Attributes:
@@ -34,26 +34,25 @@ class NetworkCosts:
 
     @property
     def cumulative_macs(self) -> Tensor:
-        """(E,) float64: an image that leaves at exit e has paid the units and *all* heads up to it."""
+        """(E,) float64, of the units and *all* heads up to each exit."""
         return _up_to_exits(self.unit_macs, self.exit_macs, self.exit_after)
 
     @property
     def cumulative_params(self) -> Tensor:
-        """(E,) int64: what has to be stored to answer at exit e, the heads before it included."""
+        """(E,) int64, of the units and all heads up to each exit."""
         return _up_to_exits(self.unit_params, self.exit_params, self.exit_after)
 
 
-@torch.inference_mode(False)  # its tensors do not tell what was written into them
+@torch.inference_mode(False)  # its tensors have no version counter, which shows heads that work in place
 def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> NetworkCosts:
-    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone: nothing is computed.
+    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone and without its hooks.
 
     Raises:
         TypeError: if `net` has no exits.
-        ValueError: if a unit or an exit cannot read what it is given, or needs numbers and not shapes alone, or an
-            early exit's head works in place on what it reads (but for its first layer: then it is given a copy), which
-            would change the answers of deeper exits.
+        ValueError: if a unit or an exit cannot read its input or looks at values, or the head of an early exit works
+            in place on the feature map that the next unit reads.
     """
-    net = on_meta(net)
+    net = remove_hooks(on_meta(net))
     unit_macs, features = zip(*walk_units(net, image_shape), strict=True)
     exit_macs = []
     for unit, stage in zip(net.exit_after, net.stages(), strict=True):
@@ -69,8 +68,17 @@ def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Netwo
 
 
 def exit_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Tensor:
-    """(E,) float64, multiply-adds of one image up to and including each exit, all heads passed counted."""
+    """Return the (E,) float64 multiply-adds of one image up to each exit, with all heads on the way."""
     return measure_costs(net, image_shape).cumulative_macs
+
+
+def remove_hooks(net: MultiExitNet) -> MultiExitNet:
+    """Remove forward hooks from `net`, in place, but those of `torch.nn.utils`, in which pruning computes weights."""
+    for module in net.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
+                del hooks[key]
+    return net
 
 
 def _up_to_exits(of_units: Tensor, of_exits: Tensor, exit_after: tuple[int, ...]) -> Tensor:

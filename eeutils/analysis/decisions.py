@@ -1,4 +1,4 @@
-"""Decisions: where a policy lets every image of a table leave, and what comes of it."""
+"""Decisions: the exit at which a policy lets each image leave, and the accuracy and cost that follow."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,60 +11,15 @@ from eeutils.analysis.policies import Policy, check_policy, confidence, leaving
 from eeutils.analysis.predictions import Predictions, check_predictions
 
 
-def _last(logits: Tensor) -> Tensor:
-    return logits[-1]
-
-
-def _most_confident(logits: Tensor) -> Tensor:
-    surest = confidence(logits).argmax(0)  # the first of those equally sure
-    return logits[surest, torch.arange(len(surest), device=logits.device)]
-
-
-_FALLBACKS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last, "most_confident": _most_confident}
-
-
-def check_fallback(name: str) -> None:
-    """Raise a ValueError with the choices unless `name` is a fallback."""
-    if name not in _FALLBACKS:
-        raise ValueError(f"unknown fallback {name!r}; choose from {sorted(_FALLBACKS)}")
-
-
-def fallback_logits(logits: Tensor, name: str) -> Tensor:
-    """Logits (E, n, C) of all exits -> (n, C), what is answered for images that no early exit let go.
-
-    Args:
-        logits: of every exit.
-        name: "last", the last exit's answer; or "most_confident", that of the exit with the largest softmax probability
-            (as in the experiments of Shallow-Deep Networks). The whole network has been paid for either way.
-
-    Raises:
-        ValueError: if `name` is neither.
-    """
-    check_fallback(name)
-    return _FALLBACKS[name](logits)
-
-
-def with_fallback(predictions: Predictions, name: str) -> Predictions:
-    """The table in which the last exit answers what the fallback `name` says, for sweeps and choices of thresholds.
-
-    Raises:
-        ValueError: see `fallback_logits`.
-    """
-    if name == "last":
-        return predictions
-    answers = fallback_logits(predictions.logits, name)
-    return Predictions(torch.cat([predictions.logits[:-1], answers[None]]), predictions.labels, predictions.costs)
-
-
 @dataclass(frozen=True)
 class Decisions:
-    """Where every image of a split left, and what came of it.
+    """Exit and prediction of every image of a split.
 
     Attributes:
         exit_index: (N,) int64.
-        predicted: (N,) int64, the class that exit named, or the fallback for images that no early exit let go.
+        predicted: (N,) int64, the class predicted there, or by the fallback for images that leave at no early exit.
         labels: (N,) int64.
-        costs: (E,) float64 up to each exit, as the predictions have them.
+        costs: (E,) float64 of one image up to each exit.
     """
 
     exit_index: Tensor
@@ -81,7 +36,7 @@ class Decisions:
 
     @cached_property
     def accuracy(self) -> float:
-        """Share of the images whose class was named."""
+        """Share of the images classified correctly."""
         return float((self.predicted == self.labels).double().mean())
 
     @cached_property
@@ -100,7 +55,7 @@ class Decisions:
         return _exit_rates(self.exit_index, len(self.costs))
 
     def exit_rates_by_class(self, classes: Sequence[str]) -> dict[str, Tensor]:
-        """`exit_rates` of "all" images, then of those of each class: what `eeutils.plots.plot_exit_rates` takes."""
+        """Return `exit_rates` of "all" images, then of each class, as `eeutils.plots.plot_exit_rates` takes them."""
         left = {name: self.exit_index[self.labels == label] for label, name in enumerate(classes)}
         return {"all": self.exit_rates} | {name: _exit_rates(index, len(self.costs)) for name, index in left.items()}
 
@@ -109,15 +64,14 @@ def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> 
     """Let `policy` decide for every image of the table.
 
     Args:
-        predictions: the table.
-        policy: who leaves where.
-        fallback: whose answer counts for an image that no early exit let go: see
-            `eeutils.analysis.decisions.fallback_logits`.
+        predictions: the table; the policy cannot write into it.
+        policy: decides who leaves where.
+        fallback: answers for an image that leaves at no early exit; see `fallback_logits`.
 
     Raises:
-        TypeError: if `predictions` are no table, or `policy` is no policy.
-        ValueError: if the policy is for another number of exits, or does not answer one bool per image, or the fallback
-            is unknown.
+        TypeError: if `predictions` is not a `Predictions`, or `policy` not a `Policy`.
+        ValueError: if the policy is for another number of exits or returns anything but (n,) bool, or the fallback is
+            unknown.
     """
     check_predictions(predictions)
     index = exit_indices(predictions.logits, policy)
@@ -126,7 +80,7 @@ def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> 
 
 
 def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
-    """Logits (E, N, C) -> the exit at which each image leaves, (N,) int64; the last takes whoever is left.
+    """Logits (E, N, C) -> (N,) int64, the exit at which each image leaves, the last if at no early one.
 
     Raises:
         TypeError, ValueError: see `decide`.
@@ -134,9 +88,67 @@ def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
     num_exits = len(logits)
     check_policy(policy, num_exits)
     left_at = torch.full(logits.shape[1:2], num_exits - 1, device=logits.device)
-    for index in reversed(range(num_exits - 1)):  # from deep to shallow: the first exit to let an image go wins
+    logits = logits[:-1].clone()  # a policy may write into it; no shallower exit sees what a deeper one wrote there
+    for index in reversed(range(num_exits - 1)):  # the shallowest exit overwrites the others
         left_at[leaving(policy, logits[: index + 1])] = index
     return left_at
+
+
+def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:
+    """(E,) int64, images that leave at no early exit, counted at the exit most confident of them.
+
+    Shallow-Deep Networks (arXiv 1810.07052) count the same, except that their last exit has a threshold, too.
+
+    Raises:
+        TypeError, ValueError: see `decide`.
+    """
+    staying = decide(predictions, policy).exit_index == predictions.num_exits - 1
+    return predictions.confidence[:, staying].argmax(0).bincount(minlength=predictions.num_exits)
+
+
+def _last(logits: Tensor) -> Tensor:
+    return logits[-1]
+
+
+def _most_confident(logits: Tensor) -> Tensor:
+    most = confidence(logits).argmax(0)  # the first of equals
+    return logits[most, torch.arange(len(most), device=logits.device)]
+
+
+_FALLBACKS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last, "most_confident": _most_confident}
+
+
+def check_fallback(name: str) -> None:
+    """Raise a ValueError with the choices unless `name` is a fallback."""
+    if name not in _FALLBACKS:
+        raise ValueError(f"fallback must be one of {sorted(_FALLBACKS)}, got {name!r}")
+
+
+def fallback_logits(logits: Tensor, name: str) -> Tensor:
+    """Logits (E, n, C) of all exits -> (n, C), the answers for images that leave at no early exit.
+
+    Args:
+        logits: of every exit.
+        name: "last" for the last exit's answer, or "most_confident" for that of the exit with the largest softmax
+            probability (as in Shallow-Deep Networks). Either way the whole network has run.
+
+    Raises:
+        ValueError: if `name` is neither.
+    """
+    check_fallback(name)
+    return _FALLBACKS[name](logits)
+
+
+def with_fallback(predictions: Predictions, name: str) -> Predictions:
+    """Return the table with the fallback's answers at the last exit, for sweeps and choices of thresholds.
+
+    Raises:
+        ValueError: see `fallback_logits`.
+    """
+    if name == "last":
+        return predictions
+    answers = fallback_logits(predictions.logits, name)
+    return Predictions(torch.cat([predictions.logits[:-1], answers[None]]), predictions.labels, predictions.costs)
 
 
 def _exit_rates(exit_index: Tensor, num_exits: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Thresholds with a guarantee: risk control for early exits (Jazbec et al., NeurIPS 2024, arXiv 2405.20915).
 
-Leaving early does harm where it is wrong and the whole network would have been right. The share of such images is the
-risk. It is measured on validation data, and a threshold is taken only if chance alone hardly explains a risk that low.
+Both functions measure a loss of early exiting on validation data and accept a threshold only if chance alone hardly
+explains a loss that low. Thresholds are tested from 1 downwards until the first fails (fixed sequence testing), so each
+is tested at the full `delta`, however many there are.
 """
 
 import math
@@ -16,19 +17,19 @@ from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
 from eeutils.analysis.thresholds import Choice, checked_thresholds, count_leaving
 
-# From 1 down to 0 in steps that start at a millionth, since scores crowd near 1. Set before any data are seen: the
+# From 1 to 0 in steps that start at a millionth, since scores crowd near 1. Fixed before any data are seen: the
 # guarantee is for thresholds that do not depend on the validation images.
 GUARANTEE_THRESHOLDS = (1.0, *(1 - 10 ** (step / 100 - 6) for step in range(601)))
 
 
 @dataclass(frozen=True)
 class RiskTest:
-    """What validation data say of every threshold.
+    """Measured risk and p-value of every threshold.
 
     Attributes:
-        thresholds: (T,) float64, falling: one for all early exits.
-        risk: (T,) float64, share of the images lost: answered wrongly early and rightly by the last exit.
-        p_values: (T,) float64, chance of a measured risk this low or lower if the true one were `max_risk`.
+        thresholds: (T,) float64, falling; each is shared by all early exits.
+        risk: (T,) float64, mean loss of an image.
+        p_values: (T,) float64, for the hypothesis that the true risk is above the largest one accepted.
     """
 
     thresholds: Tensor
@@ -36,42 +37,8 @@ class RiskTest:
     p_values: Tensor
 
     def certified(self, delta: float) -> int:
-        """How many thresholds, counted from the first, come before the first whose p-value is above `delta`."""
+        """Number of thresholds before the first whose p-value is above `delta`."""
         return int((self.p_values <= delta).long().cumprod(0).sum())
-
-
-def measure_risk(
-    validation: Predictions,
-    max_risk: float,
-    score: str = "confidence",
-    thresholds: Sequence[float] | None = None,
-) -> RiskTest:
-    """Measured risk and binomial p-value of every threshold.
-
-    The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
-    is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk is that or more.
-
-    Args:
-        validation: n images like those to come, not used in training.
-        max_risk: the risk to be excluded, in (0, 1).
-        score: see `eeutils.analysis.policies.score_of`.
-        thresholds: (T,) in [0, 1], or infinite; chosen without a look at `validation`; by default
-            `GUARANTEE_THRESHOLDS`.
-
-    Raises:
-        TypeError: if `validation` is no table of predictions.
-        ValueError: if `max_risk` is not in (0, 1), a threshold makes no sense, there is none, or the score is unknown.
-    """
-    check_predictions(validation)
-    if not 0 < max_risk < 1:
-        raise ValueError(f"max_risk is a share of the images in (0, 1), got {max_risk}")
-    thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
-    falling = checked_thresholds(thresholds).sort(descending=True).values
-    num_images = len(validation.labels)
-    lost = validation.correct[-1] & ~validation.correct  # (E, N); at the last exit nothing is
-    losses = count_leaving(lost, score_of(validation.logits[:-1], score), falling).sum(1)
-    p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, max_risk))
-    return RiskTest(falling, losses / num_images, p_values)
 
 
 def choose_with_guarantee(
@@ -81,33 +48,117 @@ def choose_with_guarantee(
     score: str = "confidence",
     thresholds: Sequence[float] | None = None,
 ) -> Choice:
-    """The lowest threshold certified to lose at most `max_risk` of the images to early answers.
+    """Return the lowest threshold certified to spoil at most `max_risk` of the images.
 
-    With probability 1 - `delta` or more over the draw of the validation images, no more than `max_risk` of *all* images
-    like them are answered wrongly early though the last exit would have been right. Accuracy then falls by no more than
-    that, and less as far as early answers also correct the last exit's mistakes.
+    With probability 1 - `delta` over the draw of the validation images, early exits answer wrongly where the last exit
+    is right for at most `max_risk` of all images like them. Accuracy falls by no more than that, and by less as far as
+    early exits also correct the last one. `choose_with_gap_guarantee` counts these too, and is cheaper.
 
-    Thresholds are tested from 1 downwards, and the walk stops at the first that fails (fixed sequence testing): so each
-    is tested at the full `delta`, however many there are.
-
-    **If not even the first threshold passes, nothing is certified, and the choice is the policy that never leaves
-    early** (its threshold is infinite, its relative cost 1). So it is with few images: with fewer
-    than log(delta) / log(1 - max_risk) of them, even no loss at all proves nothing.
+    **If the first threshold fails, nothing is certified, and no image leaves early** (the threshold is infinite, the
+    relative cost 1): with fewer than log(delta) / log(1 - max_risk) images even no loss at all proves nothing.
 
     Args:
-        validation: images like those to come, not used in training, nor to choose the arguments here.
+        validation: images like those to come, used neither for training nor to choose the arguments here.
         max_risk: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred (the paper's epsilon).
-        delta: the chance accepted that the risk is larger after all, in (0, 1).
+        delta: the accepted probability that the risk is larger, in (0, 1).
         score: see `eeutils.analysis.policies.score_of`.
-        thresholds: (T,) in [0, 1], or infinite, to choose from; chosen without a look at `validation`; by default
-            `GUARANTEE_THRESHOLDS`, 602 of them from 1 to 0.
+        thresholds: (T,) in [0, 1], or infinite, to choose from, fixed before seeing `validation`; by default
+            `GUARANTEE_THRESHOLDS`, 602 from 1 to 0.
 
     Raises:
-        TypeError: if `validation` is no table of predictions.
-        ValueError: if `delta` is not in (0, 1), or as in `measure_risk`.
+        TypeError: if `validation` is not a `Predictions`.
+        ValueError: if an argument is out of range, or the score is unknown.
     """
+    return _lowest_certified(measure_risk(validation, max_risk, score, thresholds), delta, score, validation)
+
+
+def choose_with_gap_guarantee(
+    validation: Predictions,
+    max_drop: float,
+    delta: float = 0.1,
+    score: str = "confidence",
+    thresholds: Sequence[float] | None = None,
+) -> Choice:
+    """Return the lowest threshold certified to lower the accuracy by at most `max_drop`.
+
+    With probability 1 - `delta` over the draw of the validation images, the accuracy on all images like them is at most
+    `max_drop` below the last exit's. Images that early exits spoil and images that they correct offset each other, so
+    the same promise about accuracy costs less than with `choose_with_guarantee`.
+
+    Args:
+        max_drop: accuracy that may be lost, in [0, 1); 0.005 is half a point.
+
+    Other arguments, errors and the case that nothing is certified: see `choose_with_guarantee`.
+    """
+    return _lowest_certified(measure_gap(validation, max_drop, delta, score, thresholds), delta, score, validation)
+
+
+def measure_risk(
+    validation: Predictions, max_risk: float, score: str = "confidence", thresholds: Sequence[float] | None = None
+) -> RiskTest:
+    """Measure the share of images spoilt by early exits, with a binomial p-value; see `choose_with_guarantee`.
+
+    The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
+    is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk exceeds `max_risk`.
+    """
+    check_predictions(validation)
+    if not 0 < max_risk < 1:
+        raise ValueError(f"max_risk must be in (0, 1), got {max_risk}")
+    falling = _falling(thresholds)
+    num_images = len(validation.labels)
+    lost = validation.correct[-1] & ~validation.correct  # (E, N); none at the last exit
+    losses = count_leaving(lost, score_of(validation.logits[:-1], score), falling).sum(1)
+    p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, max_risk))
+    return RiskTest(falling, losses / num_images, p_values)
+
+
+def measure_gap(
+    validation: Predictions,
+    max_drop: float,
+    delta: float = 0.1,
+    score: str = "confidence",
+    thresholds: Sequence[float] | None = None,
+) -> RiskTest:
+    """Measure the loss of accuracy, with a p-value by betting; see `choose_with_gap_guarantee`.
+
+    The loss of an image is 1[its early answer is wrong] - 1[the last exit's is wrong]: -1, 0 or 1. A bet that the mean
+    loss is below `max_drop` is placed on every image in turn (Waudby-Smith & Ramdas, arXiv 2010.09686). If the mean is
+    above, the capital exceeds 1 / p at any time with probability at most p (Ville's inequality).
+    """
+    check_predictions(validation)
+    if not 0 <= max_drop < 1:
+        raise ValueError(f"max_drop must be in [0, 1), got {max_drop}")
+    falling, scores = _falling(thresholds), score_of(validation.logits[:-1], score)
+    order = torch.randperm(len(validation.labels), generator=torch.Generator().manual_seed(0))  # may be sorted by class
+    scores, correct = scores[:, order], validation.correct[:, order].double()
+    last = torch.ones_like(correct[-1:], dtype=torch.bool)
+    gaps, p_values = [], []
+    for threshold in falling.to(scores.dtype):
+        exit_index = torch.cat([scores >= threshold, last]).int().argmax(0)
+        gap = correct[-1] - correct.gather(0, exit_index[None])[0]
+        gaps.append(gap.mean())
+        p_values.append(_betting_p_value((gap + 1) / 2, (max_drop + 1) / 2, delta))
+    return RiskTest(falling, torch.stack(gaps), torch.stack(p_values))
+
+
+def _betting_p_value(losses: Tensor, limit: float, delta: float) -> Tensor:
+    """P-value for the hypothesis that the mean of `losses` (N,) in [0, 1], in random order, is above `limit`."""
+    counts = torch.arange(2, len(losses) + 2, dtype=losses.dtype)
+    means = (losses.cumsum(0) + 0.5) / counts
+    variances = ((losses - means).square().cumsum(0) + 0.25) / counts
+    before = torch.cat([variances.new_tensor([0.25]), variances[:-1]])  # a bet must not know the image it is placed on
+    bets = (2 * math.log(1 / delta) / (len(losses) * before)).sqrt().clamp_max(1)
+    capital = (-bets * (losses - limit)).log1p().cumsum(0)  # logarithm
+    return (-capital.max()).exp().clamp_max(1)
+
+
+def _falling(thresholds: Sequence[float] | None) -> Tensor:
+    thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
+    return checked_thresholds(thresholds).sort(descending=True).values
+
+
+def _lowest_certified(tested: RiskTest, delta: float, score: str, validation: Predictions) -> Choice:
     if not 0 < delta < 1:
-        raise ValueError(f"delta is a probability in (0, 1), got {delta}")
-    tested = measure_risk(validation, max_risk, score, thresholds)
+        raise ValueError(f"delta must be in (0, 1), got {delta}")
     count = tested.certified(delta)
     return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)

@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eeutils.analysis.predictions import Batched, check_split, try_out
+from eeutils.analysis.predictions import check_split, try_out
+from eeutils.data.splits import Split
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
 from eeutils.models.contracts import check_exits
@@ -22,7 +23,7 @@ _DISTINCT = 4  # time does not depend on what is in a batch, and every one kept 
 
 def measure_seconds(
     net: MultiExitNet,
-    split: Batched,
+    split: Split,
     *,
     batch_size: int = 1,
     batches: int = 50,

@@ -1,4 +1,4 @@
-"""Thresholds: what each costs and buys, and which to take. Choose on validation, report on test."""
+"""Thresholds: accuracy and cost of each, and the choice among them. Choose on validation, report on test."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ class Curve:
         thresholds: (T,) float64.
         accuracy: (T,) float64, 0 to 1.
         cost: (T,) float64, mean cost of an image, in the unit of the predictions' costs.
-        full_cost: of the whole network.
-        score: what the thresholds are on.
+        full_cost: cost of the whole network.
+        score: the score that the thresholds apply to.
     """
 
     thresholds: Tensor
@@ -39,16 +39,16 @@ class Curve:
 def accuracy_cost_curve(
     predictions: Predictions, thresholds: Tensor | Sequence[float] | None = None, score: str = "confidence"
 ) -> Curve:
-    """Accuracy and mean cost for many thresholds at once.
+    """Compute accuracy and mean cost for many thresholds at once.
 
     Args:
         predictions: the table, N images.
-        thresholds: (T,) numbers in [0, 1], or infinity for leaving nobody, in any order, which the curve keeps; by
-            default at evenly spaced ranks of the scores, rising.
+        thresholds: (T,) numbers in [0, 1], or infinity, in any order, which the curve keeps; by default at evenly
+            spaced ranks of the scores, rising.
         score: see `eeutils.analysis.policies.score_of`.
 
     Raises:
-        ValueError: if a threshold is none of these, or there is none.
+        ValueError: if a threshold is out of range, or there is none.
     """
     scores = score_of(predictions.logits[:-1], score)
     thresholds = _grid(scores) if thresholds is None else checked_thresholds(thresholds)
@@ -62,19 +62,19 @@ def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float]
     Raises:
         ValueError: as in `accuracy_cost_curve`.
     """
-    everybody = torch.ones_like(predictions.correct)
-    leaving = count_leaving(everybody, score_of(predictions.logits[:-1], score), checked_thresholds(thresholds))
+    every_image = torch.ones_like(predictions.correct)
+    leaving = count_leaving(every_image, score_of(predictions.logits[:-1], score), checked_thresholds(thresholds))
     return leaving / len(predictions.labels)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A rule chosen on one split, with what it came to *there*; see `decide` for other splits.
+    """A policy and its results on the split it was chosen on; see `decide` for other splits.
 
     Attributes:
-        policy: the rule to use; a threshold of infinity marks an exit that is better never used.
-        accuracy: on the split it was chosen on.
-        relative_cost: likewise, as a share of the whole network's.
+        policy: the policy to use; a threshold of infinity switches an exit off.
+        accuracy: on that split.
+        relative_cost: on that split, as a share of the whole network's.
     """
 
     policy: Policy
@@ -83,7 +83,7 @@ class Choice:
 
     @staticmethod
     def of(policy: Policy, validation: Predictions) -> "Choice":
-        """`policy` with what it comes to on `validation`."""
+        """Return `policy` with its results on `validation`."""
         decisions = decide(validation, policy)
         return Choice(policy, decisions.accuracy, decisions.relative_cost)
 
@@ -138,11 +138,11 @@ _PASSES = 4
 
 
 _Pick = Callable[[Tensor, Tensor], int]
-"""Of thresholds with accuracies (T,) and costs (T,) the best, by its position."""
+"""Accuracies (T,) and costs (T,) -> position of the best threshold."""
 
 
 def _losing(validation: Predictions, max_drop: float) -> _Pick:
-    """The cheapest that loses at most `max_drop` against the last exit."""
+    """Pick the cheapest that loses at most `max_drop` against the last exit."""
     if not 0 <= max_drop <= 1:
         raise ValueError(f"max_drop must be in [0, 1], got {max_drop}")
     floor = float(validation.accuracy[-1]) - max_drop
@@ -150,18 +150,16 @@ def _losing(validation: Predictions, max_drop: float) -> _Pick:
 
 
 def _spending(validation: Predictions, budget: float) -> _Pick:
-    """The most accurate that spends at most `budget` of the whole network's cost."""
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget must be in (0, 1], got {budget}")
+    """Pick the most accurate that spends at most `budget` of the whole network's cost."""
     cheapest = float(validation.relative_costs[0])
-    if budget < cheapest:
-        raise ValueError(f"budget must be at least {cheapest:.1%}, the cost of the first exit, got {budget:.1%}")
+    if not cheapest <= budget <= 1:
+        raise ValueError(f"budget must be in [{cheapest:.3g}, 1], from the first exit's cost on, got {budget}")
     ceiling = budget * float(validation.costs[-1]) * (1 + _ROUNDING)
     return lambda accuracy, cost: _best(cost <= ceiling, accuracy, -cost)
 
 
 def _best(allowed: Tensor, first: Tensor, second: Tensor) -> int:
-    """Of those allowed the one largest at `first`; of those equally large there, the one largest at `second`."""
+    """Position of the allowed entry that is largest at `first`, then at `second`."""
     first = torch.where(allowed, first, -math.inf)
     return int(torch.where(first == first.max(), second, -math.inf).argmax())
 
@@ -182,37 +180,26 @@ def _refined(validation: Predictions, scores: Tensor, candidates: Tensor, shared
 
 
 def _candidates(scores: Tensor) -> Tensor:
-    """(T,) float64, thresholds to search among; infinity is for exits that are better never used."""
+    """(T,) float64, thresholds to search among; infinity switches an exit off."""
     return torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])
 
 
 def _grid(scores: Tensor) -> Tensor:
-    """(T,) float64, rising, at most `_GRID` thresholds at evenly spaced ranks of `scores`, 0 and 1 among them.
+    """(T,) float64, rising, at most `_GRID` thresholds at evenly spaced ranks of `scores`, with 0 and 1.
 
     Scores crowd near 1; a grid by rank has its points where a step changes who leaves.
     """
-    ordered = scores.flatten().sort().values
-    _check_range(ordered)
+    ordered = scores.flatten().sort().values  # NaN comes last
+    if len(ordered) and not (ordered[0] >= -_SCORE_ROUNDING and ordered[-1] <= 1 + _SCORE_ROUNDING):
+        low, high = float(ordered[0]), float(ordered[-1])
+        raise ValueError(f"scores must be in [0, 1], got {low:.4g} to {high:.4g}; squash yours, say by sigmoid()")
     ranks = torch.linspace(0, max(len(ordered) - 1, 0), _GRID - 2, dtype=torch.float64).long()
     between = ordered[ranks] if len(ordered) else ordered
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
 
 
-def _check_range(ordered: Tensor) -> None:
-    """See that scores, (S,) rising, with NaN at the end, are in [0, 1] but for rounding."""
-    if len(ordered) and not (ordered[0] >= -_SCORE_ROUNDING and ordered[-1] <= 1 + _SCORE_ROUNDING):
-        low, high = float(ordered[0]), float(ordered[-1])
-        raise ValueError(
-            f"scores must be in [0, 1], got {low:.4g} to {high:.4g}; squash yours, as by sigmoid() of a tenth of it"
-        )
-
-
 def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
-    """`thresholds` as (T,) float64.
-
-    Raises:
-        ValueError: if one is neither in [0, 1] nor infinity, or there is none.
-    """
+    """Return `thresholds` as (T,) float64; raise a ValueError if one is neither in [0, 1] nor infinity, or none."""
     thresholds = torch.as_tensor(thresholds, dtype=torch.float64)
     usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
     if not usable.all() or not len(thresholds):
@@ -221,11 +208,10 @@ def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
 
 
 def count_leaving(chosen: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
-    """How many of the images `chosen` leave at each exit, with each of `thresholds` at all early exits.
+    """Count the images `chosen` that leave at each exit, with each of `thresholds` at all early exits.
 
-    An image leaves at exit e if its score there reaches the threshold and no earlier score did: if the threshold lies
-    above the best earlier score and not above the best so far. So each exit contributes two sorted lists, and all
-    thresholds are looked up in them together.
+    An image leaves at exit e if the threshold lies above its best earlier score and not above its best score so far. So
+    each exit contributes two sorted lists, and all thresholds are looked up in them together.
 
     Args:
         chosen: (E, N) bool, the images to count at each exit.
@@ -235,7 +221,7 @@ def count_leaving(chosen: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
     Returns:
         (T, E) float64.
     """
-    ends = scores.new_full((1, scores.shape[1]), math.inf)  # before the first exit nobody is out, after the last all
+    ends = scores.new_full((1, scores.shape[1]), math.inf)  # no image is out before the first exit, all after the last
     best = torch.cat([-ends, scores.cummax(0).values, ends])
     counts = [
         _reaching(now[images], thresholds) - _reaching(before[images], thresholds)
@@ -245,7 +231,7 @@ def count_leaving(chosen: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """(T,) float64, how many of `scores` are at least each threshold, in the scores' precision as a policy does."""
+    """(T,) float64, number of `scores` that reach each threshold, compared in the scores' precision as policies do."""
     return len(scores) - torch.searchsorted(scores.sort().values, thresholds.to(scores.dtype)).double()
 
 
@@ -262,7 +248,7 @@ def _sweep_one(
     """Accuracy (T,) and mean cost (T,) with the threshold of exit `moving` at each of `candidates`, others as given."""
     others = thresholds.to(scores.dtype).clone()
     others[moving] = math.inf
-    # Where an image goes that does not leave here: the first other exit that lets it go, or the last.
+    # The exit of an image that does not leave here: the first other exit that lets it go, or the last.
     reached = torch.cat([scores >= others[:, None], torch.ones_like(predictions.correct[:1])])
     otherwise = reached.int().argmax(0)
     arrives = otherwise > moving
