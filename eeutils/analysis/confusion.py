@@ -1,8 +1,8 @@
-"""Confusion: exits that disagree with the last one hint at a mistake (Kaya et al., ICML 2019, arXiv 1810.07052).
+"""Confusion: exits that disagree with the last one indicate a mistake (Kaya et al., ICML 2019, arXiv 1810.07052).
 
-Two hints are at hand: the confusion score of a network with exits, and the doubt of its last exit or a plain network.
-An `ErrorIndicator` says how well a hint tells mistakes from right answers: by the two counts that the authors' code
-prints, by how far the histograms that they draw overlap, and by the figures usual today.
+Two indicators are at hand: the confusion score of a network with exits, and the doubt of its last exit or of a plain
+network. An `ErrorIndicator` measures how well one separates mistakes from right answers: by the two counts that the
+authors' code prints, the overlap of the histograms that they draw, and the figures usual today.
 """
 
 from collections.abc import Mapping
@@ -19,31 +19,24 @@ from eeutils.analysis.predictions import Predictions
 
 
 def confusion_scores(predictions: Predictions) -> Tensor:
-    """(N,) float64 in 0 to 2 (E - 1): the L1 distances of the early exits' probabilities to the last one's, summed.
-
-    Raises:
-        ValueError: if there is no early exit.
-    """
-    if predictions.num_exits < 2:
-        raise ValueError("confusion compares early exits with the last one, and this network has one exit only")
+    """(N,) float64 in 0 to 2 (E - 1), summed L1 distance of the early exits' probabilities to the last one's."""
     return (predictions.probs[:-1] - predictions.probs[-1]).abs().sum(-1).double().sum(0)
 
 
 def doubt(predictions: Predictions) -> Tensor:
-    """(N,) float64, one minus the last exit's confidence: what a plain network has to go by."""
+    """(N,) float64, one minus the last exit's confidence, the indicator of a plain network."""
     return 1 - predictions.logits[-1].double().softmax(-1).amax(-1)
 
 
 @dataclass(frozen=True)
 class Standardization:
-    """Puts scores in standard deviations from the mean, both taken on the images that the network was trained on.
+    """Scale that puts the scores of different networks in standard deviations of their training scores.
 
-    It puts the scores of different networks on one scale. The order of the images, and so all that an `ErrorIndicator`
-    says of them, stays the same.
+    The order of the images stays the same, and with it everything an `ErrorIndicator` measures.
 
     Attributes:
-        mean: of the training scores.
-        std: theirs, above 0.
+        mean: mean of the training scores.
+        std: their standard deviation, above 0.
     """
 
     mean: float
@@ -51,15 +44,11 @@ class Standardization:
 
     def __post_init__(self) -> None:
         if not 0 < self.std < float("inf"):
-            raise ValueError(f"scores that do not differ cannot be put in standard deviations, got std={self.std}")
+            raise ValueError(f"std must be positive and finite, got {self.std}; do the scores differ?")
 
     @staticmethod
     def of(train_scores: Tensor) -> "Standardization":
-        """Mean and standard deviation of `train_scores` (N,).
-
-        Raises:
-            ValueError: if they are all the same.
-        """
+        """Take mean and standard deviation of `train_scores` (N,)."""
         scores = train_scores.double()
         return Standardization(float(scores.mean()), float(scores.std(correction=0)))
 
@@ -70,18 +59,18 @@ class Standardization:
 
 @dataclass(frozen=True)
 class ErrorIndicator:
-    """How well a number that grows with suspicion tells the wrong answers from the right ones.
+    """Power of a number that grows with suspicion to separate wrong answers from right ones.
 
     Attributes:
         edges: (B + 1,) float64, the edges of the histogram's equal bins.
         right: (B,) int64, right answers in each bin.
         wrong: (B,) int64, wrong answers in each bin.
-        suspected_right: right answers that are more suspect than the mean wrong one (the authors' first count).
-        trusted_wrong: wrong answers that are less suspect than the mean right one (their second).
-        split_errors: answers, right or wrong, on the wrong side of the threshold that best parts the two.
-        auroc: chance that a wrong answer is more suspect than a right one, ties counted as half.
+        suspected_right: right answers more suspect than the mean wrong one (the authors' first count).
+        trusted_wrong: wrong answers less suspect than the mean right one (their second).
+        split_errors: answers on the wrong side of the best threshold.
+        auroc: probability that a wrong answer is more suspect than a right one, ties counted as half.
         coverage: (N,) float64, 1/N, 2/N, ..., 1: share of the answers kept, the least suspect first.
-        risk: (N,) float64, share of wrong ones among those kept; equally suspect ones in no particular order.
+        risk: (N,) float64, share of wrong ones among those kept, averaged over the order of ties.
     """
 
     edges: Tensor
@@ -96,20 +85,20 @@ class ErrorIndicator:
 
     @property
     def overlap(self) -> int:
-        """The histograms' intersection: answers that a bin cannot tell apart, the smaller count of each bin summed."""
+        """Intersection of the histograms: the smaller count of each bin, summed."""
         return int(torch.minimum(self.right, self.wrong).sum())
 
     @property
     def overlap_of_shares(self) -> float:
-        """Area common to the histograms once each has area 1: 0 where they lie apart, 1 where they are the same.
+        """Area common to the histograms scaled to area 1: 0 if they lie apart, 1 if they are the same.
 
-        Unlike `overlap`, which cannot exceed the rarer kind's count, it does not depend on how often the network errs.
+        Unlike `overlap` it does not depend on how often the network errs.
         """
         return float(torch.minimum(self.right / self.right.sum(), self.wrong / self.wrong.sum()).sum())
 
     @property
     def aurc(self) -> float:
-        """Area under the risk-coverage curve: the mean of `risk`. It grows with the network's error as well."""
+        """Area under the risk-coverage curve, the mean of `risk`; it also grows with the network's error."""
         return float(self.risk.mean())
 
     @property
@@ -120,23 +109,22 @@ class ErrorIndicator:
 
     @property
     def excess_aurc(self) -> float:
-        """`aurc` less that of `best_risk`: what is due to the indicator, and not to how often the network errs."""
+        """`aurc` minus that of `best_risk`: the part that is due to the indicator."""
         return self.aurc - float(self.best_risk.mean())
 
 
 def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIndicator:
-    """Judge `suspicion` by the mistakes really made.
+    """Compare `suspicion` with the mistakes made.
 
     Args:
         suspicion: (N,) float, larger for answers more likely wrong: `confusion_scores`, `doubt`, ...
         wrong: (N,) bool, such as `~predictions.correct[-1]`.
-        bins: how many the histogram has, between the smallest and the largest suspicion.
+        bins: bins of the histogram, between the smallest and the largest suspicion.
 
     Raises:
-        ValueError: if the two do not fit together, a suspicion is not finite, there is no bin, or all answers are right
-            or all wrong, so that there is nothing to tell apart.
+        ValueError: if shapes, types or values are others, or the answers are all right or all wrong.
     """
-    _check(suspicion, wrong, bins)
+    _check(suspicion, wrong)
     suspicion = suspicion.double()
     values, places, counts = suspicion.unique(return_inverse=True, return_counts=True)
     mistakes = places[wrong].bincount(minlength=len(values))  # (V,), of the answers equally suspect
@@ -157,26 +145,25 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
 
 
 def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: int = 0) -> Tensor:
-    """(draws,) float64, AUROC on as many samples of the images, drawn anew with replacement.
+    """(draws,) float64, AUROC on bootstrap samples of the images.
 
-    With one seed the same images are drawn every time: draws for two indicators of the same images can be subtracted,
-    and say how sure their difference is. Covers the luck of the images, not that of a training seed. A sample without
-    a wrong answer, or without a right one, gives NaN.
+    A seed always draws the same images, so draws for two indicators can be subtracted to bound their difference. They
+    cover the choice of the images, not the training seed. A sample without wrong or without right answers gives NaN.
 
     Args:
         suspicion: (N,) float, see `error_indicator`.
         wrong: (N,) bool.
         draws: bootstrap samples.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: as in `error_indicator`.
     """
-    _check(suspicion, wrong, bins=1)
+    _check(suspicion, wrong)
     times = draw_images(len(wrong), draws, seed)
     values, order = suspicion[~wrong].double().sort()
     right = (~wrong).nonzero()[order, 0]
-    # (draws, R + 1), how often the 0, 1, ..., R least suspect right answers are drawn; whole numbers, so exact.
+    # (draws, R + 1), draws of the 0, 1, ..., R least suspect right answers; integers, so exact.
     trusted = torch.nn.functional.pad(times[:, right], (1, 0)).cumsum(1)
     below, up_to = (torch.searchsorted(values, suspicion[wrong].double(), right=ties) for ties in (False, True))
     won = (trusted[:, below] + trusted[:, up_to]).double() / 2  # a tie counts half
@@ -185,7 +172,7 @@ def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: in
 
 
 def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
-    """One row per indicator, under its name: the figures that sum it up."""
+    """Return one row of summary figures per indicator."""
     columns = {
         "AUROC": "auroc",
         "AURC": "aurc",
@@ -212,15 +199,16 @@ def _histogram(values: Tensor, edges: np.ndarray) -> Tensor:
     return torch.from_numpy(np.histogram(values.numpy(), edges)[0])
 
 
-def _check(suspicion: Tensor, wrong: Tensor, bins: int) -> None:
-    if suspicion.ndim != 1 or suspicion.shape != wrong.shape or wrong.dtype != torch.bool:
+def _check(suspicion: Tensor, wrong: Tensor) -> None:
+    if (
+        suspicion.ndim != 1
+        or suspicion.shape != wrong.shape
+        or wrong.dtype != torch.bool
+        or not suspicion.isfinite().all()
+    ):
         raise ValueError(
-            "suspicion and wrong must be (N,) float and (N,) bool, "
+            "suspicion and wrong must be (N,) finite floats and (N,) bool, "
             f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}"
         )
-    if not suspicion.isfinite().all():
-        raise ValueError("some suspicion is NaN or infinite")
-    if bins < 1:
-        raise ValueError(f"bins must be 1 or more, got {bins}")
     if wrong.all() or not wrong.any():
-        raise ValueError(f"of {len(wrong)} answers {int(wrong.sum())} are wrong: there is nothing to tell apart")
+        raise ValueError(f"wrong must hold right and wrong answers, got {int(wrong.sum())} wrong of {len(wrong)}")

@@ -1,11 +1,10 @@
-"""Overthinking: what a network would gain if every image left at an exit that has it right (Kaya et al., ICML 2019).
+"""Overthinking: computation and correct answers lost behind an exit that was right (Kaya et al., arXiv 1810.07052).
 
-Wasteful: an earlier exit was right already, and all that came after was computed for nothing. Destructive: an earlier
-exit was right, and the last one is wrong. Both need the labels, so they say what could be had, not how to get it
-(Shallow-Deep Networks, arXiv 1810.07052).
+Wasteful: an earlier exit was right already, and the computation after it was spent for nothing. Destructive: an earlier
+exit was right, and the last one is wrong. Both need the labels, so they bound the gain of any policy.
 
-A backdoor brings the destructive effect about: a trigger in the image moves the last exit to another class, and early
-exits may hold on to the right one. `attack_success` says how often each exit follows the trigger.
+A backdoor causes the destructive effect: a trigger in the image moves the last exit to another class, and early exits
+may keep the right one. `attack_success` measures how often each exit follows the trigger.
 """
 
 import math
@@ -23,26 +22,18 @@ from eeutils.models.contracts import check_exit_index
 
 def first_correct(predictions: Predictions) -> Tensor:
     """(N,) int64, the first exit that gets each image right; E, one past the last, where none does."""
-    somewhere = torch.cat([predictions.correct, torch.ones_like(predictions.correct[:1])])
-    return somewhere.int().argmax(0)
+    correct = torch.cat([predictions.correct, torch.ones_like(predictions.correct[:1])])
+    return correct.int().argmax(0)
 
 
 def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
-    """Positions of the images that this exit gets right and no earlier one does, surest first, (n,) int64.
-
-    Raises:
-        ValueError: if there is no such exit.
-    """
+    """Positions (n,) of the images that this exit is the first to get right, most confident first."""
     check_exit_index(exit_index, predictions.num_exits)
     return surest_first(first_correct(predictions) == exit_index, predictions.confidence[exit_index])
 
 
 def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
-    """Positions of the images that this exit gets right and no other one does, surest first, (n,) int64.
-
-    Raises:
-        ValueError: if there is no such exit.
-    """
+    """Positions (n,) of the images that only this exit gets right, most confident first."""
     check_exit_index(exit_index, predictions.num_exits)
     alone = predictions.correct[exit_index] & (predictions.correct.sum(0) == 1)
     return surest_first(alone, predictions.confidence[exit_index])
@@ -50,13 +41,13 @@ def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Wasteful:
-    """What is spent after an exit was right.
+    """The wasteful effect: cost spent after an exit was right.
 
     Attributes:
         correct: (E,) int64, images that each exit gets right.
         newly_correct: (E + 1, C) int64, images of each class that each exit is the first to get right; in the last row
             those that no exit gets right.
-        costs: (E,) float64 of one image up to each exit, as the predictions have them.
+        costs: (E,) float64 of one image up to each exit.
     """
 
     correct: Tensor
@@ -65,7 +56,7 @@ class Wasteful:
 
     @property
     def unique(self) -> Tensor:
-        """(E,) int64, images that each exit gets right and no earlier one does."""
+        """(E,) int64, images that each exit is the first to get right."""
         return self.newly_correct[:-1].sum(1)
 
     @property
@@ -84,7 +75,7 @@ class Wasteful:
 
     @property
     def mean_cost(self) -> float:
-        """Mean cost if images left at the first exit that gets them right, or paid in full where none does."""
+        """Mean cost if images left at the first exit that gets them right, at full cost where none does."""
         return float(self._cost_of(self.newly_correct.sum(1)))
 
     @property
@@ -93,7 +84,7 @@ class Wasteful:
         return self.mean_cost / float(self.costs[-1])
 
     def table(self) -> pd.DataFrame:
-        """One row per exit: cost as a share, images it gets right, it or an earlier one does, it and no earlier one."""
+        """Return one row per exit: cost as a share; images right here, here or earlier, here first."""
         return pd.DataFrame(
             {
                 "relative cost": (self.costs / self.costs[-1]).numpy(),
@@ -105,7 +96,7 @@ class Wasteful:
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row per class, by name if given: images, those no exit gets right, cost as a share (NaN if no image)."""
+        """Return one row per class: images, those no exit gets right, cost as a share (NaN without images)."""
         return pd.DataFrame(
             {
                 "images": self.newly_correct.sum(0).numpy(),
@@ -116,13 +107,13 @@ class Wasteful:
         )
 
     def _cost_of(self, newly_correct: Tensor) -> Tensor:
-        """Counts (E + 1, ...) by the exit where images leave -> (...) float64, their mean cost."""
+        """Counts (E + 1, ...) of images by exit -> (...) float64, their mean cost."""
         counts = newly_correct.double()
         return torch.tensordot(torch.cat([self.costs, self.costs[-1:]]), counts, dims=1) / counts.sum(0)
 
 
 def wasteful(predictions: Predictions) -> Wasteful:
-    """The wasteful effect: costs if every image left at the first exit that gets it right."""
+    """Measure the wasteful effect: the cost if every image left at the first exit that gets it right."""
     num_exits, _, num_classes = predictions.logits.shape
     cells = first_correct(predictions) * num_classes + predictions.labels
     counts = cells.bincount(minlength=(num_exits + 1) * num_classes).view(num_exits + 1, num_classes)
@@ -131,18 +122,18 @@ def wasteful(predictions: Predictions) -> Wasteful:
 
 @dataclass(frozen=True)
 class Destructive:
-    """Images that an earlier exit gets right and the last one wrong (D of them, surest first).
+    """The destructive effect: D images that an earlier exit gets right and the last one wrong, most confident first.
 
     Attributes:
         images: (D,) int64, their positions in the table.
         exit_index: (D,) int64, the first exit that gets each right.
-        confidence: (D,) that exit's, in the right class.
-        last_confidence: (D,) the last exit's, in a wrong class.
-        correct: (E - 1,) int64, how many of them each early exit gets right.
-        mean_confidence: (E - 1,) float64, of each early exit on those that it gets right; NaN if there are none.
+        confidence: (D,), of that exit in the right class.
+        last_confidence: (D,), of the last exit in a wrong class.
+        correct: (E - 1,) int64, those that each early exit gets right.
+        mean_confidence: (E - 1,) float64, of each early exit on those; NaN if there are none.
         class_wrong: (C,) int64, images of each class that the last exit gets wrong.
         class_destroyed: (C,) int64, those of them that an earlier exit gets right.
-        num_images: N, of the whole table.
+        num_images: images in the whole table.
     """
 
     images: Tensor
@@ -162,32 +153,28 @@ class Destructive:
 
     @property
     def share(self) -> float:
-        """Share of the last exit's mistakes that an earlier exit would not have made; NaN if it makes none."""
+        """Share of the last exit's mistakes that an earlier exit gets right; NaN if it makes none."""
         return len(self.images) / self.num_wrong if self.num_wrong else math.nan
 
     def share_interval(self, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of `share`: its lower and upper end, NaN if the last exit makes no mistake.
+        """95 % bootstrap interval of `share` (lower, upper), NaN if the last exit makes no mistake.
 
-        Covers the luck of the test images, not that of a training seed.
-
-        Args:
-            draws: bootstrap samples; those without a mistake say nothing and are left out.
-            seed: of the draws.
+        It covers the choice of the test images, not the training seed. Samples without a mistake are left out.
         """
         destroyed, lost = self._drawn(draws, seed).sum(2).T
         return bootstrap_interval(destroyed / (destroyed + lost))
 
     def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
-        """(C, 2) float64, the `share_interval` of the mistakes on each class by itself; NaN where there are none.
+        """(C, 2) float64, the `share_interval` of each class; NaN where there are no mistakes.
 
-        Where all of a class's mistakes are destroyed, or none, the interval is one point however few they are.
+        If all mistakes on a class are destructive, or none, the interval is one point, however few they are.
         """
         destroyed, lost = self._drawn(draws, seed).unbind(1)
         shares = destroyed / (destroyed + lost)
         return torch.tensor([bootstrap_interval(of_class) for of_class in shares.T], dtype=torch.float64)
 
     def table(self) -> pd.DataFrame:
-        """One row per early exit: images it gets right and the last exit wrong, of them new ones, its confidence."""
+        """Return one row per early exit: images it gets right and the last exit wrong, its confidence on them."""
         early = len(self.correct)
         unique = self.exit_index.bincount(minlength=early)
         return pd.DataFrame(
@@ -201,10 +188,7 @@ class Destructive:
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row per class, by name if given: the last exit's mistakes, destroyed ones, their share and its interval.
-
-        Share and interval are NaN where the last exit makes no mistake.
-        """
+        """Return one row per class: the last exit's mistakes, the destructive ones, their share and its interval."""
         low, high = self.class_intervals().T
         return pd.DataFrame(
             {
@@ -218,17 +202,14 @@ class Destructive:
         )
 
     def _drawn(self, draws: int, seed: int) -> Tensor:
-        """(draws, 2, C) float64, images destroyed and images wrong throughout, of each class, in each bootstrap sample.
-
-        An image is one of 2 C + 1 kinds: these, and right at last.
-        """
+        """(draws, 2, C) float64, images of each class destroyed and wrong at all exits, in each bootstrap sample."""
         right = torch.tensor([self.num_images - self.num_wrong])
         kinds = torch.cat([self.class_destroyed, self.class_wrong - self.class_destroyed, right])
         return draw_kinds(kinds, draws, seed)[:, :-1].view(draws, 2, len(self.class_wrong))
 
 
 def destructive(predictions: Predictions) -> Destructive:
-    """The destructive effect: what the last exit gets wrong though an earlier one had it right."""
+    """Measure the destructive effect: images that the last exit gets wrong though an earlier one had them right."""
     wrong = ~predictions.correct[-1]
     had_it = predictions.correct[:-1] & wrong  # (E - 1, N)
     exits = first_correct(predictions)
@@ -250,10 +231,9 @@ def destructive(predictions: Predictions) -> Destructive:
 
 
 def overthinking_table(networks: Mapping[str, Predictions]) -> pd.DataFrame:
-    """One row per network with early exits, by name: both effects as shares, with the destructive one's 95 % interval.
+    """Return one row per network: both effects as shares, with the 95 % interval of the destructive one.
 
-    `cost of the first right exit` is `Wasteful.relative_cost`; `right at some exit` is the accuracy of whoever knew
-    which exit to believe.
+    `right at some exit` is the accuracy of an oracle that knows which exit to believe.
     """
     rows = {}
     for name, predictions in networks.items():
@@ -271,20 +251,18 @@ def overthinking_table(networks: Mapping[str, Predictions]) -> pd.DataFrame:
 
 
 def attack_success(predictions: Predictions, target: int) -> Tensor:
-    """(E,) float64, share of the images of other classes that each exit takes for class `target`.
+    """(E,) float64, share of the images of other classes that each exit takes for class `target`; NaN without any.
 
-    On images with a backdoor's trigger this is the attack's success rate (Gu et al., BadNets, arXiv 1708.06733); on the
-    same images without it, what there is to compare it with.
+    On images with a backdoor's trigger this is the attack's success rate (Gu et al., BadNets, arXiv 1708.06733); the
+    same images without the trigger give the baseline.
 
     Raises:
-        ValueError: if there is no such class, or no image of another one.
+        ValueError: if there is no such class.
     """
     num_classes = predictions.logits.shape[2]
     if not 0 <= target < num_classes:
-        raise ValueError(f"target {target} is no class: they are numbered 0..{num_classes - 1}")
+        raise ValueError(f"target must be in 0..{num_classes - 1}, got {target}")
     others = predictions.labels != target
-    if not others.any():
-        raise ValueError(f"all {len(others)} images are of the target class {target}: nothing could be mistaken for it")
     return (predictions.predicted[:, others] == target).double().mean(1)
 
 
@@ -293,6 +271,4 @@ def _exit_names(count: int) -> pd.Index:
 
 
 def _class_names(classes: Sequence[str] | None, count: int) -> pd.Index:
-    if classes is not None and len(classes) != count:
-        raise ValueError(f"the table is for {count} classes, got {len(classes)} names {list(classes)}")
     return pd.Index(range(count) if classes is None else classes, name="class")

@@ -258,7 +258,12 @@ def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
     return scores
 
 
+def looks_back(name: str) -> bool:
+    """Return whether the score `name` of an exit takes earlier exits into account."""
+    return name in _SHARED_SCORES
+
+
 def latest_score(logits: Tensor, name: str) -> Tensor:
     """`score_of` the deepest exit alone: logits (e + 1, n, C) of exits 0..e -> (n,)."""
-    seen = logits if name in _SHARED_SCORES else logits[-1:]  # scoring earlier exits would be wasted
+    seen = logits if looks_back(name) else logits[-1:]  # scoring earlier exits would be wasted
     return score_of(seen, name)[-1]

@@ -123,7 +123,8 @@ def measure_gap(
 
     The loss of an image is 1[its early answer is wrong] - 1[the last exit's is wrong]: -1, 0 or 1. A bet that the mean
     loss is below `max_drop` is placed on every image in turn (Waudby-Smith & Ramdas, arXiv 2010.09686). If the mean is
-    above, the capital exceeds 1 / p at any time with probability at most p (Ville's inequality).
+    above, a capital of 1 grows beyond 1 / p with probability at most p (Markov's inequality). Their bound takes the
+    largest capital on the way, which depends much more on the order of the images than the capital at the end.
     """
     check_predictions(validation)
     if not 0 <= max_drop < 1:
@@ -148,8 +149,7 @@ def _betting_p_value(losses: Tensor, limit: float, delta: float) -> Tensor:
     variances = ((losses - means).square().cumsum(0) + 0.25) / counts
     before = torch.cat([variances.new_tensor([0.25]), variances[:-1]])  # a bet must not know the image it is placed on
     bets = (2 * math.log(1 / delta) / (len(losses) * before)).sqrt().clamp_max(1)
-    capital = (-bets * (losses - limit)).log1p().cumsum(0)  # logarithm
-    return (-capital.max()).exp().clamp_max(1)
+    return (-(-bets * (losses - limit)).log1p().sum()).exp().clamp_max(1)
 
 
 def _falling(thresholds: Sequence[float] | None) -> Tensor:
