@@ -1,6 +1,6 @@
-"""One row per network: what all its exits achieve, alone, together and as a cascade."""
+"""Scoreboard: one row per network with accuracy and cost of its exits, alone, together and as a cascade."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,79 +15,43 @@ from eeutils.weights import without_seed
 
 @dataclass(frozen=True)
 class Spread:
-    """A number that was measured several times, for a table: its mean, and the sample's standard deviation."""
+    """Mean and sample standard deviation of a number that was measured several times."""
 
     mean: float
     deviation: float
 
     @staticmethod
     def of(values: pd.Series) -> "Spread | float":
-        """From floats: the number itself if they do not differ or there is only one, NaN if one is missing."""
+        """Summarise floats; equal ones and a single one stay a number, and NaN among them gives NaN."""
         mean, deviation = float(values.mean(skipna=False)), float(values.std(skipna=False))
-        # Not by the deviation: of equal numbers rounding may leave a little.
-        return Spread(mean, deviation) if values.nunique() > 1 and not pd.isna(mean) else mean
+        differ = values.nunique() > 1  # the deviation of equal numbers may be rounded to a little more than 0
+        return Spread(mean, deviation) if differ and not pd.isna(mean) else mean
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.deviation:.2f}"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table: numbers with two decimals, right-aligned; missing ones empty; anything else as it is."""
-    rows = [list(row) for row in rows]
-    numeric = [
-        bool(rows) and all(isinstance(row[index], float | Spread) for row in rows) for index in range(len(header))
-    ]
-    lines = [
-        header,
-        ["---:" if right else "---" for right in numeric],
-        *([_text(cell) for cell in row] for row in rows),
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def frame_as_markdown(frame: pd.DataFrame) -> str:
-    """`markdown_table` of a DataFrame, its index first."""
-    rows = ([index, *row] for index, row in zip(frame.index, frame.itertuples(index=False), strict=True))
-    return markdown_table([frame.index.name or "", *map(str, frame.columns)], rows)
-
-
-def _text(cell: object) -> str:
-    if not isinstance(cell, float):
-        return str(cell)
-    return "" if pd.isna(cell) else f"{cell:.2f}"
-
-
 MAX_DROP = 0.005
-"""What a cascade in the scoreboard may lose on validation against its last exit: half a point."""
+"""Accuracy that a cascade in the scoreboard may lose on validation against its last exit: half a point."""
 
 BUDGETS = (0.25, 0.5, 0.75)
 """Shares of a network's cost at which Shallow-Deep Networks are compared."""
 
-HEADLINE = {
-    "resnet18-avg-cifar10-w16": "ResNet18, width 16, no early exits",
-    "resnet18_3exits-conv+conv+spp-cifar10-w16": "ResNet18, width 16, 3 exits",
-    "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, width 24, 3 exits",
-    "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, width 32, 3 exits",
-    "mobilenet_sdn-mixed-cifar10": "MobileNet, Shallow-Deep, 7 exits",
-    "resnet56_sdn-mixed-cifar10": "ResNet56, Shallow-Deep, 7 exits",
-}
-"""The networks in the README's table, without their seeds, and what they are called there."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's predictions: `val` to choose by, `test` to report on."""
+    """Predictions of a network: `val` to choose on, `test` to report on."""
 
     val: Predictions
     test: Predictions
 
 
 def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """Test accuracies in percent and costs of networks by name.
+    """Return test accuracies in percent and costs of networks, one row each.
 
-    Ensemble weights and thresholds are chosen on validation: those that spend half of the network's cost (missing where
-    the first exit alone costs more); and the cascade's, one for all exits, the cheapest that loses at most `MAX_DROP`
-    there. Its cost is a share of its own network's.
+    Ensemble weights and thresholds are chosen on validation. "at 50%" spends half of the network's cost (missing if the
+    first exit costs more). The cascade has the cheapest shared threshold that loses at most `MAX_DROP`; its cost is a
+    share of its own network's.
     """
     board = pd.DataFrame({name: _row(evaluation) for name, evaluation in networks.items()}).T.rename_axis("network")
     early = sorted(set(board) - set(_COLUMNS), key=lambda column: int(column.removeprefix("exit ")))
@@ -95,34 +59,19 @@ def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
 
 
 def shallow_deep_board(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """Test accuracies in percent of networks with many exits, within budgets and as a cascade, and their overthinking.
+    """Return test accuracies in percent of networks with many exits, within budgets and as a cascade, and overthinking.
 
-    A budget is a share of the network's own cost; one that is smaller than the first exit's cannot be met, and its
-    accuracy is missing. Thresholds are chosen on validation, for the cascade as in `scoreboard`. The destructive share
-    is that of the last exit's mistakes which some exit before it would not have made, with its 95 % bootstrap interval.
+    Budgets are shares of the network's own cost; accuracy is missing if the first exit costs more. Thresholds are
+    chosen as in `scoreboard`. The destructive share comes with its 95 % bootstrap interval.
     """
     return pd.DataFrame({name: _shallow_deep_row(each) for name, each in networks.items()}).T.rename_axis("network")
 
 
 def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
-    """`board` with one row for all seeds of a network: how many they are, then mean and standard deviation."""
+    """Merge the seeds of each network into one row: their number, then mean and standard deviation of each column."""
     groups = board.groupby(without_seed, sort=False)
     rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
-
-
-def headline_board(boards: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """The networks of `HEADLINE` that are in `boards` and what of them matters most, one row for all seeds of each.
-
-    Args:
-        boards: with a row for each seed, as `scoreboard` and `shallow_deep_board` make them.
-    """
-    together = pd.concat([board.reindex(columns=list(_HEADLINE_COLUMNS)) for board in boards])
-    board = over_seeds(together.rename(columns=_HEADLINE_COLUMNS))
-    board = board.loc[[name for name in HEADLINE if name in board.index]]
-    seeds = board.pop("seeds")
-    named = {name: HEADLINE[name] + (f" ({count} seeds)" if count > 1 else "") for name, count in seeds.items()}
-    return board.rename(index=named)
 
 
 def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
@@ -141,7 +90,7 @@ def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
 
 
 def within_budget(evaluation: Evaluation, budget: float) -> tuple[Choice, Decisions] | None:
-    """The choice on validation for that share of the cost, and the test images' decisions; None if it cannot be met."""
+    """Choose on validation for a share of the cost and decide on test; None if the first exit costs more."""
     if float(evaluation.val.relative_costs[0]) > budget:
         return None
     choice = choose_thresholds(evaluation.val, budget=budget)
@@ -171,7 +120,7 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
     return row
 
 
-# After those of the early exits.
+# They follow the columns of the early exits.
 _COLUMNS = (
     "last exit",
     "mean ensemble",
@@ -181,10 +130,3 @@ _COLUMNS = (
     "cascade cost (%)",
     "MACs (M)",
 )
-
-# Of both boards, and their titles in the headline.
-_HEADLINE_COLUMNS = {
-    "MACs (M)": "million multiply-adds",
-    "last exit": "all images to the end",
-    "at 50%": "half of the cost",
-}

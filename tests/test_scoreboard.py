@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.scoreboard import Evaluation, frame_as_markdown, headline_board, over_seeds, scoreboard, shallow_deep_board
+from eeutils.scoreboard import Evaluation, over_seeds, scoreboard, shallow_deep_board
+from tools.results import headline_board
+from tools.tables import frame_as_markdown
 
 
 def table(answers: list[list[int]], labels: list[int], sure: float, costs: list[float]) -> Predictions:

@@ -5,7 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from eeutils.scoreboard import Spread, frame_as_markdown, markdown_table
+from eeutils.scoreboard import Spread
+from tools.tables import frame_as_markdown, markdown_table
 
 
 def test_floats_are_rounded_and_stand_to_the_right_and_missing_ones_are_empty():

@@ -27,7 +27,8 @@ from eeutils.errors import message_instead_of_traceback, refuse_arguments
 from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
-from eeutils.scoreboard import MAX_DROP, Evaluation, frame_as_markdown, scoreboard
+from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard
+from tools.tables import frame_as_markdown
 
 NETWORKS = (
     "resnet18-avg",

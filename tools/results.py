@@ -30,8 +30,6 @@ from eeutils.files import write_text
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import (
     Evaluation,
-    frame_as_markdown,
-    headline_board,
     over_seeds,
     scoreboard,
     shallow_deep_board,
@@ -40,6 +38,7 @@ from eeutils.scoreboard import (
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
 from tools.goals import goals_board
 from tools.pages import RESULTS, refresh_pages
+from tools.tables import frame_as_markdown
 
 TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
@@ -53,6 +52,23 @@ MISTAKES_TOLERANCE = 0.01
 _TOLERANCES = dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE)
 _FEW_EXITS = 4
 _GOALS = "goals.md"  # of means over seeds already
+
+HEADLINE = {
+    "resnet18-avg-cifar10-w16": "ResNet18, width 16, no early exits",
+    "resnet18_3exits-conv+conv+spp-cifar10-w16": "ResNet18, width 16, 3 exits",
+    "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, width 24, 3 exits",
+    "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, width 32, 3 exits",
+    "mobilenet_sdn-mixed-cifar10": "MobileNet, Shallow-Deep, 7 exits",
+    "resnet56_sdn-mixed-cifar10": "ResNet56, Shallow-Deep, 7 exits",
+}
+"""Networks in the README's table, without their seeds, and their names there."""
+
+# Columns of both boards and their titles in the headline.
+_HEADLINE_COLUMNS = {
+    "MACs (M)": "million multiply-adds",
+    "last exit": "all images to the end",
+    "at 50%": "half of the cost",
+}
 
 # In the figure, as far as they are trained; of several seeds the middle one at the last exit.
 DRAWN = {
@@ -119,6 +135,20 @@ def boards_of(evaluations: Mapping[str, Evaluation]) -> dict[str, pd.DataFrame]:
     many = {name: run for name, run in evaluations.items() if run.test.num_exits > _FEW_EXITS}
     few = {name: run for name, run in evaluations.items() if name not in many}
     return {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
+
+
+def headline_board(boards: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Select the networks of `HEADLINE` and their main columns from `boards`, one row for all seeds of each.
+
+    Args:
+        boards: one row per seed, as `scoreboard` and `shallow_deep_board` return them.
+    """
+    together = pd.concat([board.reindex(columns=list(_HEADLINE_COLUMNS)) for board in boards])
+    board = over_seeds(together.rename(columns=_HEADLINE_COLUMNS))
+    board = board.loc[[name for name in HEADLINE if name in board.index]]
+    seeds = board.pop("seeds")
+    named = {name: HEADLINE[name] + (f" ({count} seeds)" if count > 1 else "") for name, count in seeds.items()}
+    return board.rename(index=named)
 
 
 def _recompute(entry: WeightEntry) -> Evaluation:

@@ -20,11 +20,11 @@ import tyro
 from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import exclusive
-from eeutils.scoreboard import markdown_table
 from eeutils.train import TrainingRun, parsed
 from eeutils.weights import Registry, default_registry, list_weights
 from eeutils.weights.registry import REGISTRY_FILE
 from tools.publish import entry_name, planned_entry, publish
+from tools.tables import markdown_table
 from tools.weights_page import write_readme
 
 # Too little to get anything done: starting takes longer.

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 
 from eeutils.files import write_text
-from eeutils.scoreboard import markdown_table
 from eeutils.weights.fetch import drive_page
 from eeutils.weights.registry import Registry, TrainingRecord, WeightEntry
+from tools.tables import markdown_table
 
 
 def write_readme(registry: Registry) -> None:

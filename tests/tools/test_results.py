@@ -12,9 +12,10 @@ from torch.nn.functional import one_hot
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
 from eeutils.errors import StorageError
-from eeutils.scoreboard import HEADLINE, Evaluation
+from eeutils.scoreboard import Evaluation
 from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry, without_seed
 from tools import pages, results
+from tools.results import HEADLINE
 from tools.train_missing import plan
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]

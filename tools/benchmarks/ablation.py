@@ -23,13 +23,14 @@ from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.models import copy_backbone, create_model, resnet18
 from eeutils.models.registry import fitting_arguments
-from eeutils.scoreboard import MAX_DROP, Spread, frame_as_markdown
+from eeutils.scoreboard import MAX_DROP, Spread
 from eeutils.train import TrainingRun, parsed
 from eeutils.training import TrainConfig, choose_device, fit, recipe
 from eeutils.weights import default_registry, load_predictions
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
 from tools.publish import entry_name
+from tools.tables import frame_as_markdown
 
 
 @dataclass(frozen=True)

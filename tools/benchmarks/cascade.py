@@ -33,10 +33,10 @@ from eeutils.cascade import Cascade
 from eeutils.data import Split, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, drop_exits, prepared_for_inference
-from eeutils.scoreboard import frame_as_markdown
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
 from tools.benchmarks.report import publish, report_path
+from tools.tables import frame_as_markdown
 
 MAX_DROPS = (0.0, 0.005, 0.01)
 BUDGET = 0.5

@@ -30,10 +30,11 @@ from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
 from eeutils.models import resnet18
 from eeutils.models.registry import fitting_arguments
-from eeutils.scoreboard import MAX_DROP, markdown_table
+from eeutils.scoreboard import MAX_DROP
 from eeutils.training import choose_device, fit, recipe
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
+from tools.tables import markdown_table
 
 BUDGET = 0.5
 EARLY_UNITS = tuple(range(8))

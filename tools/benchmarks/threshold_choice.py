@@ -23,10 +23,11 @@ from eeutils.analysis.thresholds import (
     choose_thresholds,
 )
 from eeutils.errors import message_instead_of_traceback
-from eeutils.scoreboard import MAX_DROP, markdown_table
+from eeutils.scoreboard import MAX_DROP
 from eeutils.weights import load_predictions
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
+from tools.tables import markdown_table
 
 
 @dataclass(frozen=True)

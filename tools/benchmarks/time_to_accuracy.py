@@ -25,11 +25,11 @@ from eeutils.device import device_name
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.registry import fitting_arguments
-from eeutils.scoreboard import frame_as_markdown
 from eeutils.training import History, TrainConfig, choose_device, fit, recipe
 from eeutils.training.compute import autocast_dtype, compute_capability, share_of_peak, training_peak
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
+from tools.tables import frame_as_markdown
 
 _TERA = 1e12
 
