@@ -88,10 +88,17 @@ def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
     num_exits = len(logits)
     check_policy(policy, num_exits)
     left_at = torch.full(logits.shape[1:2], num_exits - 1, device=logits.device)
-    logits = logits[:-1].clone()  # a policy may write into it; no shallower exit sees what a deeper one wrote there
+    copy = _copy(logits)
     for index in reversed(range(num_exits - 1)):  # the shallowest exit overwrites the others
-        left_at[leaving(policy, logits[: index + 1])] = index
+        left_at[leaving(policy, copy[: index + 1])] = index
+        if copy._version:  # the policy has written into it
+            copy = _copy(logits)
     return left_at
+
+
+@torch.inference_mode(False)  # its tensors do not count how often they are written into
+def _copy(logits: Tensor) -> Tensor:
+    return logits[:-1].clone()
 
 
 def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:

@@ -102,8 +102,7 @@ def measure_risk(
     is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk exceeds `max_risk`.
     """
     check_predictions(validation)
-    if not 0 < max_risk < 1:
-        raise ValueError(f"max_risk must be in (0, 1), got {max_risk}")
+    _check_share("max_risk", max_risk, 0 < max_risk < 1)
     falling = _falling(thresholds)
     num_images = len(validation.labels)
     lost = validation.correct[-1] & ~validation.correct  # (E, N); none at the last exit
@@ -127,8 +126,8 @@ def measure_gap(
     largest capital on the way, which depends much more on the order of the images than the capital at the end.
     """
     check_predictions(validation)
-    if not 0 <= max_drop < 1:
-        raise ValueError(f"max_drop must be in [0, 1), got {max_drop}")
+    _check_share("max_drop", max_drop, 0 <= max_drop < 1)
+    _check_share("delta", delta, 0 < delta < 1)
     falling, scores = _falling(thresholds), score_of(validation.logits[:-1], score)
     order = torch.randperm(len(validation.labels), generator=torch.Generator().manual_seed(0))  # may be sorted by class
     scores, correct = scores[:, order], validation.correct[:, order].double()
@@ -152,13 +151,17 @@ def _betting_p_value(losses: Tensor, limit: float, delta: float) -> Tensor:
     return (-(-bets * (losses - limit)).log1p().sum()).exp().clamp_max(1)
 
 
+def _check_share(name: str, value: float, in_range: bool) -> None:
+    if not in_range:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
 def _falling(thresholds: Sequence[float] | None) -> Tensor:
     thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
     return checked_thresholds(thresholds).sort(descending=True).values
 
 
 def _lowest_certified(tested: RiskTest, delta: float, score: str, validation: Predictions) -> Choice:
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must be in (0, 1), got {delta}")
+    _check_share("delta", delta, 0 < delta < 1)
     count = tested.certified(delta)
     return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)

@@ -6,20 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eeutils.analysis.decisions import Decisions, decide
+from eeutils.analysis.decisions import Decisions, decide, fallback_logits, unconfident_counts, with_fallback
 from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import Choice
-
-
-def from_probs(probs: list, labels: list[int], costs: list[float]) -> Predictions:
-    logits = torch.tensor(probs, dtype=torch.float64).log().float()
-    return Predictions(logits, torch.tensor(labels), torch.tensor(costs).double())
+from eeutils.analysis.thresholds import Choice, accuracy_cost_curve
+from tests.analysis.tables import from_probs, random_table, tables
 
 
 @pytest.fixture
 def table() -> Predictions:
-    """Three exits, four images. Confidence at exits 1 and 2: (.9, .6), (.6, .9), (.7, .6), (.6, .6)."""
+    """Confidence of the four images at exits 1 to 3: (.9, .6, .8), (.6, .9, .8), (.7, .6, .8), (.6, .6, .8)."""
     return from_probs(
         [
             [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.6, 0.4]],
@@ -40,10 +36,9 @@ def table() -> Predictions:
         (1.0, [2, 2, 2, 2], 0.75, 4),
         ((0.8, 0.5), [0, 1, 1, 1], 1.0, 7 / 4),
         ((math.inf, 0.0), [1, 1, 1, 1], 1.0, 2),
-        (math.inf, [2, 2, 2, 2], 0.75, 4),
     ],
 )
-def test_decisions_by_hand(table, thresholds, exits, accuracy, mean_cost):
+def test_decide_by_hand(table, thresholds, exits, accuracy, mean_cost):
     decisions = decide(table, ThresholdPolicy(thresholds))
     assert decisions.exit_index.tolist() == exits
     assert decisions.accuracy == accuracy
@@ -52,17 +47,12 @@ def test_decisions_by_hand(table, thresholds, exits, accuracy, mean_cost):
     assert decisions.exit_rates.tolist() == [exits.count(index) / 4 for index in range(3)]
 
 
-def test_decisions_are_shown_in_a_line(table):
+def test_decisions_fit_in_a_line(table):
     shown = repr(decide(table, ThresholdPolicy(0.65)))
     assert shown == "Decisions(4 images: accuracy 75.00% for 50.0% of the cost, exit rates 50.0% / 25.0% / 25.0%)"
 
 
-def test_exit_rates_name_exits_that_nobody_took():
-    decisions = Decisions(torch.tensor([1]), torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0, 2.0, 3.0]))
-    assert decisions.exit_rates.tolist() == [0, 1, 0]
-
-
-def test_exit_rates_of_all_images_and_of_each_class():
+def test_exit_rates_by_class_by_hand():
     exits, labels = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1])
     rates = Decisions(exits, labels, labels, torch.tensor([1.0, 2.0])).exit_rates_by_class(["cat", "dog"])
     assert {name: shares.tolist() for name, shares in rates.items()} == {
@@ -72,56 +62,101 @@ def test_exit_rates_of_all_images_and_of_each_class():
     }
 
 
-def test_a_network_with_one_exit_lets_everybody_go_there():
-    one = from_probs([[[0.9, 0.1], [0.2, 0.8]]], [0, 0], [5])
-    decisions = decide(one, ThresholdPolicy(0.99))
-    assert decisions.exit_index.tolist() == [0, 0]
+def test_decide_sends_every_image_to_a_single_exit():
+    decisions = decide(random_table((1, 3, 2)), ThresholdPolicy(0.99))
+    assert decisions.exit_index.tolist() == [0, 0, 0]
     assert decisions.relative_cost == 1
 
 
-@given(threshold=st.floats(0, 1), seed=st.integers(0, 999), name=st.sampled_from(["confidence", "entropy", "margin"]))
-def test_an_image_leaves_at_its_first_exit_that_is_sure_enough(threshold, seed, name):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(4, 12, 3, generator=generator) * 2
-    predictions = Predictions(logits, torch.zeros(12, dtype=torch.int64), torch.arange(1, 5).double())
+@given(predictions=tables(), threshold=st.floats(0, 1), name=st.sampled_from(["confidence", "entropy", "margin"]))
+def test_decide_takes_the_first_exit_whose_score_suffices(predictions, threshold, name):
     decisions = decide(predictions, ThresholdPolicy(threshold, name))
-    sure = (score_of(logits, name) >= threshold).tolist()
-    for image in range(12):
-        first = next((index for index in range(3) if sure[index][image]), 3)
-        assert decisions.exit_index[image] == first
-        assert decisions.predicted[image] == logits[first, image].argmax()
+    reached = (score_of(predictions.logits, name) >= threshold).tolist()
+    last = predictions.num_exits - 1
+    for image, exit_index in enumerate(decisions.exit_index.tolist()):
+        assert exit_index == next((index for index in range(last) if reached[index][image]), last)
+        assert decisions.predicted[image] == predictions.logits[exit_index, image].argmax()
 
 
-def test_a_policy_for_another_network_is_refused(table):
-    with pytest.raises(ValueError, match="a network with 3 exits has 2 early ones"):
-        decide(table, ThresholdPolicy((0.5,)))
-
-
-@pytest.mark.parametrize(
-    ("policy", "message"),
-    [
-        (0.9, r"float is no policy: give ThresholdPolicy\(0\.9\)"),
-        (Choice(ThresholdPolicy(0.9), 0.0, 0.0), r"Choice is no policy: give its \.policy"),
-    ],
-)
-def test_what_is_no_policy_is_named(table, policy, message):
-    with pytest.raises(TypeError, match=message):
+@pytest.mark.parametrize("policy", [0.9, Choice(ThresholdPolicy(0.9), 0.0, 0.0)])
+def test_decide_refuses_what_is_not_a_policy(table, policy):
+    with pytest.raises(TypeError, match=type(policy).__name__):
         decide(table, policy)
 
 
-def test_a_rule_of_ones_own(table, two_in_a_row):
-    # Named by the exits: (0, 0, 0), (1, 0, 1), (0, 1, 1), (0, 1, 1).
-    decisions = decide(table, two_in_a_row())
-    assert decisions.exit_index.tolist() == [1, 2, 2, 2]
-    with pytest.raises(ValueError, match="two exits are needed"):
-        decide(from_probs([[[0.9, 0.1]]], [0], [1]), two_in_a_row())
+def test_decide_takes_any_policy(table, two_in_a_row):
+    # Predictions of the exits: (0, 0, 0), (1, 0, 1), (0, 1, 1), (0, 1, 1).
+    assert decide(table, two_in_a_row()).exit_index.tolist() == [1, 2, 2, 2]
+    with pytest.raises(ValueError, match="two exits"):
+        decide(random_table((1, 3, 2)), two_in_a_row())
 
 
-@pytest.mark.parametrize("answer", [torch.tensor([1, 0, 1, 0]), torch.tensor([True]), torch.ones(1, 4).bool()])
-def test_a_rule_that_does_not_answer_a_bool_an_image_is_named(table, answer, two_in_a_row):
+@pytest.mark.parametrize(
+    "answer",
+    [True, None, [True] * 4, torch.ones(4).numpy() > 0, torch.tensor([1, 0, 1, 0]), torch.ones(4, 1).bool()],
+    ids=lambda answer: type(answer).__name__,
+)
+def test_decide_refuses_a_policy_that_returns_anything_but_a_bool_per_image(table, answer, two_in_a_row):
     class Careless(two_in_a_row):
         def leaves(self, logits: Tensor) -> Tensor:
             return answer
 
-    with pytest.raises(ValueError, match=r"Careless\.leaves\(\) must answer \(4,\) bool"):
+    with pytest.raises(ValueError, match=r"Careless.*\(4,\) bool"):
         decide(table, Careless())
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_decide_keeps_the_table_from_a_policy_that_writes(table, two_in_a_row, inference):
+    class Scaling(two_in_a_row):
+        def leaves(self, logits: Tensor) -> Tensor:
+            return logits.mul_(2).softmax(-1).amax(-1)[-1] > 0.9
+
+    before = table.logits.clone()
+    with torch.inference_mode(inference):
+        decisions = decide(table, Scaling())
+    assert torch.equal(table.logits, before)
+    assert decisions.exit_index.tolist() == [0, 1, 2, 2]  # confidence of doubled logits: 0.6 -> 0.69, 0.9 -> 0.99
+
+
+@pytest.mark.parametrize(
+    ("fallback", "thresholds", "predicted", "relative_cost"),
+    [
+        ("last", math.inf, [0, 1, 1, 1], 1),
+        ("most_confident", math.inf, [0, 0, 1, 1], 1),
+        ("last", (math.inf, 0.85), [0, 0, 1, 1], 14 / 16),
+        ("most_confident", 0.0, [0, 1, 0, 0], 1 / 4),
+    ],
+)
+def test_fallbacks_by_hand(table, fallback, thresholds, predicted, relative_cost):
+    decisions = decide(table, ThresholdPolicy(thresholds), fallback)
+    assert decisions.predicted.tolist() == predicted
+    assert decisions.relative_cost == relative_cost
+
+
+def test_fallback_most_confident_compares_probabilities_and_takes_the_first_of_equals():
+    most, less = torch.tensor([[[0.5, 0.45, 0.05]], [[0.45, 0.3, 0.25]]]).log()
+    assert torch.equal(fallback_logits(torch.stack([less + 3, most]), "most_confident"), most)
+    tied = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    assert fallback_logits(tied, "most_confident").tolist() == [[1, 0]]
+    with pytest.raises(ValueError, match="'first'"):
+        decide(random_table((2, 3, 2)), ThresholdPolicy(0.5), "first")
+
+
+@given(
+    predictions=tables(),
+    score=st.sampled_from(["ensemble", "geometric"]),
+    fallback=st.sampled_from(["last", "most_confident"]),
+    threshold=st.floats(0, 1),
+)
+def test_with_fallback_makes_sweeps_agree_with_decide(predictions, score, fallback, threshold):
+    curve = accuracy_cost_curve(with_fallback(predictions, fallback), [threshold], score)
+    decisions = decide(predictions, ThresholdPolicy(threshold, score), fallback)
+    assert curve.accuracy.item() == pytest.approx(decisions.accuracy)
+    assert curve.cost.item() == pytest.approx(decisions.mean_cost)
+
+
+def test_unconfident_counts_by_hand(table):
+    # At 0.85 the last two images stay, both most confident at exit 3; at infinity all do.
+    assert unconfident_counts(table, ThresholdPolicy(0.85)).tolist() == [0, 0, 2]
+    assert unconfident_counts(table, ThresholdPolicy(math.inf)).tolist() == [1, 1, 2]
+    assert unconfident_counts(table, ThresholdPolicy(0.0)).tolist() == [0, 0, 0]
