@@ -1,11 +1,10 @@
-import re
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 from torchvision.ops import DeformConv2d
 
@@ -13,14 +12,12 @@ from eeutils.analysis.costs import exit_costs, measure_costs
 from eeutils.models import MultiExitNet, create_exit, create_model, list_models, resnet18, resnet18_3exits, truncate
 from eeutils.models.contracts import checked_answers
 
-IMAGES = torch.zeros(2, 3, 8, 8)
-
 
 def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
     """Multiply-adds of one forward pass: kernel elements x outputs, layer by layer, seen by forward hooks."""
     counted = []
 
-    def count(layer: nn.Module, _: tuple, output: torch.Tensor) -> None:
+    def count(layer: nn.Module, _: tuple, output: Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             kernel = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
             counted.append(kernel * output[0].numel())
@@ -35,14 +32,14 @@ def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
     return sum(counted)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     exit_after=st.sets(st.integers(0, 7), max_size=4).map(tuple),
     pool=st.sampled_from(["avg", "spp"]),
     stem=st.sampled_from(["cifar", "imagenet"]),
     image_shape=st.tuples(st.integers(1, 3), st.integers(4, 17), st.integers(4, 17)),
 )
-def test_costs_are_what_counting_layer_by_layer_gives(exit_after, pool, stem, image_shape):
+def test_measure_costs_agrees_with_counting_layer_by_layer(exit_after, pool, stem, image_shape):
     net = resnet18(width=2, in_channels=image_shape[0], pool=pool, stem=stem, exit_after=exit_after)
     costs = measure_costs(net, image_shape)
     up_to_each_exit = [truncate(net, index) for index in range(net.num_exits)]
@@ -52,7 +49,7 @@ def test_costs_are_what_counting_layer_by_layer_gives(exit_after, pool, stem, im
     ]
 
 
-def test_a_network_counted_on_paper():
+def test_measure_costs_by_hand():
     net = MultiExitNet(
         [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1, stride=2)],
         {0: nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, 2)), 1: nn.Sequential(nn.Flatten(), nn.Linear(4 * 9, 2))},
@@ -85,12 +82,12 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(tokens, tokens, tokens).mT.unflatten(2, x.shape[2:])
 
 
-def test_attention_counts_and_custom_operators_do_not():
+def test_measure_costs_counts_attention_and_no_custom_operators():
     net = MultiExitNet([Custom(), Attention()], {1: nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
     assert measure_costs(net, (3, 8, 8)).unit_macs.tolist() == [0, 2 * 36 * 36 * 4]
 
 
-def test_resnet18_costs_what_is_published():
+def test_measure_costs_of_resnet18_are_those_published():
     costs = measure_costs(resnet18(), (3, 32, 32))
     assert costs.cumulative_macs.item() == pytest.approx(555.4e6, rel=1e-4)
     assert costs.cumulative_params.item() == 11_173_962
@@ -100,52 +97,56 @@ def test_resnet18_costs_what_is_published():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_network_is_left_as_it_was(training):
+def test_measure_costs_leaves_the_network_as_it_was_and_its_hooks_alone(training):
     net = resnet18_3exits(width=2).train(training)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for module in net.modules():
+        module.register_forward_hook(lambda *_: pytest.fail("called"))
+        module.register_forward_pre_hook(lambda *_: pytest.fail("called"))
     measure_costs(net, (3, 8, 8))
     assert net.training is training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module._forward_hooks and module._forward_pre_hooks for module in net.modules())
 
 
-def test_parameters_that_are_frozen_are_stored_all_the_same():
+def test_measure_costs_does_not_depend_on_precision_freezing_and_parametrisation():
     net = resnet18_3exits(width=2)
-    costs = measure_costs(net, (3, 8, 8))
-    frozen = measure_costs(net.requires_grad_(False), (3, 8, 8))
-    assert torch.equal(frozen.cumulative_params, costs.cumulative_params)
-
-
-def test_a_network_in_half_precision_costs_the_same():
-    net = resnet18_3exits(width=2)
-    costs = exit_costs(net, (3, 8, 8))
-    assert torch.equal(exit_costs(net.half(), (3, 8, 8)), costs)
-
-
-def test_parametrised_layers_cost_the_same():
+    expected = measure_costs(net, (3, 8, 8))
+    costs = measure_costs(net.half().requires_grad_(False), (3, 8, 8))
+    assert torch.equal(costs.cumulative_macs, expected.cumulative_macs)
+    assert torch.equal(costs.cumulative_params, expected.cumulative_params)
     net = MultiExitNet([nn.Conv2d(3, 4, 3)], {0: nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
     expected = exit_costs(net, (3, 8, 8))
     weight_norm(net.units[0])
     assert torch.equal(exit_costs(net, (3, 8, 8)), expected)
 
 
-class OnlyWithNumbers(nn.Module):
-    """A unit that looks at what is in the map."""
+def test_measure_costs_keeps_the_hooks_of_pruning():
+    net = MultiExitNet([nn.Conv2d(3, 4, 3)], {0: nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
+    expected = exit_costs(net, (3, 8, 8))
+    prune.l1_unstructured(net.units[0], "weight", 0.5)
+    net.units[0].weight = net.units[0].weight.detach()  # a copy cannot be made of one with a gradient
+    assert torch.equal(exit_costs(net, (3, 8, 8)), expected)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+
+class OnlyWithNumbers(nn.Module):
+    """Looks at the values in the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
         return x / 2 if x.max() > 1 else x
 
 
 class Chosen(nn.Module):
-    """A unit that looks at what is in the map, by a mask."""
+    """Looks at the values in the map, by a mask."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x[x.mean((1, 2, 3)) > 0]
 
 
 class OnlySquare(nn.Module):
-    """A unit that asserts."""
+    """Asserts."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         assert x.shape[2] == x.shape[3], "Wrong height!"
         return x
 
@@ -153,24 +154,18 @@ class OnlySquare(nn.Module):
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        (
-            OnlyWithNumbers(),
-            r"unit 0 \(OnlyWithNumbers\) cannot be counted on shapes .* another measure: .*: Tensor\.item",
-        ),
-        (Chosen(), r"unit 0 \(Chosen\) cannot be counted on shapes .* another measure"),
-        (
-            OnlySquare(),
-            r"^a feature map of shape \(3, 8, 4\) does not fit the network's unit 0 \(OnlySquare\): Wrong height!",
-        ),
+        (OnlyWithNumbers(), r"OnlyWithNumbers.*measure_seconds"),
+        (Chosen(), r"Chosen.*measure_seconds"),
+        (OnlySquare(), r"\(3, 8, 4\).*OnlySquare.*Wrong height!"),
     ],
 )
-def test_units_that_cannot_be_counted_are_named(unit, message):
+def test_measure_costs_names_units_that_cannot_be_counted(unit, message):
     with pytest.raises(ValueError, match=message):
         exit_costs(MultiExitNet([unit], {0: nn.Flatten()}), (3, 8, 4))
 
 
 class Centred(nn.Module):
-    """Writes into what it reads."""
+    """Writes into its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         x -= x.mean((2, 3), keepdim=True)
@@ -178,14 +173,14 @@ class Centred(nn.Module):
 
 
 class Clamped(nn.Module):
-    """Writes into what it reads, by way of a view."""
+    """Writes into its input through a view."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1).clamp_(max=1.0)
 
 
 class Rectified(nn.Module):
-    """Writes into what it reads, out of sight of a look at its layers."""
+    """Writes into its input by a function."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=True)
@@ -196,33 +191,26 @@ def with_head(*first: nn.Module) -> MultiExitNet:
     return MultiExitNet([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], {0: nn.Sequential(*first, *early), 1: late})
 
 
-IN_PLACE = {
-    "minus": [Centred()],
-    "clamp": [Clamped()],
-    "function": [Rectified()],
-    "behind dropout": [nn.Dropout(0.1), nn.ReLU6(inplace=True)],
-}
-
-
-@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize(
+    "layers",
+    [[Centred()], [Clamped()], [Rectified()], [nn.Dropout(0.1), nn.ReLU6(inplace=True)]],
+    ids=["minus", "clamp", "function", "behind dropout"],
+)
 @pytest.mark.parametrize("inference", [False, True])
-def test_an_early_exit_that_works_in_place_on_what_the_next_unit_reads_is_named(kind, inference):
-    net = with_head(*IN_PLACE[kind])
-    message = "the exit after unit 0 works in place on .* unit 1 reads as well, .* clone what it reads"
-    with torch.inference_mode(inference), pytest.raises(ValueError, match=message):
+def test_measure_costs_names_an_early_exit_that_works_in_place(layers, inference):
+    net = with_head(*layers)
+    with torch.inference_mode(inference), pytest.raises(ValueError, match="after unit 0"):
         measure_costs(net, (3, 8, 8))
-    # Where nothing else reads the map a head may.
-    assert measure_costs(truncate(net, 0), (3, 8, 8)).exit_macs.tolist() == [288]
+    assert measure_costs(truncate(net, 0), (3, 8, 8)).exit_macs.tolist() == [288]  # no other reader, no harm
 
 
-def test_heads_that_are_given_a_copy_may_work_in_place():
-    expected = measure_costs(with_head(), (3, 8, 8))
+def test_measure_costs_accepts_a_head_that_begins_in_place():
     costs = measure_costs(with_head(nn.ReLU(inplace=True), Centred()), (3, 8, 8))
-    assert torch.equal(costs.cumulative_macs, expected.cumulative_macs)
+    assert torch.equal(costs.cumulative_macs, exit_costs(with_head(), (3, 8, 8)))
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_heads_of_ours_leave_alone_what_the_next_unit_reads(name):
+def test_measure_costs_takes_every_model(name):
     with torch.device("meta"):  # no weights to draw
         net = create_model(name)
     assert len(measure_costs(net, (3, 32, 32)).exit_macs) == net.num_exits
@@ -235,40 +223,24 @@ class Pair(nn.Module):
         return x, x[:, :1]
 
 
-class OnlyOne(nn.Module):
-    """A head that reads a tensor."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("two came")
-
-
-def test_what_does_not_fit_is_said_of_two_maps_as_well():
-    message = r"shape \(\(3, 8, 8\), \(1, 8, 8\)\) does not fit the network's exit after unit 0 \(OnlyOne\): two came"
-    with pytest.raises(ValueError, match=message):
-        exit_costs(MultiExitNet([Pair()], {0: OnlyOne()}), (3, 8, 8))
-
-
 @pytest.mark.parametrize(
     ("unit", "early", "part"),
     [
-        (nn.Conv2d(4, 8, 3), create_exit("spp", 4, 10), "exit after unit 1 (SpatialPyramidExit)"),
-        (nn.Conv2d(4, 8, 3), nn.Sequential(nn.BatchNorm1d(8)), "exit after unit 1 (Sequential)"),
-        (nn.Conv2d(4, 8, 3), nn.ModuleList(), "exit after unit 1 (ModuleList)"),
-        (nn.Conv2d(4, 8, 3), nn.Flatten(4), "exit after unit 1 (Flatten)"),
-        (nn.Conv2d(5, 8, 3), create_exit("spp", 8, 10), "unit 1 (Conv2d)"),
+        (nn.Conv2d(4, 8, 3), create_exit("spp", 4, 10), r"\(8, 4, 4\).*exit after unit 1 \(SpatialPyramidExit\)"),
+        (nn.Conv2d(4, 8, 3), nn.Sequential(nn.BatchNorm1d(8)), r"\(8, 4, 4\).*exit after unit 1 \(Sequential\)"),
+        (nn.Conv2d(4, 8, 3), nn.ModuleList(), r"\(8, 4, 4\).*exit after unit 1 \(ModuleList\)"),
+        (nn.Conv2d(5, 8, 3), create_exit("spp", 8, 10), r"\(4, 6, 6\).*unit 1 \(Conv2d\)"),
+        (Pair(), nn.Conv2d(4, 8, 3), r"\(\(4, 6, 6\), \(1, 6, 6\)\).*\(Conv2d\)"),
     ],
 )
-@pytest.mark.parametrize("ask", [lambda net: measure_costs(net, (3, 8, 8)), lambda net: checked_answers(net, IMAGES)])
-def test_the_part_that_does_not_fit_is_named_and_no_other_measure_advised(unit, early, part, ask):
+def test_measure_costs_and_checked_answers_name_the_part_that_does_not_fit(unit, early, part):
     net = MultiExitNet([nn.Conv2d(3, 4, 3), unit, nn.Conv2d(8, 8, 3)], {1: early, 2: create_exit("avg", 8, 10)})
-    shape = "(4, 6, 6)" if part.startswith("unit") else "(8, 4, 4)"
-    message = f"a feature map of shape {shape} does not fit the network's {part}: "
-    with pytest.raises(ValueError, match="^" + re.escape(message)) as caught:
-        ask(net)
-    assert "measure" not in str(caught.value)
-    assert str(caught.value) == message + str(caught.value.__cause__)
+    for ask in (lambda: measure_costs(net, (3, 8, 8)), lambda: checked_answers(net, torch.zeros(2, 3, 8, 8))):
+        with pytest.raises(ValueError, match=part) as caught:
+            ask()
+        assert "measure_seconds" not in str(caught.value)
 
 
-def test_a_network_without_exits_is_named():
-    with pytest.raises(TypeError, match="Conv2d has no exits; cut it into units"):
+def test_measure_costs_refuses_a_network_without_exits():
+    with pytest.raises(TypeError, match="Conv2d"):
         measure_costs(nn.Conv2d(3, 4, 3), (3, 8, 8))

@@ -15,7 +15,8 @@ from eeutils.errors import StorageError
 from eeutils.scoreboard import Evaluation
 from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry, without_seed
 from tools import pages, results
-from tools.results import HEADLINE
+from tools.results import HEADLINE, headline_board
+from tools.tables import frame_as_markdown
 from tools.train_missing import plan
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]
@@ -235,3 +236,28 @@ def test_outside_a_clone_it_stops_before_anything_is_computed(monkeypatch):
     monkeypatch.setattr(results, "load_predictions", None)
     with pytest.raises(SystemExit, match="error: this registry came with the package"):
         results.main()
+
+
+def board_of(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")
+
+
+def test_headline_board_has_its_networks_in_its_order_with_seeds_together():
+    slim = "resnet18_3exits-conv+conv+spp-cifar10-w16"
+    few = board_of(
+        {
+            f"{slim}-s1": {"last exit": 88.0, "cascade": 1.0, "at 50%": 87.0, "MACs (M)": 37.5},
+            "resnet56-cifar10": {"last exit": 91.58, "MACs (M)": 125.5},  # not of the headline
+            "resnet18-avg-cifar10-w16": {"last exit": 89.1, "MACs (M)": 35.05},
+            slim: {"last exit": 90.0, "cascade": 2.0, "at 50%": 87.0, "MACs (M)": 37.5},
+        }
+    )
+    many = board_of({"mobilenet_sdn-mixed-cifar10": {"at 25%": 83.0, "at 50%": 89.08, "last exit": 89, "MACs (M)": 47}})
+    assert frame_as_markdown(headline_board([few, many.astype(float)])).splitlines() == [
+        "| network | million multiply-adds | all images to the end | half of the cost |",
+        "| --- | ---: | ---: | ---: |",
+        "| ResNet18, width 16, no early exits | 35.05 | 89.10 |  |",
+        "| ResNet18, width 16, 3 exits (2 seeds) | 37.50 | 89.00 ± 1.41 | 87.00 |",
+        "| MobileNet, Shallow-Deep, 7 exits | 47.00 | 89.00 | 89.08 |",
+    ]
+    assert list(headline_board([few.loc[["resnet56-cifar10"]]]).index) == []
