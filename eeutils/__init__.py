@@ -1,15 +1,15 @@
 """Early exits in convolutional networks: learn them, reproduce them, use them.
 
-A network is units and exits (`eeutils.models`); one pass over a data set gives a table of every exit's logits, and all
-analysis reads that table (`eeutils.analysis`); `Cascade` is the live counterpart, which stops computing for an image
-as soon as an exit is sure of it:
+A network is units and exits (`eeutils.models`). One pass over a data set gives a table of the logits of every exit, and
+every analysis reads that table (`eeutils.analysis`). `Cascade` is its live counterpart: it stops computing for an image
+as soon as an exit is confident:
 
     data = load_data("cifar10")
     net = load_weights("resnet18_3exits-spp-cifar10-w16")
     choice = choose_thresholds(predict(net, data.val), max_drop=0.005)
     print(Cascade(net, choice.policy).run(data.test))
 
-The names in `__init__.pyi` are imported when they are first used, so that `import eeutils` costs nothing.
+The names in `__init__.pyi` are imported on first use, so that `import eeutils` costs nothing.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _imported, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     if name not in ("__version__", "__repository__"):
         return _imported(name)
-    value = globals()[name] = _from_metadata(name)  # the next access finds it at once
+    value = globals()[name] = _from_metadata(name)  # cached
     return value
 
 
@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 
 def _from_metadata(name: str) -> str:
-    """Version and address are written down once, in pyproject.toml, and come with the installed package."""
+    """Read the version or the repository's address from pyproject.toml, by way of the installed package."""
     from importlib.metadata import metadata
 
     about = metadata("eeutils")

@@ -1,6 +1,6 @@
-"""What predictions say: each analysis is a function of one table, `Predictions`.
+"""Analysis: each function reads one table, `Predictions`.
 
-The names in `__init__.pyi` are imported when they are first used: some need packages that take a second to load.
+The names in `__init__.pyi` are imported on first use, because some need packages that take a second to load.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-# What `eeutils.analysis` offers by name; `__init__.py` reads it, and so do editors and type checkers.
+# Public names of `eeutils.analysis`, read by `__init__.py`, editors and type checkers.
 from .confusion import ErrorIndicator as ErrorIndicator
 from .confusion import Standardization as Standardization
 from .confusion import auroc_draws as auroc_draws
@@ -11,6 +11,7 @@ from .costs import exit_costs as exit_costs
 from .costs import measure_costs as measure_costs
 from .decisions import Decisions as Decisions
 from .decisions import decide as decide
+from .decisions import unconfident_counts as unconfident_counts
 from .decisions import with_fallback as with_fallback
 from .gradcam import Explanation as Explanation
 from .gradcam import central_share as central_share
@@ -57,7 +58,9 @@ from .predictions import Predictions as Predictions
 from .predictions import predict as predict
 from .risk import GUARANTEE_THRESHOLDS as GUARANTEE_THRESHOLDS
 from .risk import RiskTest as RiskTest
+from .risk import choose_with_gap_guarantee as choose_with_gap_guarantee
 from .risk import choose_with_guarantee as choose_with_guarantee
+from .risk import measure_gap as measure_gap
 from .risk import measure_risk as measure_risk
 from .seconds import measure_seconds as measure_seconds
 from .thresholds import Choice as Choice
