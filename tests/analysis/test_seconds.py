@@ -139,7 +139,7 @@ def test_a_network_that_cannot_be_counted_on_shapes_can_be_timed():
     ("wrong", "error", "message"),
     [
         ({"net": nn.Linear(3, 3)}, TypeError, "Linear has no exits"),
-        ({"split": torch.zeros(1, 3, 8, 8)}, TypeError, "Tensor is no split"),
+        ({"split": torch.zeros(1, 3, 8, 8)}, TypeError, "got Tensor"),
         ({"split": images(2, size=1)}, ValueError, r"\(3, 1, 1\) does not fit the network's unit 0 \(Conv2d\): "),
         ({"batches": 0}, ValueError, "batches must be positive, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
