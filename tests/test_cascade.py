@@ -163,7 +163,7 @@ def test_a_rule_that_does_not_answer_a_bool_an_image_is_named(two_in_a_row):
         def leaves(self, logits: Tensor) -> Tensor:
             return logits[-1].argmax(-1)
 
-    with pytest.raises(ValueError, match=r"Careless\.leaves\(\) must answer"):
+    with pytest.raises(ValueError, match="Careless"):
         Cascade(make_net(3), Careless()).run(make_split(4))
 
 
