@@ -18,7 +18,7 @@ from eeutils.errors import IntegrityError
 from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
-from eeutils.models.memory import a_weight, channels_last
+from eeutils.models.memory import channels_last, device_and_dtype
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def check_outputs(split: Batched, outputs: int) -> None:
 
 
 def _batches(net: MultiExitNet, split: Batched, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    dtype = a_weight(net).dtype
+    _, dtype = device_and_dtype(net)
     return (images.to(dtype) for images, _ in split.batches(batch_size, device))
 
 
@@ -284,7 +284,7 @@ def _evaluating(net: MultiExitNet, device: torch.device | str | None) -> Iterato
 
     Each part by itself: while exits alone are trained the backbone is held in evaluation mode.
     """
-    home = a_weight(net).device
+    home, _ = device_and_dtype(net)
     at = home if device is None else choose_device(device)
     training = [module for module in net.modules() if module.training]
     try:

@@ -338,7 +338,7 @@ def test_frozen_networks_and_differentiable_images_are_fine():
 @each_way_in
 @pytest.mark.parametrize("index", [-1, 7])
 def test_there_is_no_such_exit(method, index):
-    with pytest.raises(ValueError, match=rf"exit_index {index} is not in 0\.\.6"):
+    with pytest.raises(ValueError, match=rf"got {index}"):
         method(network("resnet18_sdn"), pictures(1), index)
 
 

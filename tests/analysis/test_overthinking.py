@@ -66,7 +66,7 @@ def test_images_that_one_exit_alone_gets_right(table):
 
 @pytest.mark.parametrize("find", [first_correct_at, only_correct_at])
 def test_exits_that_are_not_there_are_named(table, find):
-    with pytest.raises(ValueError, match=r"exit_index 3 is not in 0\.\.2"):
+    with pytest.raises(ValueError, match="got 3"):
         find(table, 3)
 
 

@@ -305,7 +305,7 @@ def test_what_is_no_network_with_exits_or_no_split_is_named(net, split, message)
 def test_exits_that_answer_for_other_numbers_of_classes_are_named():
     nine, ten = (nn.Sequential(nn.Flatten(), nn.Linear(192, classes)) for classes in (9, 10))
     net = MultiExitNet([nn.Identity(), nn.Identity()], {0: nine, 1: ten})
-    with pytest.raises(ValueError, match=r"they answer \(4, 9\), \(4, 10\)"):
+    with pytest.raises(ValueError, match=r"got \(4, 9\), \(4, 10\)"):
         predict(net, images(4))
 
 

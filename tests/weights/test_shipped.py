@@ -74,6 +74,8 @@ def kind(entry: WeightEntry) -> tuple[object, ...]:
     """All that two networks have in common which differ in width and seed alone."""
     config = entry.training.config if entry.training else asdict(run_of(entry).train)
     arguments = {"stem": "cifar", **entry.model_args, "width": None}
+    if entry.model.endswith("_sdn"):
+        arguments.pop("exit_after", None)  # shipped networks keep their places when those of new ones move
     return entry.model, entry.data, arguments, config.get("trained", "all")
 
 
