@@ -12,9 +12,9 @@ from eeutils.models.contracts import check_exits, reading
 from eeutils.models.memory import check_sizes, independent_copy, make_weights_permanent
 from eeutils.models.multiexit import Features, MultiExitNet
 
-# torch names the device where it needs numbers ("cannot be called on meta tensors", "register_meta"), and does not
-# where shapes do not fit.
-_NEEDS_NUMBERS = re.compile("(?<![a-z])meta(?![a-z])", re.IGNORECASE)
+# Where torch needs numbers it names the device ("cannot be called on meta tensors", "register_meta"), or of quantized
+# layers a "fake impl"; where shapes do not fit it names neither.
+_NEEDS_NUMBERS = re.compile("(?<![a-z])meta(?![a-z])|fake impl", re.IGNORECASE)
 
 
 def on_meta(net: MultiExitNet) -> MultiExitNet:
