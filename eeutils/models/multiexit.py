@@ -101,7 +101,7 @@ class MultiExitNet(nn.Module):
         for unit, head in zip(self.exit_after, self.exits.values(), strict=True):
             after = units[unit + 1 : unit + 2]
             # len(), because bool() of modules breaks the graph of torch.compile.
-            reads_a_copy = len(after) > 0 and (_begins_in_place(head) or _begins_in_place(after[0]))
+            reads_a_copy = len(after) > 0 and (begins_in_place(head) or begins_in_place(after[0]))
             yield Stage(units[start : unit + 1], head, reads_a_copy)
             start = unit + 1
 
@@ -134,12 +134,19 @@ def map_tensors(change: Callable[[Tensor], Any], features: Features) -> Any:
     return features
 
 
+def tensors_of(features: Features) -> list[Tensor]:
+    """Return the tensors in `features`, in order."""
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, features)
+    return tensors
+
+
 def uncompiled(net: nn.Module) -> nn.Module:
     """Return the network inside a `torch.compile` wrapper, or `net` itself; weights are shared."""
     return getattr(net, "_orig_mod", net)  # the class of the wrapper is slow to import
 
 
-def _begins_in_place(module: nn.Module) -> bool:
+def begins_in_place(module: nn.Module) -> bool:
     """Return true if the first layer of `module` overwrites its input."""
     while (first := next(module.children(), None)) is not None:
         module = first
