@@ -16,7 +16,7 @@ from eeutils.device import choose_device
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
 from eeutils.models.inference import prepared_for_inference
-from eeutils.models.memory import a_weight, check_weights
+from eeutils.models.memory import check_weights, device_and_dtype
 from eeutils.models.multiexit import map_tensors, uncompiled
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
@@ -90,12 +90,12 @@ class Cascade:
         check_fallback(fallback)
         _check_dtype(dtype)
         net = uncompiled(net)
-        weight = a_weight(net)
+        home, own_dtype = device_and_dtype(net)
         check_weights(net)
         self.policy = policy
         self.fallback = fallback
-        self.device = weight.device if device is None else choose_device(device)
-        self.dtype = dtype or weight.dtype
+        self.device = home if device is None else choose_device(device)
+        self.dtype = dtype or own_dtype
         self.net = prepared_for_inference(net).to(device=self.device, dtype=dtype)  # if None, each part keeps its own
         self._stages = list(self.net.stages())
         self._costs: dict[tuple[int, ...], Tensor] = {}  # of images by their shape, as far as asked for

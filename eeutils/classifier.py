@@ -100,7 +100,7 @@ class Classifier:
         Raises:
             StorageError: if the file cannot be written.
         """
-        origin = getattr(self.net, "origin", None)
+        origin = self.net.origin
         about = {
             "classes": self.classes,
             "normalization": asdict(self.normalization),

@@ -7,6 +7,7 @@ digits data, with slim networks that are trained on the spot (and kept in the ca
 import hashlib
 import os
 import platform
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -204,5 +205,5 @@ def _kind(entry: WeightEntry) -> str:
 
 def _is_usual(entry: WeightEntry) -> bool:
     """Return True for trained weights of seed 0 with default exits and clean data."""
-    usual = "exit_after" not in entry.model_args and entry.data == "cifar10" and "trigger" not in entry.name
+    usual = not re.search(r"-e\d", entry.name) and entry.data == "cifar10" and "trigger" not in entry.name
     return entry.status == "trained" and usual and entry.training.config["seed"] == 0

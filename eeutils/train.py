@@ -121,7 +121,7 @@ def train(run: TrainingRun) -> None:
     data = load_data(run.data)
     if run.poison_share is not None:
         data = poisoned(data, run.trigger, run.poison_share, run.train.seed)
-    shape = fitting_arguments(run.model, len(data.classes), data.image_shape)
+    shape = fitting_arguments(len(data.classes), data.image_shape)
     torch.manual_seed(run.train.seed)
     net = _build(run, **shape)
     if run.start_from is not None:

@@ -335,7 +335,7 @@ def test_a_nan_image_among_others_is_named():
 def test_a_network_with_broken_weights_is_refused(name, value):
     net = make_net(3)
     net.state_dict()[name][0] = value
-    message = f"1 weights of the network are NaN or infinite, the first is '{name}'"
+    message = f"in 1, the first is '{name}'"
     with pytest.raises(ValueError, match=re.escape(message)):
         Cascade(net, NEVER)
 
@@ -590,7 +590,7 @@ def one_output() -> nn.Sequential:
 def test_heads_that_answer_anything_but_logits_are_named(heads, answers):
     net = MultiExitNet([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], dict(enumerate(heads)))
     split = make_split(6, num_classes=4)
-    message = rf"exits must answer logits \(N, classes\), .*2 classes or more, but for 6 images they answer {answers}"
+    message = rf"exits must answer logits \(6, C\) .* got {answers}"
     with pytest.raises(ValueError, match=message):
         Cascade(net, NEVER).run(split)
     with pytest.raises(ValueError, match="exits must answer logits"):

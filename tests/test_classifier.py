@@ -1,7 +1,7 @@
 """Networks ready for use."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from eeutils.cascade import Cascade
 from eeutils.classifier import Classifier, load_classifier
 from eeutils.data import Normalization, load_data
 from eeutils.errors import IntegrityError, StorageError
-from eeutils.models import MultiExitNet, create_model, resnet18
+from eeutils.models import MultiExitNet, Origin, create_model, resnet18
 from eeutils.weights import list_weights, load_predictions, load_weights, weight_entry
 
 CLASSES = ("cat", "dog", "bird")
@@ -95,18 +95,10 @@ def test_classifier_does_not_change_with_the_network_it_was_made_of(tmp_path, ch
     assert torch.equal(classifier(images).logits, before)
 
 
-@dataclass(frozen=True)
-class Origin:
-    library: str
-    name: str
-    arguments: dict
-
-
 def test_load_rebuilds_a_network_of_create_model(tmp_path):
     path, images = tmp_path / "net.safetensors", pictures(20)
     arguments = {"width": 4, "exit_after": [2, 4], "num_classes": 3}
     net = create_model("resnet18", **arguments).eval()
-    net.origin = Origin("eeutils", "resnet18", arguments)
     classifier = make_classifier(net, image_shape=(3, 8, 8))
     classifier.save(path)
     before = torch.get_rng_state()

@@ -91,7 +91,7 @@ def test_the_widest_that_all_are_trained_at_is_taken(registry):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_args": {"exit_after": [2, 4]}},
+        {"name": "resnet18_sdn-mixed-cifar10-e2+4-w16"},
         {"data": "cifar100"},
         {"status": "not trained"},
         {"training": replace(default_registry().entry("resnet18-avg-cifar10-w16").training, config={"seed": 1})},

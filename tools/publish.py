@@ -165,8 +165,11 @@ def _staged(entry: WeightEntry, run_folder: Path, staging: Path) -> WeightEntry:
     net = untrained_network(entry.model, entry.model_args).eval()
     put_tensors(net, read_tensors(folder / "weights.safetensors"), str(run_folder))
     predictions = _saved_predictions(net, load_data(entry.data), folder)
+    # Default places of internal classifiers may move, those of weights may not.
+    places = {"exit_after": list(net.exit_after[:-1])} if entry.model.endswith("_sdn") else {}
     return replace(
         entry,
+        model_args={**entry.model_args, **places},
         status="trained",
         weights=_stored(staging, folder / "weights.safetensors"),
         history=_stored(staging, folder / "history.csv"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.models import MultiExitNet, drop_exits, truncate
-from eeutils.models.memory import a_weight
+from eeutils.models.memory import device_and_dtype
 from eeutils.models.multiexit import Features, map_tensors
 
 Classes = int | Sequence[int] | Tensor | None
@@ -215,7 +215,7 @@ def _private_copy(net: MultiExitNet, images: Tensor, exit_index: int) -> tuple[n
     for module in cut.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # it would overwrite the values that hooks need
-    images = images.detach().to(a_weight(net), copy=True)
+    images = images.detach().to(*device_and_dtype(net), copy=True)
     return nn.Sequential(nn.Sequential(*cut.units), *cut.exits.values()), images
 
 

@@ -16,7 +16,7 @@ from eeutils.device import choose_device
 from eeutils.files import damaged, load_tensors, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
-from eeutils.models.memory import a_weight, channels_last
+from eeutils.models.memory import channels_last, device_and_dtype
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def try_out(net: MultiExitNet, split: Split, device: torch.device | str | None) 
         ValueError: if it cannot read the image, or a head works in place (`eeutils.models.contracts.checked_answers`).
     """
     net = remove_hooks(deepcopy(net)).eval()
-    at = a_weight(net).device if device is None else choose_device(device)
+    at = device_and_dtype(net)[0] if device is None else choose_device(device)
     checked_answers(net, next(_batches(net.to(at), split, 1, at)))
 
 
@@ -244,7 +244,7 @@ def _check_costs(costs: Tensor, num_exits: int) -> None:
 
 
 def _batches(net: MultiExitNet, split: Split, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    dtype = a_weight(net).dtype
+    _, dtype = device_and_dtype(net)
     return (images.to(dtype) for images, _ in split.batches(batch_size, device))
 
 
@@ -256,7 +256,7 @@ def _stacked(logits: list[Tensor], num_images: int) -> Tensor:
 @contextmanager
 def _evaluating(net: MultiExitNet, device: torch.device | str | None) -> Iterator[torch.device]:
     """Hold `net` on `device` in evaluation mode, then put it back, each module in the mode it was in."""
-    home = a_weight(net).device
+    home, _ = device_and_dtype(net)
     at = home if device is None else choose_device(device)
     training = [module for module in net.modules() if module.training]
     try:

@@ -13,7 +13,7 @@ from eeutils.data.splits import Split
 from eeutils.device import choose_device
 from eeutils.models import MultiExitNet, prepared_for_inference
 from eeutils.models.contracts import check_exits
-from eeutils.models.memory import a_weight
+from eeutils.models.memory import device_and_dtype
 
 Result = TypeVar("Result")
 
@@ -60,8 +60,8 @@ def measure_seconds(
     if batches < 1:
         raise ValueError(f"batches must be positive, got {batches}")
     try_out(net, split, device)
-    weight = a_weight(net)
-    device, dtype = weight.device if device is None else choose_device(device), dtype or weight.dtype
+    home, own_dtype = device_and_dtype(net)
+    device, dtype = home if device is None else choose_device(device), dtype or own_dtype
     given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
     all_batches = list(islice(cycle(whole), _WARM_UP + batches))

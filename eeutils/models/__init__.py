@@ -1,13 +1,12 @@
-"""Networks as units and exits."""
+"""Multi-exit networks: builders, heads, surgery, copies for inference."""
 
 from eeutils.models.exits import InternalClassifier, create_exit, list_pools
 from eeutils.models.inference import StageModule, prepared_for_inference, stage_modules
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
-from eeutils.models.multiexit import MultiExitNet, map_tensors
+from eeutils.models.multiexit import MultiExitNet, Origin, map_tensors
 from eeutils.models.registry import create_model, list_models, register_model
 from eeutils.models.resnet import (
-    RESNET18_SDN_SHARES,
     resnet18,
     resnet18_2exits,
     resnet18_3exits,
@@ -21,11 +20,11 @@ from eeutils.models.vgg import vgg16, vgg16_sdn
 from eeutils.models.wideresnet import wideresnet32_4, wideresnet32_4_sdn
 
 __all__ = [
-    "RESNET18_SDN_SHARES",
     "SDN_SHARES",
     "InternalClassifier",
     "MixedPool",
     "MultiExitNet",
+    "Origin",
     "SpatialPyramidPool",
     "StageModule",
     "add_exits",

@@ -1,93 +1,71 @@
-"""Whether a network has exits, and units and heads go together."""
+"""Checks of a network's structure: it has exits, and its units and heads fit together."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from eeutils.models.multiexit import Features, MultiExitNet, map_tensors
+from eeutils.models.multiexit import Features, MultiExitNet, map_tensors, uncompiled
 
 
-def check_exits(net: nn.Module) -> None:
-    """See that `net` has exits, be it compiled or not.
+def check_exits(net: nn.Module) -> MultiExitNet:
+    """Return `net` without its `torch.compile` wrapper.
 
     Raises:
-        TypeError: if it has none.
+        TypeError: if it has no exits.
     """
     if not hasattr(net, "num_exits"):
-        raise TypeError(
-            f"{type(net).__name__} has no exits; cut it into units with a head after some of them: "
-            "eeutils.models.MultiExitNet(units, {unit: head, ...})"
-        )
+        wraps_one = hasattr(getattr(net, "module", None), "num_exits")  # DataParallel, AveragedModel
+        remedy = "pass net.module" if wraps_one else "cut it into units: MultiExitNet(units, {unit: head, ...})"
+        raise TypeError(f"{type(net).__name__} has no exits; {remedy}")
+    return uncompiled(net)
 
 
 def check_exit_index(exit_index: int, num_exits: int) -> None:
-    """See that there is such an exit; 0 is the shallowest.
-
-    Raises:
-        ValueError: that says which there are.
-    """
+    """Raise ValueError if there is no exit `exit_index`; 0 is the shallowest."""
     if not 0 <= exit_index < num_exits:
-        raise ValueError(f"exit_index {exit_index} is not in 0..{num_exits - 1}")
-
-
-def check_units(after: Collection[int]) -> None:
-    """See that `after` names units in a way that can be read more than once.
-
-    Raises:
-        ValueError: that says how to name them.
-    """
-    if not isinstance(after, Collection):
-        example = f"({after},)" if isinstance(after, int) else "(2, 4)"
-        raise ValueError(f"the units that exits follow are a sequence, such as {example}, got {after!r}")
+        raise ValueError(f"exit_index must be in 0..{num_exits - 1}, got {exit_index}")
 
 
 def check_early_exits(after: Collection[int], num_units: int) -> None:
-    """See that early exits can follow the units `after`, each a unit of its own and none the last.
-
-    Raises:
-        ValueError: that names those which cannot be, and the choices.
-    """
-    check_units(after)
-    if len(set(after)) != len(after):
-        raise ValueError(f"two exits after one unit in {tuple(after)}")
-    outside = [unit for unit in after if not 0 <= unit < num_units - 1]
-    if outside:
+    """Raise ValueError unless early exits can follow the units `after`."""
+    is_collection = isinstance(after, Collection)
+    if not is_collection or len(set(after)) < len(after) or not set(after) <= set(range(num_units - 1)):
         raise ValueError(
-            f"no early exits after units {outside}: they follow units 0 to {num_units - 2}, and unit {num_units - 1}, "
-            "the last, has the network's own classifier"
+            f"units before early exits must be distinct and in 0..{num_units - 2}, such as (1, 2), got {after!r}; "
+            "the last unit has the network's own classifier"
         )
 
 
 def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
-    """What `net(x)` answers, after seeing that heads and units go together.
+    """Return `net(x)`, with all checks of this module on the way.
 
     Raises:
-        ValueError: if a unit or an exit cannot read what it is given (`reading`), an early exit writes into what the
-            next unit reads (`left_alone`), or one answers other than logits (`check_answers`).
+        ValueError: if a unit or head cannot read its input, an early head writes into it, or an exit returns other than
+            logits.
     """
-    num_images, answers = len(x), []  # for `x` soon is what a unit hands on
+    num_images, answers = len(x), []
     for last, stage in zip(net.exit_after, net.stages(), strict=True):
         for index, unit in enumerate(stage.units, last + 1 - len(stage.units)):
             with reading(x, f"unit {index}", unit):
                 x = unit(x)
         with left_alone(x, last, len(net.units)), reading(x, f"exit after unit {last}", stage.head):
             answers.append(stage.answer(x))
-        check_answers(answers[-1:], num_images)
+        check_answers(answers[-2:], num_images)
     return answers
 
 
 @contextmanager
 def reading(features: Features, part: str, module: nn.Module) -> Iterator[None]:
-    """See that `module`, asked within, can read `features`.
+    """Turn any error of `module` while it reads `features` into one that names both.
 
     Args:
-        features: with the images first.
-        part: which part of the network `module` is, such as "unit 3".
+        features: input of `module`, images first.
+        part: name of `module` in the network, such as "unit 3".
         module: a unit or a head.
 
     Raises:
-        ValueError: if not; it names the part, and its cause is what `module` raised.
+        ValueError: its cause is the error of `module`.
     """
     try:
         yield
@@ -102,35 +80,25 @@ def reading(features: Features, part: str, module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def left_alone(features: Features, unit: int, num_units: int) -> Iterator[None]:
-    """See that the exit after `unit`, asked within, leaves `features` alone: the next unit reads them as well.
-
-    Raises:
-        ValueError: if it writes into them and is not the last.
-    """
-    before = map_tensors(_writes, features)
+    """Raise ValueError if the exit after `unit` writes into `features` and another unit reads them."""
+    before = map_tensors(_version, features)
     yield
-    if unit < num_units - 1 and map_tensors(_writes, features) != before:
+    if unit < num_units - 1 and map_tensors(_version, features) != before:
         raise ValueError(
-            f"the exit after unit {unit} works in place on the feature map that unit {unit + 1} reads as well, so that "
-            "deeper exits would answer otherwise; clone what it reads, or begin with a layer that is not in place"
+            f"the exit after unit {unit} works in place on the feature map that unit {unit + 1} reads as well; "
+            "clone what it reads"
         )
 
 
 def check_answers(answers: Sequence[object], num_images: int) -> None:
-    """See that what exits answered are logits (images, classes), of the same classes, two or more; no values are read.
-
-    Raises:
-        ValueError: that says what they answered.
-    """
+    """Raise ValueError unless exits returned logits (N, C) of the same two or more classes; no values are read."""
     shapes = [tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__ for answer in answers]
     classes = {shape[1] if len(shape) == 2 and shape[0] == num_images else 0 for shape in shapes}
     if len(classes) > 1 or min(classes) < 2:
-        raise ValueError(
-            f"exits must answer logits (N, classes), all of the same 2 classes or more, but for {num_images} images "
-            f"they answer {', '.join(map(str, shapes))}"
-        )
+        got = ", ".join(map(str, shapes))
+        raise ValueError(f"exits must answer logits ({num_images}, C) of the same 2 or more classes, got {got}")
 
 
-def _writes(tensor: Tensor) -> int:
-    """How often something was written into `tensor` so far; tensors of inference mode do not count."""
+def _version(tensor: Tensor) -> int:
+    """Count the writes into `tensor`; tensors of inference mode do not."""
     return 0 if tensor.is_inference() else tensor._version

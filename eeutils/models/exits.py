@@ -1,11 +1,13 @@
-"""Exits: the heads that turn the feature map after a unit into logits."""
+"""Exits: heads that turn the feature map after a unit into logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from eeutils.models.layers import MixedPool, SpatialPyramidPool, conv_norm_act
+from eeutils.models.contracts import check_early_exits
+from eeutils.models.layers import MixedPool, SpatialPyramidPool, conv_norm_act, initialise
+from eeutils.models.multiexit import MultiExitNet
 
 _LARGEST_GRID = 4
 
@@ -15,32 +17,37 @@ def average_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
-class SpatialPyramidExit(nn.Module):
-    """Spatial pyramid max pooling on grids of 1, 2 and 4 cells a side, and one linear layer.
+def max_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
+    """Global max pooling and one linear layer."""
+    return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
-    The cells of a level are divided by its grid size. Without that the 21 values per channel make the linear layer's
+
+class SpatialPyramidExit(nn.Module):
+    """Spatial pyramid pooling on grids of 1, 2 and 4 cells a side, and one linear layer.
+
+    The cells of a level are divided by its grid size. Otherwise the 21 values per channel make the linear layer's
     input, and with it the effective learning rate, several times that of an average-pool exit, and deep exits fail to
-    learn at the rates the backbone wants.
+    learn at the rates that suit the backbone.
     """
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, reduce: str = "max") -> None:
         super().__init__()
-        self.pool = SpatialPyramidPool(levels=(1, 2, 4), reduce="max")
+        self.pool = SpatialPyramidPool(levels=(1, 2, 4), reduce=reduce)
         levels = self.pool.levels
         scale = [torch.full((channels * level**2,), 1 / (level * len(levels) ** 0.5)) for level in levels]
         self.register_buffer("scale", torch.cat(scale), persistent=False)
         self.linear = nn.Linear(channels * self.pool.cells, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map (N, C, H, W) -> logits (N, num_classes)."""
+        """Feature map (N, channels, H, W) -> logits (N, C)."""
         return self.linear(self.pool(x) * self.scale)
 
 
 def convolutional_exit(channels: int, num_classes: int) -> nn.Sequential:
-    """A 3x3 convolution to twice the channels at half the size, then a pyramid.
+    """A 3x3 convolution to twice the channels at half the size, then a max pyramid.
 
-    For shallow maps, whose features are too simple to be told apart by one linear layer: the head makes better ones of
-    its own, as those of MSDNet do (Huang et al., ICLR 2018, arXiv 1703.09844), at a few percent of a network's cost.
+    For shallow maps, whose features are too simple for one linear layer. The exits of MSDNet do the same (Huang et al.,
+    ICLR 2018, arXiv 1703.09844). Costs a few percent of the network.
     """
     return nn.Sequential(
         conv_norm_act(channels, 2 * channels, 3, stride=2), SpatialPyramidExit(2 * channels, num_classes)
@@ -50,8 +57,8 @@ def convolutional_exit(channels: int, num_classes: int) -> nn.Sequential:
 class InternalClassifier(nn.Module):
     """The early exit of Shallow-Deep Networks (Kaya et al., ICML 2019, arXiv 1810.07052, section 3).
 
-    The feature map is reduced to at most 4x4 by a learned mix of max and average pooling; one linear layer reads it.
-    A map of 4x4 or less is read as it is: there the mix has nothing to learn.
+    A learned mix of max and average pooling reduces the feature map to at most 4x4; one linear layer reads it. A map
+    of 4x4 or less stays as it is, and the mix has no effect.
 
     Args:
         channels: of the feature map.
@@ -66,65 +73,86 @@ class InternalClassifier(nn.Module):
         self.linear = nn.Linear(channels * grid * grid, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map (N, C, H, W) -> logits (N, num_classes)."""
+        """Feature map (N, channels, H, W) -> logits (N, C)."""
         return self.linear(self.pool(x).flatten(1))
 
 
-def _internal_classifier(channels: int, num_classes: int, size: int | None) -> nn.Module:
-    return InternalClassifier(channels, _LARGEST_GRID if size is None else size, num_classes)
-
-
-_EXITS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
+_EXITS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "avg": lambda channels, num_classes, size: average_pool_exit(channels, num_classes),
+    "max": lambda channels, num_classes, size: max_pool_exit(channels, num_classes),
     "spp": lambda channels, num_classes, size: SpatialPyramidExit(channels, num_classes),
-    "mixed": _internal_classifier,
+    "spp_avg": lambda channels, num_classes, size: SpatialPyramidExit(channels, num_classes, reduce="avg"),
+    "mixed": lambda channels, num_classes, size: InternalClassifier(channels, size, num_classes),
     "conv": lambda channels, num_classes, size: convolutional_exit(channels, num_classes),
 }
 
 
 def list_pools() -> list[str]:
-    """The names that `create_exit` knows."""
+    """Return the names that `create_exit` takes."""
     return sorted(_EXITS)
 
 
-def check_pool(pool: str) -> None:
-    """See that there is such a head.
+def create_exit(pool: str, channels: int, num_classes: int, size: int | None = None) -> nn.Module:
+    """Build a head that maps a feature map (N, channels, H, W) of any size to logits (N, num_classes).
+
+    Args:
+        pool: "avg" and "max" pool the whole map into one cell, "spp_avg" and "spp" into a pyramid of 21 cells; "mixed"
+            is the `InternalClassifier`, "conv" a `convolutional_exit`.
+        channels: of the feature map.
+        num_classes: logits per image.
+        size: shorter side of the map in pixels, if known; "mixed" then has no more cells than the map has pixels.
 
     Raises:
-        ValueError: if `pool` is not one of `list_pools()`.
+        ValueError: if `pool` is unknown.
     """
     if pool not in _EXITS:
-        raise ValueError(f"unknown pool {pool!r}; choose from {list_pools()}")
+        raise ValueError(f"pool must be one of {list_pools()}, got {pool!r}")
+    return _EXITS[pool](channels, num_classes, _LARGEST_GRID if size is None else size)
 
 
 def pool_of_each_exit(pool: str, num_exits: int) -> list[str]:
-    """What `pool` asks for: one of `list_pools()` for all exits, or one per exit joined by "+", shallowest first.
+    """Split "conv+spp+avg" into one name per exit, shallowest first; a single name stands for all.
 
     Raises:
-        ValueError: if one of them is unknown, or they are not as many as the exits.
+        ValueError: if the number of names does not fit.
     """
     pools = pool.split("+")
-    for each in pools:
-        check_pool(each)
     if len(pools) not in (1, num_exits):
-        raise ValueError(f"pool={pool!r} names {len(pools)} heads for a network with {num_exits} exits")
+        raise ValueError(f"pool must name 1 head or {num_exits}, joined by '+', got {pool!r}")
     return pools if len(pools) == num_exits else pools * num_exits
 
 
-def create_exit(pool: str, channels: int, num_classes: int, size: int | None = None) -> nn.Module:
-    """A head for a feature map (N, channels, H, W) that answers logits (N, num_classes).
+def with_heads(
+    units: Sequence[nn.Module],
+    maps: Sequence[tuple[int, int]],
+    classifier: nn.Module,
+    *,
+    num_classes: int,
+    exit_after: Collection[int],
+    pool: str | None,
+) -> MultiExitNet:
+    """Put a head after some units of a new backbone; the last step of every builder.
 
-    Every head answers maps of any size. "mixed" (`InternalClassifier`) has parameters for a grid of 4x4 cells, which
-    is more than a smaller map has to say: where `size` is known it has no more cells than the map has pixels.
+    The backbone draws its weights first: with one seed they are the same whatever the exits.
 
     Args:
-        pool: how the feature map is pooled, one of `list_pools()`.
-        channels: of the feature map.
+        units: the backbone.
+        maps: (channels, shorter side in pixels) of the feature map after each unit.
+        classifier: the network's own head, after the last unit.
         num_classes: logits per image.
-        size: pixels of the map's shorter side, if known.
+        exit_after: units that get an early exit.
+        pool: the heads of all exits, see `pool_of_each_exit`; None for internal classifiers before `classifier`.
 
     Raises:
-        ValueError: if `pool` is not one of `list_pools()`.
+        ValueError: if `exit_after` or `pool` does not fit the network.
     """
-    check_pool(pool)
-    return _EXITS[pool](channels, num_classes, size)
+    check_early_exits(exit_after, len(units))
+    last = len(units) - 1
+    initialise(nn.ModuleList([*units, classifier]))
+    places = sorted(exit_after) if pool is None else [*sorted(exit_after), last]
+    pools = pool_of_each_exit(pool or "mixed", len(places))
+    exits = {last: classifier}
+    for unit, name in zip(places, pools, strict=True):
+        channels, size = maps[unit]
+        exits[unit] = initialise(create_exit(name, channels, num_classes, size))
+    return MultiExitNet(units, exits)

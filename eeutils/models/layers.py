@@ -1,4 +1,4 @@
-"""The layers that backbones and exits are made of."""
+"""Layers shared by backbones and exits."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -91,7 +91,7 @@ class MixedPool(nn.Module):
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size (up to its stride), then batch normalisation."""
+    """Convolution that keeps the size (up to its stride), then batch normalisation."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -103,85 +103,8 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel: int, stride: int 
     return conv_norm(in_channels, out_channels, kernel, stride, groups).append(nn.ReLU(inplace=True))
 
 
-def depthwise_separable(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them.
-
-    Each is normalised and followed by a ReLU (MobileNet: Howard et al., 2017, arXiv 1704.04861, figure 3).
-    """
-    return nn.Sequential(
-        *conv_norm_act(in_channels, in_channels, 3, stride, groups=in_channels),
-        *conv_norm_act(in_channels, out_channels, 1),
-    )
-
-
-class PaddedShortcut(nn.Module):
-    """A shortcut without parameters: every `stride`-th pixel, new channels zero (He et al., section 4.2, option A)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.new_channels, self.stride = out_channels - in_channels, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al., CVPR 2016, arXiv 1512.03385, figure 2).
-
-    Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        stride: of the first convolution.
-        shortcut: what the residual is added to; by default the input itself, or where the shape changes a 1x1
-            convolution of it.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, shortcut: nn.Module | None = None) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            *conv_norm_act(in_channels, out_channels, 3, stride),
-            *conv_norm(out_channels, out_channels, 3),
-        )
-        if shortcut is None:
-            same_shape = stride == 1 and in_channels == out_channels
-            shortcut = nn.Identity() if same_shape else conv_norm(in_channels, out_channels, 1, stride)
-        self.shortcut = shortcut
-        # A module, as all ReLUs here are: guided backpropagation has to find them.
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
-        return self.activation(self.residual(x) + self.shortcut(x))
-
-
-class PreActivationBlock(nn.Module):
-    """Norm, ReLU and convolution, twice, around a shortcut that nothing interrupts.
-
-    The block of WideResNets (Zagoruyko & Komodakis, BMVC 2016, arXiv 1605.07146), with dropout between the
-    convolutions. Its answer is not normalised: that is left to whoever reads it.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.activation = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True))
-        self.residual = nn.Sequential(
-            *conv_norm_act(in_channels, out_channels, 3, stride),
-            nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-        )
-        same_shape = stride == 1 and in_channels == out_channels
-        self.projection = None if same_shape else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
-        active = self.activation(x)
-        shortcut = x if self.projection is None else self.projection(active)
-        return self.residual(active) + shortcut
-
-
 def initialise(module: ModuleT) -> ModuleT:
-    """Give the convolutions in `module` weights that keep the size of gradients (He et al., 2015); returns `module`."""
+    """Draw the convolutions of `module` so that gradients keep their size (He et al., 2015), and return it."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

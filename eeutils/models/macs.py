@@ -1,8 +1,7 @@
-"""Multiply-adds, counted on shapes alone: on the meta device nothing is computed."""
+"""Multiply-adds, counted on the meta device: shapes without numbers, so nothing is computed."""
 
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,36 +9,39 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eeutils.models.contracts import check_exits, reading
-from eeutils.models.memory import check_sizes
+from eeutils.models.memory import check_sizes, independent_copy, make_weights_permanent
 from eeutils.models.multiexit import Features, MultiExitNet
 
-# Where numbers are looked at torch names the device ("cannot be called on meta tensors", "register_meta"); where shapes
-# do not fit it says nothing of it.
-_NEEDS_NUMBERS = re.compile("(?<![a-z])meta(?![a-z])", re.IGNORECASE)
+# Where torch needs numbers it names the device ("cannot be called on meta tensors", "register_meta"), or of quantized
+# layers a "fake impl"; where shapes do not fit it names neither.
+_NEEDS_NUMBERS = re.compile("(?<![a-z])meta(?![a-z])|fake impl", re.IGNORECASE)
 
 
 def on_meta(net: MultiExitNet) -> MultiExitNet:
-    """A copy of `net` with shapes and no numbers, in evaluation mode.
+    """Return a copy of `net` on the meta device, in evaluation mode and without hooks.
 
     Raises:
         TypeError: if `net` has no exits.
-        ValueError: if a lazy layer of it has no weights yet.
+        ValueError: if a lazy layer has no weights yet.
     """
-    check_exits(net)
+    net = check_exits(net)
     check_sizes(net)
-    return deepcopy(net).to("meta", torch.float32).eval()
+    copy = independent_copy(net)
+    make_weights_permanent(copy)
+    for module in copy.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return copy.to("meta", torch.float32).eval()
 
 
 @torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules
 def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Any]:
-    """Multiply-adds of `module(x)`, and its answer; both on the meta device.
-
-    `eeutils.analysis.costs.NetworkCosts` says what is counted, and what is to be done about the rest.
+    """Return the multiply-adds of `module(x)` and its output; see `eeutils.analysis.costs.NetworkCosts`.
 
     Args:
         module: a unit or a head of a network `on_meta`.
-        x: what it reads.
-        part: which part of the network it is, such as "unit 3".
+        x: its input, on the meta device.
+        part: its name in errors, such as "unit 3".
 
     Raises:
         ValueError: if `module` cannot read `x`, or needs numbers and not shapes alone.
@@ -53,14 +55,14 @@ def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Any]:
         if not _NEEDS_NUMBERS.search(str(error)):
             raise
         raise ValueError(
-            f"the network's {part} ({type(module).__name__}) cannot be counted on shapes alone (device meta) and wants "
-            f"another measure: predict, and run of a Cascade, take costs=measure_seconds(net, split): {error}"
+            f"the network's {part} ({type(module).__name__}) cannot be counted on shapes alone (device meta); pass "
+            f"costs=measure_seconds(net, split) to predict or to run of a Cascade: {error}"
         ) from error
     return counter.get_total_flops() / 2, y
 
 
 def walk_units(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Iterator[tuple[float, Features]]:
-    """Multiply-adds of each unit for one image, and the feature map after it, (1, C, H, W) on the meta device.
+    """Yield the multiply-adds of each unit for one image, and the feature map after it on the meta device.
 
     Args:
         net: a network `on_meta`.

@@ -1,125 +1,84 @@
-"""Networks by name, and the steps that every builder shares."""
+"""Networks by name."""
 
-import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-from torch import nn
-
-from eeutils.models.exits import pool_of_each_exit
-from eeutils.models.layers import initialise
-from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.sdn import with_internal_classifiers
+from eeutils.models.multiexit import MultiExitNet, Origin
 
 _BUILDERS: dict[str, Callable[..., MultiExitNet]] = {}
+_USUAL_SIZE = 32  # default image_size of all builders
 
 
 def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiExitNet]:
-    """Make `builder` known to `create_model` under its own name (a decorator).
+    """Make `builder` available to `create_model` under its own name; use it as a decorator.
+
+    A builder takes the keywords `num_classes`, `in_channels`, `width`, `image_size`, `pool` and `exit_after`.
 
     Raises:
-        ValueError: if another builder has that name; the same one defined anew (a notebook's cell run again) may.
+        ValueError: if another builder has that name; a notebook cell that defines it again may run again.
     """
     known = _BUILDERS.get(builder.__name__, builder)
     if (known.__module__, known.__qualname__) != (builder.__module__, builder.__qualname__):
-        raise ValueError(
-            f"{builder.__name__!r} is the name of the builder in {known.__module__} already; give yours another"
-        )
+        raise ValueError(f"name of a builder must be new, got {builder.__name__!r}, which {known.__module__} has")
     _BUILDERS[builder.__name__] = builder
     return builder
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows."""
+    """Return the names that `create_model` takes."""
     return sorted(_BUILDERS)
 
 
-def create_model(name: str, **kwargs: Any) -> MultiExitNet:
+def create_model(name: str, **arguments: Any) -> MultiExitNet:
     """Build a network with fresh weights.
 
     Args:
         name: one of `list_models()`.
-        kwargs: the builder's own arguments, e.g. `num_classes`, `pool`, `width`; see `help(eeutils.models.<name>)`.
+        arguments: of the builder, see `help(eeutils.models.<name>)`; all take
+
+            - `num_classes`: logits per image;
+            - `in_channels`: channels of an image;
+            - `width`: channels of the first layers; cost grows with its square;
+            - `image_size`: pixels of an image's shorter side;
+            - `pool`: the heads of all exits, names of `list_pools()`: one for all, or one each, shallowest first,
+              joined by "+". In `*_sdn` networks, the heads of the internal classifiers;
+            - `exit_after`: indices of the units that early exits follow.
 
     Raises:
-        ValueError: if the name is unknown, or an argument has a value the builder does not take.
+        ValueError: if the name is unknown, or an argument has a value that the builder does not take.
         TypeError: if the builder has no such argument.
     """
-    return _builder(name)(**kwargs)
-
-
-def takes_argument(name: str, argument: str) -> bool:
-    """Whether the builder of that name has an argument of its own of that name.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    return argument in inspect.signature(_builder(name)).parameters
-
-
-def _builder(name: str) -> Callable[..., MultiExitNet]:
     if name not in _BUILDERS:
-        raise ValueError(f"unknown model {name!r}; choose from {list_models()}")
-    return _BUILDERS[name]
+        raise ValueError(f"model must be one of {list_models()}, got {name!r}")
+    net = _BUILDERS[name](**arguments)
+    net.origin = _origin(name, arguments)
+    return net
 
 
-def check_positive(**values: int) -> None:
-    """See that arguments which count something are whole numbers, 1 or more.
-
-    Raises:
-        ValueError: that names the first one which is not.
-    """
-    for name, value in values.items():
-        if not isinstance(value, Integral):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def assemble(
-    units: Sequence[nn.Module],
-    head: nn.Module,
-    *,
-    image_shape: tuple[int, int, int],
-    exit_after: Sequence[int],
-    pool: str,
-) -> MultiExitNet:
-    """A network with fresh weights: a backbone, its own classifier `head`, and early exits after some of its units.
-
-    The backbone draws its weights first: with one seed they are the same whatever the exits.
-
-    Raises:
-        ValueError: if `exit_after` names no such units, or `pool` no such heads.
-    """
-    pool_of_each_exit(pool, len(exit_after))  # a plain network, too, is refused a wrong one
-    net = initialise(MultiExitNet(units, {len(units) - 1: head}))
-    if not exit_after:
-        return net
-    return with_internal_classifiers(net, image_shape, after=exit_after, pool=pool)
-
-
-_USUAL_SIZE = 32  # what builders take images to be
-
-
-def fitting_arguments(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """What `create_model(name, ...)` has to be told of the data.
+def fitting_arguments(num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return the model arguments that depend on the dataset.
 
     Args:
-        name: of a network.
         num_classes: of the data.
-        image_shape: channels, height and width of its images.
-
-    Returns:
-        `num_classes`, `in_channels`; and `image_size`, the shorter side, if that is not 32 pixels and the builder asks.
-        Builders that do not ask make networks that read any size; one that asks may refuse this size when it is told.
-
-    Raises:
-        ValueError: if there is no such network.
+        image_shape: (C, H, W) of its images.
     """
     channels, height, width = image_shape
     arguments = {"num_classes": num_classes, "in_channels": channels}
     size = min(height, width)
-    if takes_argument(name, "image_size") and size != _USUAL_SIZE:
-        arguments["image_size"] = size
-    return arguments
+    return arguments if size == _USUAL_SIZE else arguments | {"image_size": size}
+
+
+def check_positive(**values: int) -> None:
+    """Raise ValueError if an argument is not a whole number of 1 or more."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _origin(name: str, arguments: dict[str, Any]) -> Origin | None:
+    try:
+        return Origin("eeutils", name, json.loads(json.dumps(arguments)))
+    except TypeError:  # a builder of your own may take a module, say
+        return None

@@ -1,21 +1,46 @@
 """WideResNet32-4 (Zagoruyko & Komodakis, BMVC 2016, arXiv 1605.07146).
 
 Units: 0 is the stem; 1-5, 6-10 and 11-15 are the pre-activation blocks of the three stages. The norm and ReLU after the
-last block belong to the network's own classifier; early exits read the maps as the blocks hand them on.
+last block belong to the network's own classifier; early exits read the maps of the blocks without them.
+
+The code of Shallow-Deep Networks differs: the second convolution of a block has the stride, where here the first has
+it; shortcuts project the block's input before the norm; convolutions have biases; the stem halves images of 64 pixels.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from eeutils.models.exits import average_pool_exit
-from eeutils.models.layers import PreActivationBlock
+from eeutils.models.exits import average_pool_exit, with_heads
+from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import assemble, check_positive, register_model
+from eeutils.models.registry import check_positive, register_model
 from eeutils.models.sdn import shallow_deep
 
-_STAGES, _BLOCKS, _WIDEN = 3, 5, 4
+
+class PreActivationBlock(nn.Module):
+    """Norm, ReLU and convolution, twice, with dropout between, around a shortcut that nothing interrupts.
+
+    The output is not normalised: its readers do that.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.activation = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True))
+        self.residual = nn.Sequential(
+            *conv_norm_act(in_channels, out_channels, 3, stride),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        )
+        same_shape = stride == 1 and in_channels == out_channels
+        self.projection = None if same_shape else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
+        active = self.activation(x)
+        shortcut = x if self.projection is None else self.projection(active)
+        return self.residual(active) + shortcut
 
 
 @register_model
@@ -26,7 +51,7 @@ def wideresnet32_4(
     width: int = 16,
     image_size: int = 32,
     dropout: float = 0.3,
-    pool: str = "mixed",
+    pool: str | None = None,
     exit_after: Sequence[int] = (),
 ) -> MultiExitNet:
     """WideResNet32-4 with its own classifier as the only exit, unless `exit_after` asks for more.
@@ -36,27 +61,29 @@ def wideresnet32_4(
         in_channels: channels of an image.
         width: channels of the stem, the stages have 4, 8 and 16 times as many; 16 is the published network, cost
             grows with its square.
-        image_size: pixels a side that early exits are made for; the network reads any.
+        image_size: pixels of an image's shorter side, which "mixed" heads depend on; the network reads any size.
         dropout: share of activations dropped between the two convolutions of a block.
-        pool: how each early exit pools its feature map, as `with_internal_classifiers` takes it.
+        pool: the heads of all exits, the last included: one of `list_pools()` for all, or one each, shallowest first,
+            joined by "+". By default internal classifiers before the network's own classifier.
         exit_after: units (0 to 14) that get an early exit.
 
     Raises:
-        ValueError: if an argument is not as described.
+        ValueError: if a value is not one of the above.
     """
     check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
-    units, channels = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)], width
-    for stage in range(_STAGES):
-        for block in range(_BLOCKS):
-            out_channels, stride = _WIDEN * width * 2**stage, 2 if stage > 0 and block == 0 else 1
+    units: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
+    maps, channels, size = [(width, image_size)], width, image_size
+    for stage in range(3):
+        for block in range(5):
+            out_channels, stride = 4 * width * 2**stage, 2 if stage > 0 and block == 0 else 1
             units.append(PreActivationBlock(channels, out_channels, stride, dropout))
-            channels = out_channels
-    head = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *average_pool_exit(channels, num_classes))
-    image_shape = (in_channels, image_size, image_size)
-    return assemble(units, head, image_shape=image_shape, exit_after=exit_after, pool=pool)
+            channels, size = out_channels, -(-size // stride)  # rounded up
+            maps.append((channels, size))
+    own = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *average_pool_exit(channels, num_classes))
+    return with_heads(units, maps, own, num_classes=num_classes, exit_after=exit_after, pool=pool)
 
 
 @register_model
-def wideresnet32_4_sdn(*, image_size: int = 32, **kwargs: Any) -> MultiExitNet:
-    """`wideresnet32_4` with six internal classifiers, where its cost first reaches 15, 30, ..., 90 %."""
-    return shallow_deep(wideresnet32_4, image_size=image_size, **kwargs)
+def wideresnet32_4_sdn(*, pool: str = "mixed", exit_after: Sequence[int] | None = None, **kwargs: Any) -> MultiExitNet:
+    """`wideresnet32_4` as a Shallow-Deep Network, see `shallow_deep`."""
+    return shallow_deep(wideresnet32_4, pool=pool, exit_after=exit_after, **kwargs)

@@ -1,7 +1,5 @@
 """Whether network, data and config go together, found out before anything is trained."""
 
-from copy import deepcopy
-
 import torch
 
 from eeutils.analysis.predictions import check_outputs
@@ -11,7 +9,7 @@ from eeutils.data.splits import missing_classes
 from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_exits, checked_answers
-from eeutils.models.memory import a_weight
+from eeutils.models.memory import device_and_dtype, independent_copy
 from eeutils.training.compute import start_training, trained_part
 from eeutils.training.config import TrainConfig
 
@@ -50,14 +48,14 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, world_siz
                 f"{name!r} of the network is {weight.dtype}; train in float32 (`net.float()`): precision='bf16' "
                 "computes in 16 bits"
             )
-    shape, home = data.image_shape, a_weight(net).device
+    shape, home = data.image_shape, device_and_dtype(net)[0]
     share = max(1, config.batch_size // world_size)
     # Two images stand for any number; a batch of one is special, BatchNorm may have a single value to learn from.
     few = data.train.images[: min(share, 2)].cpu()
     images = augmented_batch(few, data.normalization, config.augmentation, torch.Generator().manual_seed(0)).to(home)
     with torch.no_grad(), torch.random.fork_rng(devices=cuda_indices(home)):
         try:
-            trial = deepcopy(net)
+            trial = independent_copy(net)
             start_training(trial, config.trained)
             answers = checked_answers(trial, images)
         except (RuntimeError, ValueError) as error:

@@ -78,4 +78,4 @@ def asked_arguments(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_arguments(run: Mapping[str, Any], num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Return the arguments that rebuild the network of a run by `create_model`."""
-    return fitting_arguments(run["model"], num_classes, image_shape) | asked_arguments(run)
+    return fitting_arguments(num_classes, image_shape) | asked_arguments(run)

@@ -1,8 +1,16 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune, weight_norm
 
-from eeutils.models.memory import a_weight, channels_last
+from eeutils.models.memory import (
+    channels_last,
+    check_weights,
+    device_and_dtype,
+    independent_copy,
+    make_weights_permanent,
+    named_weights,
+)
 
 
 @pytest.fixture
@@ -22,32 +30,23 @@ def in_channels_last(net: nn.Module) -> dict[str, bool]:
     }
 
 
-def test_every_tensor_lies_afterwards_as_it_lay(net):
-    before = in_channels_last(net)
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_channels_last_restores_the_layout(net, error):
+    before, weight = in_channels_last(net), net[0].weight
     assert set(before.values()) == {True, False}
-    weight = net[0].weight
-    with channels_last(net):
-        assert all(in_channels_last(net).values())
+    try:
+        with channels_last(net):
+            assert all(in_channels_last(net).values())
+            if error:
+                raise error
+    except KeyError:
+        pass
     assert in_channels_last(net) == before
-    assert net[0].weight is weight  # an optimiser may know it
-
-
-def test_what_was_learnt_within_is_in_the_memory_that_others_hold(net):
-    held, shared = net.state_dict(), net.share_memory()
-    images = torch.randn(2, 3, 9, 9)
-    with channels_last(net):
-        net[0].weight.data.mul_(2)
-        net.mask.add_(1)
-        expected = net(images)
-    assert torch.equal(net(images), expected)
-    assert net is shared
-    assert all(tensor.is_shared() for tensor in (*net.parameters(), *net.buffers()))
-    assert all(tensor.data_ptr() == held[name].data_ptr() for name, tensor in net.state_dict().items())
-    assert (held["mask"] == 2).all()
+    assert net[0].weight is weight  # an optimizer may hold it
 
 
 def trained(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """The weights after two steps."""
+    """Return the weights after two steps."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for _ in range(2):
         optimizer.zero_grad()
@@ -56,61 +55,72 @@ def trained(net: nn.Module, images: Tensor) -> list[Tensor]:
     return [weight.detach().clone() for weight in net.parameters()]
 
 
-def on_one_storage() -> nn.Sequential:
-    """Two parameters that are one tensor."""
+def tied() -> nn.Sequential:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Tanh(), nn.Conv2d(3, 3, 3))
-    net[2].weight = nn.Parameter(net[0].weight.data)
+    net[2].weight = net[0].weight
     return net
 
 
-def on_parts_of_one_storage() -> nn.Sequential:
-    """Two parameters that overlap, as in a buffer into which all are packed."""
-    torch.manual_seed(0)
-    net, packed = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Tanh(), nn.Conv2d(3, 3, 3)), torch.randn(100) / 5
-    net[0].weight.data, net[2].weight.data = packed[:81].view(3, 3, 3, 3), packed[19:].view(3, 3, 3, 3)
-    return net
-
-
-@pytest.mark.parametrize("build", [on_one_storage, on_parts_of_one_storage])
-def test_parameters_that_share_memory_share_it_while_they_are_trained_and_afterwards(build):
-    net, other, images = build(), build(), torch.randn(2, 3, 9, 9)
-    places = [weight.data_ptr() for weight in net.parameters()]
+def test_channels_last_keeps_what_was_learnt_and_ties():
+    net, images = tied(), torch.randn(2, 3, 9, 9)
     with channels_last(net):
         within = trained(net, images)
-    assert [weight.data_ptr() for weight in net.parameters()] == places
-    for here, there, expected in zip(net.parameters(), within, trained(other, images), strict=True):
+    assert net[2].weight is net[0].weight
+    for here, there, expected in zip(net.parameters(), within, trained(tied(), images), strict=True):
         assert torch.equal(here, there)
         torch.testing.assert_close(there, expected)
 
 
-def test_a_tensor_that_repeats_its_numbers_is_left_alone():
-    net = nn.Conv2d(3, 4, 3)
-    net.register_buffer("mask", torch.ones(1, 3, 1, 1).expand(2, 3, 4, 5))
-    with channels_last(net):
-        assert net.mask.stride() == (0, 1, 0, 0)
-    assert net.mask.untyped_storage().nbytes() == 3 * 4
-
-
-def test_tensors_of_other_than_four_dimensions_stay_as_they_lie():
+def test_channels_last_leaves_tensors_of_other_than_four_dimensions():
     net = nn.Conv3d(3, 4, 3)
-    net.register_parameter("position", nn.Parameter(torch.zeros(1, 3, 1, 1, 1, 2)))
     with channels_last(net):
-        assert all(tensor.is_contiguous() for tensor in net.parameters())
+        assert net.weight.is_contiguous()
 
 
-def test_also_after_an_error(net):
-    before = in_channels_last(net)
-    with pytest.raises(KeyError), channels_last(net):
-        raise KeyError
-    assert in_channels_last(net) == before
-
-
-def test_a_weight_tells_what_a_network_computes_in():
+def test_device_and_dtype_are_those_of_the_first_float():
     counted = nn.Module()
     counted.register_buffer("count", torch.tensor(0))
     counted.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
-    assert a_weight(counted) is counted.mean
-    assert a_weight(nn.Conv2d(3, 4, 3).bfloat16()).dtype == torch.bfloat16
-    nothing = a_weight(nn.ReLU())
-    assert (nothing.dtype, nothing.device.type) == (torch.float32, "cpu")
+    assert device_and_dtype(counted) == (torch.device("cpu"), torch.float64)
+    assert device_and_dtype(nn.Conv2d(3, 4, 3, device="meta"))[0] == torch.device("meta")
+    assert device_and_dtype(nn.ReLU()) == (torch.device("cpu"), torch.float32)
+
+
+def pruned(net: nn.Module) -> nn.Module:
+    prune.l1_unstructured(net[0], "weight", amount=0.5)
+    return net
+
+
+def normed(net: nn.Module) -> nn.Module:
+    weight_norm(net[0])
+    return net
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", [pruned, normed])
+def test_copies_of_computed_weights_answer_alike_and_become_permanent(change):
+    net, images = change(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), torch.randn(2, 3, 9, 9)
+    copy = independent_copy(net)
+    assert torch.equal(copy(images), net(images))
+    make_weights_permanent(copy)
+    torch.testing.assert_close(copy(images), net(images))
+    assert sorted(name for name, _ in copy.named_parameters()) == ["0.bias", "0.weight"]
+    assert len(net[0]._forward_pre_hooks) == 1
+
+
+def test_named_weights_are_parameters_and_running_statistics():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net.register_buffer("mask", torch.full((2,), -torch.inf))
+    kept = dict(named_weights(net))
+    assert net.state_dict().keys() - kept.keys() == {"mask", "1.num_batches_tracked"}
+    check_weights(net)
+    net[1].running_var[0] = torch.nan
+    with pytest.raises(ValueError, match=r"1\.running_var"):
+        check_weights(net)
+
+
+def test_named_weights_have_all_names_of_tied_ones():
+    norm = nn.BatchNorm2d(4)
+    names = {name for name, _ in named_weights(nn.Sequential(norm, norm))}
+    assert names == {f"{at}.{what}" for at in (0, 1) for what in ("weight", "bias", "running_mean", "running_var")}

@@ -4,7 +4,7 @@ from torch import nn
 
 from eeutils.analysis.costs import measure_costs
 from eeutils.models import mobilenet
-from eeutils.models.layers import depthwise_separable
+from eeutils.models.mobilenet import depthwise_separable
 
 # Input channels, output channels, halvings of the image up to and including the block.
 BLOCKS = (
@@ -21,7 +21,7 @@ BLOCKS = (
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
-def test_it_has_the_published_size_and_cost(image_size):
+def test_mobilenet_has_the_published_size_and_cost(image_size):
     with torch.device("meta"):
         net = mobilenet()
     costs = measure_costs(net, (3, image_size, image_size))
@@ -36,23 +36,8 @@ def test_it_has_the_published_size_and_cost(image_size):
     assert costs.cumulative_params.item() == pytest.approx(3.2e6, rel=0.01)
 
 
-def test_a_block_is_a_depthwise_and_a_pointwise_convolution():
+def test_depthwise_separable_is_a_depthwise_and_a_pointwise_convolution():
     block, x = depthwise_separable(3, 5, stride=2).eval(), torch.randn(2, 3, 8, 8)
     depthwise = nn.functional.conv2d(x, block[0].weight, stride=2, padding=1, groups=3)
     pointwise = nn.functional.conv2d(block[1](depthwise).relu(), block[3].weight)
     torch.testing.assert_close(block(x), block[4](pointwise).relu())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"width": -2}, "width must be positive, got -2"),
-        ({"exit_after": (14,)}, r"\[14\]: they follow units 0 to 12"),
-        ({"exit_after": (13,)}, r"\[13\]: they follow .* unit 13, the last, has the network's own classifier"),
-        ({"exit_after": (4, 4)}, r"two exits after one unit in \(4, 4\)"),
-        ({"pool": "min"}, "unknown pool 'min'"),
-    ],
-)
-def test_values_that_make_no_network_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        mobilenet(**{"width": 1, **arguments})

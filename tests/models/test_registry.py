@@ -1,25 +1,44 @@
+import json
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
-from eeutils.models import create_model, list_models, register_model, registry
-from eeutils.models.registry import takes_argument
-
-
-def test_the_builders_are_known_by_their_names():
-    assert {"resnet18", "resnet18_2exits", "resnet18_3exits"} <= set(list_models())
-    assert list_models() == sorted(list_models())
+from eeutils.models import (
+    MultiExitNet,
+    Origin,
+    create_model,
+    drop_exits,
+    list_models,
+    prepared_for_inference,
+    register_model,
+    registry,
+    truncate,
+)
+from eeutils.models.registry import fitting_arguments
 
 
 @pytest.mark.parametrize(("name", "num_exits"), [("resnet18", 1), ("resnet18_2exits", 2), ("resnet18_3exits", 3)])
-def test_arguments_reach_the_builder(name, num_exits):
+def test_create_model_passes_arguments_on(name, num_exits):
     net = create_model(name, width=4, num_classes=7)
     assert net.num_exits == num_exits
     assert all(head[-1].out_features == 7 for head in net.exits.values())
+    assert name in list_models()
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_convolutions_begin_with_weights_that_keep_the_size_of_gradients(name):
+def test_create_model_takes_the_same_keywords_everywhere(name):
+    early = tuple(range(create_model(name, width=2).num_exits - 1)) or (1,)
+    arguments = {"num_classes": 5, "in_channels": 1, "width": 2, "image_size": 64, "pool": "spp", "exit_after": early}
+    net = create_model(name, **arguments).eval()
+    assert net.exit_after[:-1] == early
+    assert {logits.shape for logits in net(torch.zeros(2, 1, 64, 64))} == {(2, 5)}
+    assert net.origin == Origin("eeutils", name, arguments | {"exit_after": list(early)})
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if "airnet" not in name])
+def test_create_model_draws_convolutions_that_keep_the_size_of_gradients(name):
     """He et al., 2015: of variance 2 / (outputs x kernel elements)."""
     net = create_model(name, width=8)
     convolutions = [module.weight.detach() for module in net.modules() if isinstance(module, nn.Conv2d)]
@@ -27,9 +46,20 @@ def test_convolutions_begin_with_weights_that_keep_the_size_of_gradients(name):
     assert scaled.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'resnet19'.*'resnet18', 'resnet18_2exits'"):
+def test_origin_rebuilds_the_network_and_survives_copies_but_not_surgery():
+    net = create_model("resnet18_3exits", width=2, exit_after=(1, 4))
+    origin = net.origin
+    assert json.loads(json.dumps(origin.arguments)) == origin.arguments
+    assert create_model(origin.name, **origin.arguments).state_dict().keys() == net.state_dict().keys()
+    assert deepcopy(net).origin == prepared_for_inference(net).origin == origin
+    assert drop_exits(net, [1]).origin is truncate(net, 0).origin is None
+
+
+def test_create_model_names_the_unknown():
+    with pytest.raises(ValueError, match="'resnet19'"):
         create_model("resnet19")
+    with pytest.raises(TypeError, match="depth"):
+        create_model("resnet18", depth=3)
 
 
 @pytest.fixture
@@ -38,35 +68,27 @@ def own_registry(monkeypatch):
 
 
 @pytest.mark.usefixtures("own_registry")
-def test_a_name_that_is_taken_is_refused():
-    shipped = create_model.__globals__["_BUILDERS"]["resnet18"]
-
-    def resnet18():
+def test_register_model_refuses_a_name_that_is_taken():
+    def resnet18() -> MultiExitNet:
         raise AssertionError("not this one")
 
-    with pytest.raises(ValueError, match=r"'resnet18' .* eeutils\.models\.resnet already"):
+    with pytest.raises(ValueError, match=r"'resnet18'.* eeutils\.models\.resnet"):
         register_model(resnet18)
-    assert registry._BUILDERS["resnet18"] is shipped
+    assert create_model("resnet18", width=2).num_exits == 1
 
 
 @pytest.mark.usefixtures("own_registry")
-def test_a_builder_of_ones_own_can_be_registered_and_defined_anew():
+def test_register_model_takes_a_builder_that_is_defined_again():
     for width in (2, 3):
 
         @register_model
-        def own_net(width=width):
+        def own_net(width=width, layer=None):
             return create_model("resnet18", width=width)
 
         assert create_model("own_net").units[0][0].out_channels == width
+    assert create_model("own_net", layer=nn.ReLU()).origin is None  # no JSON
 
 
-def test_a_builder_is_asked_for_arguments_of_its_own():
-    assert takes_argument("vgg16_sdn", "image_size")
-    assert not takes_argument("resnet18_2exits", "image_size")
-    with pytest.raises(ValueError, match="'resnet19'"):
-        takes_argument("resnet19", "image_size")
-
-
-def test_an_argument_the_builder_does_not_have_is_a_type_error():
-    with pytest.raises(TypeError, match="depth"):
-        create_model("resnet18", depth=3)
+def test_fitting_arguments_follow_the_data():
+    assert fitting_arguments(7, (1, 32, 32)) == {"num_classes": 7, "in_channels": 1}
+    assert fitting_arguments(200, (3, 64, 80)) == {"num_classes": 200, "in_channels": 3, "image_size": 64}

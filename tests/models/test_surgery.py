@@ -1,168 +1,90 @@
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from eeutils.models import MultiExitNet, add_exits, copy_backbone, create_exit, drop_exits, resnet18, truncate
+from eeutils.models import (
+    MultiExitNet,
+    add_exits,
+    copy_backbone,
+    create_exit,
+    create_model,
+    drop_exits,
+    resnet18,
+    truncate,
+    widen_backbone,
+)
 
 
 def snapshot(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def test_added_exits_answer_beside_the_old_ones(net, images):
+def is_unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_add_exits_leaves_the_others_answers(net, images):
     more = add_exits(net, {6: create_exit("spp", 16, 10)})
     assert more.exit_after == (2, 4, 6, 8)
     torch.testing.assert_close([more(images)[index] for index in (0, 1, 3)], net(images), rtol=0, atol=0)
+    same = drop_exits(more, [6])
+    torch.testing.assert_close(same(images), net(images), rtol=0, atol=0)
+    assert list(same.state_dict()) == list(net.state_dict())
 
 
-def test_training_a_network_with_added_exits_leaves_the_original_untouched(net, images):
+def test_add_exits_copies_network_and_heads(net, images):
     head = create_exit("avg", 16, 10)
     before, head_before = snapshot(net), snapshot(head)
     more = add_exits(net, {6: head}).train()
     optimizer = torch.optim.SGD(more.parameters(), lr=0.1)
     sum(answer.square().sum() for answer in more(images)).backward()
     optimizer.step()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert all(torch.equal(tensor, head_before[name]) for name, tensor in head.state_dict().items())
+    assert is_unchanged(net, before)
+    assert is_unchanged(head, head_before)
     assert not torch.equal(more.units[0][0].weight, net.units[0][0].weight)
-    assert not net.training
 
 
-def test_dropped_exits_leave_the_others_answers_and_share_the_weights(net, images):
+def test_drop_exits_leaves_the_others_answers_and_shares_the_weights(net, images):
     fewer = drop_exits(net, [2])
-    assert fewer.exit_after == (4, 8)
-    assert net.exit_after == (2, 4, 8)
+    assert (fewer.exit_after, net.exit_after) == ((4, 8), (2, 4, 8))
     torch.testing.assert_close(fewer(images), net(images)[1:], rtol=0, atol=0)
     assert fewer.units[0][0].weight is net.units[0][0].weight
 
 
-def test_added_and_dropped_again_is_the_network_itself(net, images):
-    same = drop_exits(add_exits(net, {6: create_exit("avg", 16, 10)}), [6])
-    torch.testing.assert_close(same(images), net(images), rtol=0, atol=0)
-    assert list(same.state_dict()) == list(net.state_dict())
-
-
 @pytest.mark.parametrize(("exit_index", "num_units"), [(0, 3), (1, 5), (2, 9)])
-def test_a_truncated_network_ends_at_its_exit_and_shares_the_weights(net, images, exit_index, num_units):
+def test_truncate_ends_at_the_exit_and_shares_the_weights(net, images, exit_index, num_units):
     short = truncate(net, exit_index)
-    assert len(short.units) == num_units
+    assert (len(short.units), len(net.units)) == (num_units, 9)
     torch.testing.assert_close(short(images), net(images)[: exit_index + 1], rtol=0, atol=0)
     assert short.units[0][0].weight is net.units[0][0].weight
-    assert len(net.units) == 9
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_new_networks_keep_the_mode_of_the_old_one(net, training):
-    net.train(training)
+def test_surgery_keeps_the_mode_of_each_part(net, training):
+    net.train(training).units[0].train(not training)
     for new in (add_exits(net, {6: create_exit("avg", 16, 10)}), drop_exits(net, [2]), truncate(net, 0)):
-        assert all(module.training is training for module in new.modules())  # a head that was added, too
-    assert all(module.training is training for module in net.modules())
-
-
-def test_new_networks_leave_each_part_in_its_own_mode(net):
-    net.train().units[0].eval()
-    for new in (add_exits(net, {6: create_exit("avg", 16, 10)}), drop_exits(net, [2]), truncate(net, 0)):
-        assert new.training
         for each in (net, new):
-            assert not any(module.training for module in each.units[0].modules())
-
-
-def test_a_unit_takes_one_exit(net):
-    with pytest.raises(ValueError, match=r"\[4\] already have an exit"):
-        add_exits(net, {4: create_exit("avg", 8, 10)})
-
-
-def test_an_exit_cannot_be_added_after_a_unit_that_is_not_there(net):
-    with pytest.raises(ValueError, match=r"\[9\].*0\.\.8"):
-        add_exits(net, {9: create_exit("avg", 8, 10)})
-
-
-def test_only_exits_that_are_there_can_be_dropped(net):
-    with pytest.raises(ValueError, match=r"\[3\].*\(2, 4, 8\)"):
-        drop_exits(net, [2, 3])
+            assert all(module.training is not training for module in each.units[0].modules())
+            assert all(module.training is training for module in (each, each.units, *each.exits.modules()))
 
 
 @pytest.mark.parametrize(
-    ("after", "message"), [(2, r"a sequence, such as \(2,\), got 2"), (iter([2]), r"such as \(2, 4\), got <")]
-)
-def test_exits_to_drop_are_a_sequence(net, after, message):
-    with pytest.raises(ValueError, match=message):
-        drop_exits(net, after)
-
-
-def test_the_last_exit_cannot_be_dropped(net):
-    with pytest.raises(ValueError, match="last unit"):
-        drop_exits(net, [8])
-
-
-@pytest.mark.parametrize("exit_index", [-1, 3])
-def test_a_network_is_cut_at_an_exit_that_is_there(net, exit_index):
-    with pytest.raises(ValueError, match=rf"{exit_index} is not in 0\.\.2"):
-        truncate(net, exit_index)
-
-
-def test_a_backbone_is_copied_and_early_exits_are_left_alone():
-    donor, net = resnet18(width=4, exit_after=(2,)), resnet18(width=4, exit_after=(2,))
-    early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
-    others = {name: tensor for name, tensor in donor.state_dict().items() if name not in early}
-
-    copy_backbone(net, donor)
-
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in others.items())
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in early.items())
-    with torch.no_grad():
-        next(donor.parameters()).zero_()
-    assert next(net.parameters()).abs().max() > 0
-
-
-def test_a_backbone_is_copied_between_networks_for_other_classes():
-    donor, net = resnet18(width=4), resnet18(width=4, num_classes=3)
-    last = deepcopy(net.exits.state_dict())
-
-    copy_backbone(net, donor, last_exit=False)
-
-    units = donor.units.state_dict()
-    assert all(torch.equal(tensor, units[name]) for name, tensor in net.units.state_dict().items())
-    assert all(torch.equal(tensor, last[name]) for name, tensor in net.exits.state_dict().items())
-
-
-def test_who_wants_the_backbone_alone_is_not_told_to_ask_for_it_alone():
-    with pytest.raises(ValueError, match="another backbone than this network") as caught:
-        copy_backbone(resnet18(width=4), resnet18(width=8), last_exit=False)
-    assert "copy_backbone" not in str(caught.value)
-
-
-def biased(net: MultiExitNet) -> MultiExitNet:
-    """`net` with a bias that its first convolution had not."""
-    convolution = next(module for module in net.units[0].modules() if isinstance(module, nn.Conv2d))
-    convolution.bias = nn.Parameter(torch.ones(convolution.out_channels))
-    return net
-
-
-@pytest.mark.parametrize(
-    ("donor", "message"),
+    ("change", "got"),
     [
-        (resnet18(width=8), r"another backbone .*'units\.0\..*differ or are missing$"),
-        (biased(resnet18(width=4)), r"another backbone .*\['units\.0\..*bias'\] differ or are missing$"),
-        (
-            resnet18(width=4, num_classes=3),
-            r"another last exit .*'exits\.8\..*copy_backbone\(net, donor, last_exit=False\)$",
-        ),
-        (truncate(resnet18(width=4, exit_after=(2,)), 0), "3 units, this network 9$"),
-        (MultiExitNet([*resnet18(width=4).units, nn.Flatten()], {9: nn.Flatten()}), "10 units, this network 9$"),
+        (lambda net: add_exits(net, {4: create_exit("avg", 8, 10)}), r"\[4\]"),
+        (lambda net: add_exits(net, {9: create_exit("avg", 8, 10)}), r"9\]"),
+        (lambda net: drop_exits(net, [2, 3]), r"\[2, 3\]"),
+        (lambda net: drop_exits(net, [8]), r"\[8\]"),
+        (lambda net: truncate(net, -1), "-1"),
+        (lambda net: truncate(net, 3), "3"),
     ],
-    ids=["wider", "with a bias", "other classes", "cut off", "further units"],
 )
-def test_a_donor_that_is_built_otherwise_is_refused(donor, message):
-    net = resnet18(width=4)
-    before = deepcopy(net.state_dict())
-
-    with pytest.raises(ValueError, match=message):
-        copy_backbone(net, donor)
-
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+def test_surgery_names_units_and_exits_that_do_not_fit(net, change, got):
+    with pytest.raises(ValueError, match=got):
+        change(net)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +95,97 @@ def test_a_donor_that_is_built_otherwise_is_refused(donor, message):
         lambda net: truncate(net, 0),
         lambda net: copy_backbone(net, resnet18(width=4)),
         lambda net: copy_backbone(resnet18(width=4), net),
+        lambda net: widen_backbone(net, resnet18(width=4)),
     ],
 )
-def test_a_network_without_exits_is_to_be_cut_into_units_first(change):
-    with pytest.raises(TypeError, match=r"Sequential has no exits; cut it into units .*MultiExitNet\(units"):
+def test_surgery_refuses_networks_without_exits(change):
+    with pytest.raises(TypeError, match="Sequential"):
         change(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+def test_copy_backbone_leaves_early_exits_alone():
+    donor, net = resnet18(width=4, exit_after=(2,)), resnet18(width=4, exit_after=(2,))
+    early = {name: tensor.clone() for name, tensor in net.state_dict().items() if name.startswith("exits.2.")}
+    copy_backbone(net, donor)
+    expected = donor.state_dict() | early
+    assert is_unchanged(net, expected)
+    with torch.no_grad():
+        next(donor.parameters()).zero_()
+    assert next(net.parameters()).abs().max() > 0
+
+
+def test_copy_backbone_can_leave_the_last_exit_for_other_classes():
+    donor, net = resnet18(width=4), resnet18(width=4, num_classes=3)
+    expected = donor.state_dict() | {f"exits.{name}": tensor for name, tensor in snapshot(net.exits).items()}
+    copy_backbone(net, donor, last_exit=False)
+    assert is_unchanged(net, expected)
+
+
+def biased(net: MultiExitNet) -> MultiExitNet:
+    net.units[0][0].bias = nn.Parameter(torch.ones(net.units[0][0].out_channels))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("donor", "got"),
+    [
+        (lambda: resnet18(width=8), r"'units\.0\."),
+        (lambda: biased(resnet18(width=4)), r"'units\.0\..*bias'"),
+        (lambda: resnet18(width=4, num_classes=3), r"'exits\.8\..*last_exit=False"),
+        (lambda: truncate(resnet18(width=4, exit_after=(2,)), 0), r"'units\.3\."),
+        (lambda: MultiExitNet([*resnet18(width=4).units, *resnet18(width=4).units], {17: nn.Flatten()}), "exits.8"),
+    ],
+    ids=["wider", "with a bias", "other classes", "cut off", "further units"],
+)
+def test_copy_backbone_refuses_another_backbone(donor: Callable[[], MultiExitNet], got):
+    net = resnet18(width=4)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=got):
+        copy_backbone(net, donor())
+    assert is_unchanged(net, before)
+
+
+def as_if_trained(model: str, width: int) -> MultiExitNet:
+    """Build a network whose norms change their input, so that channels differ."""
+    net = create_model(model, width=width).eval().double()
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    return net
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("model", ["resnet18_3exits", "resnet56", "vgg16", "mobilenet", "wideresnet32_4"])
+def test_widen_backbone_repeats_each_channel_of_each_unit(model, factor):
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # ResNet56 is deep enough to multiply rounding
+    donor, net = as_if_trained(model, 4), create_model(model, width=4 * factor).eval().double()
+    heads, wide, narrow = snapshot(net.exits), x, x
+    widen_backbone(net, donor)
+    for unit, narrow_unit in zip(net.units, donor.units, strict=True):
+        wide, narrow = unit(wide), narrow_unit(narrow)
+        torch.testing.assert_close(wide, narrow.repeat_interleave(factor, dim=1))
+    assert is_unchanged(net.exits, heads)
+
+
+def test_widen_backbone_gives_copies_gradients_that_differ(net, images):
+    wide = resnet18(width=8, exit_after=(2, 4)).eval()
+    widen_backbone(wide, net)
+    first, second = wide.units[1].residual[0].weight.unflatten(0, (4, 2)).unbind(1)  # copies of the same filters
+    assert not torch.equal(first, second)
+    stem = wide.units[0][0].weight
+    assert torch.equal(stem[::2], stem[1::2])
+    sum(logits.square().sum() for logits in wide(images)).backward()
+    assert (stem.grad[::2] - stem.grad[1::2]).abs().amax(dim=(1, 2, 3)).min() > 0
+
+
+def test_widen_backbone_refuses_a_donor_that_is_no_narrower_copy(net):
+    before = deepcopy(net.state_dict())
+    for donor, got in (
+        (create_model("resnet56", width=2), "none"),
+        (resnet18(width=3), r"\(3, 3, 3, 3\)"),
+        (resnet18(width=8), r"\(8, 3, 3, 3\), \(4, 3, 3, 3\)"),
+        (resnet18(width=2, stem="imagenet"), r"\(2, 3, 7, 7\)"),
+    ):
+        with pytest.raises(ValueError, match=got):
+            widen_backbone(net, donor)
+    assert is_unchanged(net, before)

@@ -4,11 +4,11 @@ from torch import nn
 
 from eeutils.analysis.costs import measure_costs
 from eeutils.models import wideresnet32_4
-from eeutils.models.layers import PreActivationBlock
+from eeutils.models.wideresnet import PreActivationBlock
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
-def test_it_has_the_published_size_and_cost(image_size):
+def test_wideresnet_has_the_published_size_and_cost(image_size):
     with torch.device("meta"):
         net = wideresnet32_4()
     costs = measure_costs(net, (3, image_size, image_size))
@@ -25,13 +25,13 @@ def test_it_has_the_published_size_and_cost(image_size):
     assert costs.cumulative_params.item() == pytest.approx(7.4e6, rel=0.01)
 
 
-def test_it_has_32_weighted_layers_besides_the_projections():
+def test_wideresnet_has_32_weighted_layers_besides_the_projections():
     layers = [module for module in wideresnet32_4(width=1).modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     projections = [module for module in layers if getattr(module, "kernel_size", None) == (1, 1)]
     assert (len(layers) - len(projections), len(projections)) == (32, 3)
 
 
-def test_dropout_is_a_third_and_can_be_another():
+def test_wideresnet_takes_a_dropout():
     def shares(net: nn.Module) -> set[float]:
         return {module.p for module in net.modules() if isinstance(module, nn.Dropout)}
 
@@ -40,24 +40,10 @@ def test_dropout_is_a_third_and_can_be_another():
 
 
 @pytest.mark.parametrize(("out_channels", "stride"), [(4, 1), (6, 1), (4, 2), (6, 2)])
-def test_a_block_is_its_residual_on_an_uninterrupted_shortcut(out_channels, stride):
+def test_pre_activation_block_is_its_residual_on_an_uninterrupted_shortcut(out_channels, stride):
     block, x = PreActivationBlock(4, out_channels, stride).eval(), torch.randn(2, 4, 7, 7)
     before = x.clone()
     nn.init.zeros_(block.residual[-1].weight)
     shortcut = x if (out_channels, stride) == (4, 1) else block.projection(block.activation(x))
     assert torch.equal(block(x), shortcut)
     assert torch.equal(x, before)
-
-
-def test_dropout_must_be_a_share():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        wideresnet32_4(width=1, dropout=1.5)
-
-
-@pytest.mark.parametrize(
-    ("exit_after", "message"),
-    [((16,), r"\[16\]: they follow units 0 to 14"), ((15,), r"\[15\]: .* the last"), ((2, 2), "two exits")],
-)
-def test_exits_that_cannot_be_are_named(exit_after, message):
-    with pytest.raises(ValueError, match=message):
-        wideresnet32_4(width=1, exit_after=exit_after)

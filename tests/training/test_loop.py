@@ -343,7 +343,7 @@ def test_a_network_that_diverged_does_not_spoil_the_checkpoint(tiny_net, tiny_da
     with pytest.raises(TrainingDivergedError):
         fit(net, tiny_data, tiny_config(learning_rate=1e30), checkpoint=path, progress=False)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"NaN or infinite, the first is .*; build or load it anew"):
+    with pytest.raises(ValueError, match=r"NaN or infinity in"):
         fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
     assert path.read_bytes() == before
 

@@ -70,10 +70,18 @@ def test_what_is_not_trained_is_answered_with_one_trained_alike_if_there_is_one(
     assert re.findall(r"load_weights\('(.*)'\)", str(caught.value)) == alike[:1]
 
 
+@each_trained
+def test_what_is_trained_names_the_places_of_its_internal_classifiers(entry):
+    """Default places may move, and the weights would no longer fit."""
+    assert not entry.model.endswith("_sdn") or entry.model_args["exit_after"]
+
+
 def kind(entry: WeightEntry) -> tuple[object, ...]:
     """All that two networks have in common which differ in width and seed alone."""
     config = entry.training.config if entry.training else asdict(run_of(entry).train)
     arguments = {"stem": "cifar", **entry.model_args, "width": None}
+    if entry.model.endswith("_sdn"):
+        arguments.pop("exit_after", None)  # shipped networks keep their places when those of new ones move
     return entry.model, entry.data, arguments, config.get("trained", "all")
 
 

@@ -167,7 +167,7 @@ def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, dat
     """Predictions of a network trained here, now or earlier."""
     device = choose_device(study.device)
     folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
-    shape = {"width": study.width, **fitting_arguments(_MODEL, len(data.classes), data.image_shape)}
+    shape = {"width": study.width, **fitting_arguments(len(data.classes), data.image_shape)}
     torch.manual_seed(config.seed)
     net = create_model(_MODEL, pool=variant.pool, **shape)
     if variant.backbone_first:

@@ -84,7 +84,7 @@ def trained_table(options: Placement) -> tuple[Predictions, NetworkCosts]:
     """Validation predictions of a network with an exit after every unit, and the cost of its parts."""
     device = choose_device(options.device)
     data = load_data(options.data)
-    fitting = fitting_arguments("resnet18", len(data.classes), data.image_shape)
+    fitting = fitting_arguments(len(data.classes), data.image_shape)
     torch.manual_seed(options.seed)
     net = resnet18(width=options.width, pool=options.pool, exit_after=EARLY_UNITS, **fitting)
     config = recipe(options.recipe, epochs=options.epochs, seed=options.seed)

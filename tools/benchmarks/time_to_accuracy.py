@@ -167,7 +167,7 @@ def measure(options: TimeToAccuracy) -> Measurement:
 
 def timed_run(options: TimeToAccuracy, data: ImageData, config: TrainConfig, device: torch.device) -> TimedRun:
     """Train one network by the clock, then test it."""
-    shape = fitting_arguments(options.model, len(data.classes), data.image_shape)
+    shape = fitting_arguments(len(data.classes), data.image_shape)
     torch.manual_seed(config.seed)
     net = _build(options, **shape)
     started = time.perf_counter()
