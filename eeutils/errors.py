@@ -1,4 +1,4 @@
-"""The errors of this package that are no plain ValueError, how messages list names, how programs begin and end."""
+"""Exceptions of this package, and how command-line programs report them."""
 
 import argparse
 import sys
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 class DataUnavailableError(RuntimeError):
-    """No source could deliver a data set or a file of weights; the message says why each failed, and what to do."""
+    """No source could deliver a dataset or a file of weights; the message gives each reason and the remedy."""
 
 
 class IntegrityError(RuntimeError):
-    """Bytes are not what they should be (a hash, a size or a format differs); nothing was loaded from them."""
+    """A file is damaged or of another kind (its hash, size or format differs); nothing was loaded from it."""
 
 
 class StorageError(OSError):
-    """A file could not be written (read-only folder, full disk); the message names the path and the remedy."""
+    """A file could not be written (read-only folder, full disk, lock); the message names the path and the remedy."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -23,17 +23,16 @@ class TrainingDivergedError(RuntimeError):
 
 
 def a_few(names: Sequence[str]) -> str:
-    """The first five, and how many more there are."""
+    """List the first five names, and count the rest."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
 
 @contextmanager
 def message_instead_of_traceback() -> Iterator[None]:
-    """Ends a program whose user can do something about it with "error: " and what; an interrupted one says nothing.
+    """End a program with "error: " and the message of an error that its user can mend, and quietly if interrupted.
 
-    It decorates the function that is the program, reading of the command line included: of a wrong value only the
-    latest versions of tyro make a message of their own.
+    Use it as a decorator of the whole program, parsing of arguments included.
     """
     try:
         yield
@@ -44,15 +43,15 @@ def message_instead_of_traceback() -> Iterator[None]:
 
 
 def refuse_arguments(program: str, description: str, args: Sequence[str]) -> None:
-    """Read the command line of a program that takes none, but for `--help`.
+    """Parse the command line of a program without arguments, which offers `--help` alone.
 
     Args:
-        program: its module, such as "tools.demo".
-        description: what `--help` says.
-        args: what comes after its name.
+        program: name of its module, such as "tools.demo".
+        description: text of `--help`.
+        args: the command line after the program's name.
 
     Raises:
-        SystemExit: after `--help`; and after a message, with 2, if there is anything else.
+        SystemExit: after `--help`, or with 2 if there is any other argument.
     """
     parser = argparse.ArgumentParser(f"python -m {program}", description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines

@@ -1,126 +1,299 @@
-"""Where files are kept, and how they are written: whole or not at all."""
+"""Files: where they are kept, how they are written (whole or not at all), and how damage to them is found."""
 
+import errno
 import hashlib
+import io
+import json
 import os
-import tempfile
+import shutil
+import socket
+import stat
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-from safetensors import SafetensorError
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
-from eeutils.errors import StorageError
+from eeutils.errors import IntegrityError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two writers of one file are kept apart by `exclusive` alone
+    fcntl = None
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_CHECKSUM = "sha256"  # key in a safetensors file's metadata
+_STATE_MARK = b"\neeutils sha256 "  # between torch's zip file and the digest of its bytes
+
 
 def cache_dir() -> Path:
-    """The folder for fetched data and weights: $EEUTILS_CACHE, or `eeutils` in the user's cache folder."""
-    if chosen := os.environ.get("EEUTILS_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eeutils"
+    """Return the folder for fetched data and weights: $EEUTILS_CACHE, or `eeutils` in the user's cache folder.
+
+    Raises:
+        StorageError: if the user has no home folder.
+    """
+    chosen = os.environ.get("EEUTILS_CACHE")
+    base = chosen or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(base).expanduser() / ("" if chosen else "eeutils")
+    except RuntimeError as error:
+        raise StorageError(f"cannot expand {base}: there is no home folder; set EEUTILS_CACHE to a folder") from error
 
 
 @contextmanager
-def exclusive(target: Path) -> Iterator[None]:
-    """Let one process at a time make `target`; the others wait. The lock goes with the process that holds it.
+def exclusive(target: Path, *, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time make `target`. The lock ends with the process that holds it.
+
+    Args:
+        target: the file or folder to make; it need not exist.
+        wait: wait for the holder, and say so on stderr.
 
     Raises:
-        StorageError: if the folder cannot be written.
+        StorageError: if the folder cannot be written, or if another process holds the lock and `wait` is false.
     """
-    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    path = _beside(target, "lock")
+    lock = FileLock(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            message = f"{path.read_text() or 'another process'} is writing {target}"
+            if not wait:
+                raise StorageError(message) from None
+            print(f"waiting: {message}", file=sys.stderr, flush=True)
+            lock.acquire()
     except OSError as error:
         raise storage_error(target, error) from error
     try:
+        with suppress(OSError):  # a full disk keeps no one from locking
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
+        with suppress(OSError):
+            path.write_bytes(b"")
         lock.release()
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its name when the block ends well, and is removed otherwise.
+    """Yield a path that takes the place of `target` when the block succeeds, and is removed otherwise.
 
-    A reader sees the old file or the whole new one, also after a crash.
+    A reader sees the old file or the whole new one, also after a crash. Two writers of one target take turns; the last
+    one wins. What a killed writer left behind is removed by the next. Symlinks are written through, modes are kept.
 
     Raises:
         StorageError: if the folder cannot be written or the disk is full.
     """
-    temporary = None
+    target = Path(os.path.realpath(target))
+    with work_folder(target, kind="part") as folder:
+        temporary = folder / target.name
+        try:
+            temporary.touch()  # with the mode that the umask allows
+            mode = (target if target.exists() else temporary).stat().st_mode
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(stat.S_IMODE(mode))
+            temporary.replace(target)
+        except OSError as error:
+            raise storage_error(target, error) from error
+
+
+@contextmanager
+def work_folder(target: Path, *, resume: bool = False, kind: str = "work") -> Iterator[Path]:
+    """Yield a folder beside `target` for the files it is made from; it is removed when the block ends.
+
+    Its name is always the same, so that the next call takes over what a killed process left. Others wait meanwhile.
+
+    Args:
+        target: the file to make.
+        resume: keep what an earlier call left, and leave it for the next call if the block raises.
+        kind: end of the folder's name, `.<name>.<kind>`.
+    """
+    folder = _beside(target, kind)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        lock = _locked(folder)
+        if not resume:
+            _empty(folder)
     except OSError as error:
         raise storage_error(target, error) from error
+    finished = False
+    try:
+        yield folder
+        finished = True
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if finished or not resume or not any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all.
-
-    Raises:
-        StorageError: if the file cannot be written.
-    """
+    """Write `text` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: if it cannot be opened.
+        IntegrityError: if it is damaged.
+    """
+    content = path.read_bytes()
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+
+
 def save_tensors(path: Path | str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all; tensors in any memory order.
+    """Write a safetensors file with a checksum of its content, whole or not at all.
 
     Raises:
         StorageError: if the file cannot be written.
     """
-    from safetensors.torch import save_file  # here: who locks or writes text does not wait for torch
+    from safetensors.torch import save_file  # here: locking and writing text need no torch
 
-    path = Path(path)
+    path, metadata = Path(path), dict(metadata or {})
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         with atomic_path(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            save_file(tensors, temporary, metadata | {_CHECKSUM: _content_sha256(tensors, metadata)})
     except SafetensorError as error:  # how safetensors reports a full disk
         raise storage_error(path, error) from error
 
 
+def load_tensors(path: Path | str) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """Read the tensors and metadata of a safetensors file, and check the content against the checksum in it.
+
+    A file without metadata, or with the `format` that other libraries note, needs no checksum.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        IntegrityError: if it is damaged.
+    """
+    path = Path(path)
+    path.open("rb").close()  # a missing file is not a damaged one
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except Exception as error:  # safetensors, torch and mmap raise what they please
+        raise damaged(path, error) from error
+    expected = metadata.pop(_CHECKSUM, None)
+    optional = not metadata or "format" in metadata
+    if expected != _content_sha256(tensors, metadata) and not (expected is None and optional):
+        raise damaged(path, "its content does not match its sha256")
+    return tensors, metadata
+
+
+def save_state(path: Path | str, state: Any) -> None:
+    """Write `torch.save(state)` followed by a checksum, whole or not at all; `torch.load` reads it, too.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    import torch
+
+    buffer = io.BytesIO()  # torch hides the cause when the disk is full
+    torch.save(state, buffer)
+    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(_STATE_MARK + hashlib.sha256(buffer.getbuffer()).digest())
+
+
+def load_state(path: Path | str) -> Any:
+    """Read what `save_state` wrote, onto the CPU; nothing in it is executed.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        IntegrityError: if it is damaged.
+    """
+    import torch
+
+    content = memoryview(Path(path).read_bytes())
+    split = max(0, len(content) - len(_STATE_MARK) - hashlib.sha256().digest_size)
+    content, mark = content[:split], content[split:]
+    if mark != _STATE_MARK + hashlib.sha256(content).digest():
+        raise damaged(path, "its content does not match its sha256")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what it pleases
+        raise damaged(path, error) from error
+
+
 def sha256_of_tensor(tensor: "Tensor") -> str:
-    """Of a tensor's bytes, in hexadecimal; the same on every device and in every memory format."""
-    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()
+    """Return the sha256 of a tensor's bytes, the same on every device and in every memory format."""
+    import torch
+
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """In hexadecimal."""
+    """Return the sha256 of a file's bytes."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def web_page(path: Path) -> str:
-    """How the file begins if it is a web page, else "".
-
-    Sites send one in the file's place when they want a sign-in, a quota is spent, or the file has moved.
-    """
-    with path.open("rb") as opened:
-        beginning = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
-    is_page = beginning.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml"))
-    return beginning[:60].decode("utf-8", "replace") if is_page else ""
+def damaged(path: Path | str, why: Exception | str) -> IntegrityError:
+    """Return an error that names the damaged file and the remedy."""
+    reason = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
+    return IntegrityError(f"{path} is damaged or of another kind ({reason[:200]}); restore it, or delete and remake it")
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
-    """An error that says which path could not be written and what to do about it."""
+    """Return an error that names the file that could not be written, the cause and the remedy."""
+    if isinstance(error, StorageError):
+        return error
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return StorageError(f"cannot write {path}: No space left on the disk of {path.parent}; free some")
+    if number == errno.ENAMETOOLONG:
+        return StorageError(f"cannot write {path}: its name is too long; choose a shorter one")
     return StorageError(
-        f"cannot write {path}: {error}. Free some space or make the folder writable, or choose another: the one for "
-        "fetched data and weights is set by EEUTILS_CACHE."
+        f"cannot write {path}: {error}; choose a folder that is writable "
+        "(EEUTILS_CACHE sets the one for fetched data and weights)"
     )
+
+
+def _locked(folder: Path) -> int:
+    """Make `folder`, wait until no one else holds it, and return the handle that holds it until it is closed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if fcntl is None:
+            return os.open(os.devnull, os.O_RDONLY)
+        with suppress(FileNotFoundError):  # the holder removes the folder when it is done
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # some network file systems lock no folders
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+                return lock
+            os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """Return the hidden path `.<name>.<kind>` beside `target`, with a digest for a name that would become too long."""
+    name = os.fsencode(target.name)
+    short = target.name if len(name) <= 240 else hashlib.sha256(name).hexdigest()
+    return target.with_name(f".{short}.{kind}")
+
+
+def _content_sha256(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {sha256_of_tensor(tensor)}\n".encode())
+    return digest.hexdigest()

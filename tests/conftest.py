@@ -99,20 +99,31 @@ class Answer:
     silent_after: int | None = None
     ends_after: int | None = None
     delay_s: float = 0.0
+    headers: dict[str, str] = field(default_factory=dict)
+    resumes: bool = False
 
 
 @dataclass
 class Site:
-    """Answers by path, and the paths that were asked for."""
+    """Answers by path (to each request the next one, the last one for ever), and the requests made."""
 
     url: str = ""
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
 
     def say(self, path: str, body: bytes, **kwargs) -> str:
         """Answer `path` with `body`; `kwargs` are those of `Answer`. Returns the address."""
-        self.answers[path] = Answer(body, **kwargs)
+        self.answers[path] = [Answer(body, **kwargs)]
         return self.url + path
+
+    def then_say(self, path: str, body: bytes, **kwargs) -> None:
+        """Answer the next request of `path` with `body`."""
+        self.answers[path].append(Answer(body, **kwargs))
+
+    def next_answer(self, path: str) -> Answer:
+        answers = self.answers.get(path, [Answer(b"no such page", "text/plain", 404)])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
 
 @pytest.fixture
@@ -123,13 +134,19 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             site.asked.append(self.path)
-            answer = site.answers.get(self.path, Answer(b"no such page", "text/plain", 404))
+            site.ranges.append(self.headers["Range"])
+            answer = site.next_answer(self.path)
             over.wait(answer.delay_s)
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.kind)
-            self.send_header("Content-Length", str(len(answer.body)))
+            start = int(self.headers["Range"][6:-1]) if self.headers["Range"] and answer.resumes else 0
+            status = (206 if start < len(answer.body) else 416) if start else answer.status
+            headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.body[start:]))}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(answer.body) - 1}/{len(answer.body)}"
+            self.send_response(status)
+            for name, value in {**headers, **answer.headers}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body[: answer.silent_after][: answer.ends_after])
+            self.wfile.write(answer.body[start:][: answer.silent_after][: answer.ends_after])
             self.wfile.flush()
             if answer.silent_after is not None:
                 over.wait()

@@ -8,7 +8,7 @@ from tools import demo, results
 
 
 @pytest.mark.parametrize(("count", "listed"), [(1, "0"), (5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4 and 1 more")])
-def test_a_few_names_are_listed_and_the_rest_counted(count, listed):
+def test_a_few_lists_five_names_and_counts_the_rest(count, listed):
     assert a_few(list(map(str, range(count)))) == listed
 
 
@@ -20,28 +20,28 @@ def program(error=None):
 
 
 @pytest.mark.parametrize("error", [ValueError("no such pool"), StorageError("full"), TrainingDivergedError("NaN")])
-def test_a_program_ends_with_what_its_user_can_mend(error):
+def test_message_instead_of_traceback_for_what_the_user_can_mend(error):
     with pytest.raises(SystemExit, match=f"error: {error}"):
         program(error)
 
 
-def test_an_interrupted_program_ends_as_a_shell_expects():
+def test_message_instead_of_traceback_ends_quietly_if_interrupted():
     with pytest.raises(SystemExit) as end:
         program(KeyboardInterrupt())
     assert end.value.code == 130
 
 
-def test_what_is_our_mistake_keeps_its_traceback():
+def test_message_instead_of_traceback_keeps_the_traceback_of_a_bug():
     with pytest.raises(KeyError):
         program(KeyError("missing"))
 
 
-def test_what_a_program_gives_back_goes_through_as_often_as_it_is_called():
+def test_message_instead_of_traceback_passes_results_through():
     assert [program(), program()] == ["done", "done"]
 
 
 @pytest.mark.parametrize("program", [demo, results])
-def test_help_says_what_a_program_without_arguments_does_and_ends(program, capsys):
+def test_refuse_arguments_offers_help(program, capsys):
     with pytest.raises(SystemExit) as end:
         program.main(["--help"])
     assert end.value.code == 0
@@ -52,7 +52,7 @@ def test_help_says_what_a_program_without_arguments_does_and_ends(program, capsy
 
 @pytest.mark.parametrize("program", [demo, results])
 @pytest.mark.parametrize("argument", ["--quick", "now"])
-def test_a_program_without_arguments_refuses_any(program, argument, capsys):
+def test_refuse_arguments_refuses_any(program, argument, capsys):
     with pytest.raises(SystemExit) as end:
         program.main([argument])
     assert end.value.code == 2
@@ -60,7 +60,7 @@ def test_a_program_without_arguments_refuses_any(program, argument, capsys):
 
 
 @pytest.mark.parametrize("program", [demo, results])
-def test_a_program_without_arguments_reads_its_command_line(program, monkeypatch):
+def test_refuse_arguments_reads_the_command_line(program, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program.__file__, "--no"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(program.__file__, run_name="__main__")

@@ -3,28 +3,48 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from eeutils.errors import StorageError
+from eeutils.errors import IntegrityError, StorageError
 from eeutils.files import (
     atomic_path,
     cache_dir,
     exclusive,
+    load_state,
+    load_tensors,
+    read_json,
+    save_state,
     save_tensors,
     sha256_of_file,
     sha256_of_tensor,
-    web_page,
+    work_folder,
     write_text,
 )
 
+TENSORS = {"x": torch.arange(12.0).view(3, 4), "y": torch.ones(2, dtype=torch.bfloat16), "empty": torch.empty(0, 2)}
+STATE = {"net": TENSORS, "epoch": 3, "rows": [{"loss": 1.5}]}
 
-def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*.part")]
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")}
+
+
+def run_python(code: str, *args: object) -> subprocess.CompletedProcess:
+    head = "import os, resource, signal, sys\nfrom pathlib import Path\nfrom eeutils.files import *\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + code, *map(str, args)], timeout=60, capture_output=True, text=True
+    )
+
+
+# Folders.
 
 
 @pytest.mark.parametrize(
@@ -45,71 +65,73 @@ def test_cache_dir_follows_the_environment(monkeypatch, environment, expected):
     assert cache_dir() == expected
 
 
+def test_cache_dir_names_the_remedy_without_a_home_folder(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: pytest.fail("expanduser does not ask it"))
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and an entry in /etc/passwd
+    monkeypatch.setenv("EEUTILS_CACHE", "~/chosen")
+    with pytest.raises(StorageError, match="EEUTILS_CACHE"):
+        cache_dir()
+
+
+# Writing.
+
+
 def test_atomic_path_publishes_the_whole_file_and_makes_folders(tmp_path):
     target = tmp_path / "new" / "folder" / "file.txt"
     with atomic_path(target) as temporary:
         temporary.write_text("content")
         assert not target.exists()
-        assert temporary.parent == target.parent  # a rename, not a copy
+        assert temporary.name == target.name
+        assert temporary.parent.parent == target.parent  # a rename, not a copy
     assert target.read_text() == "content"
-    assert leftovers(tmp_path) == []
+    assert names_in(target.parent) == {"file.txt"}
 
 
-def test_what_takes_the_files_name_is_on_the_disk_and_may_be_read_by_all(tmp_path, monkeypatch):
+def test_atomic_path_syncs_before_it_renames(tmp_path, monkeypatch):
     target, written = tmp_path / "file.txt", []
     monkeypatch.setattr(os, "fsync", lambda file: written.append((os.fstat(file).st_size, target.exists())))
     with atomic_path(target) as temporary:
         temporary.write_text("content")
     assert written == [(len("content"), False)]
-    assert target.stat().st_mode & 0o777 == 0o644
 
 
-def test_text_is_written_whole_or_not_at_all_whatever_the_machines_encoding(tmp_path):
-    target = tmp_path / "new" / "file.txt"
-    write_text(target, "93.5 ± 0.2 %")
-    assert target.read_bytes() == "93.5 ± 0.2 %".encode()
-    with pytest.raises(UnicodeEncodeError):
-        write_text(target, "half of it, then a lone surrogate \ud800")
-    assert target.read_text("utf-8") == "93.5 ± 0.2 %"
-    with pytest.raises(StorageError, match="cannot write"):
-        write_text(target / "file.txt", "below a file")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: save_tensors(path, TENSORS)])
+def test_atomic_path_follows_the_umask(tmp_path, umask, mode, write):
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "file")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
-def test_tensors_are_written_in_any_memory_order_with_what_is_said_of_them(tmp_path):
-    target, tensor = tmp_path / "new" / "file.safetensors", torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    save_tensors(str(target), {"x": tensor}, {"about": "it"})
-    assert torch.equal(load_file(target)["x"], tensor)
-    with safe_open(target, "pt") as opened:
-        assert opened.metadata() == {"about": "it"}
-
-
-def test_tensors_that_fill_the_disk_are_a_storage_error_and_keep_the_old_file(tmp_path, monkeypatch):
-    def fail(*args) -> None:
-        raise SafetensorError("No space left on device")
-
-    target = tmp_path / "file.safetensors"
+def test_atomic_path_keeps_the_mode_of_the_old_file(tmp_path):
+    target = tmp_path / "file.txt"
     target.write_text("old")
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(StorageError, match=r"file\.safetensors: No space left"):
-        save_tensors(target, {"x": torch.ones(1)})
-    assert target.read_text() == "old"
-    assert leftovers(tmp_path) == []
+    target.chmod(0o600)
+    write_text(target, "new")
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("new", 0o600)
 
 
-@pytest.mark.parametrize(
-    ("content", "beginning"),
-    [
-        (b"\xef\xbb\xbf\n <!DOCTYPE html><p>Quota", "<!DOCTYPE html><p>Quota"),
-        (b"<HTML>", "<HTML>"),
-        (b"<?xml version", "<?xml version"),
-        (b"<\x00\x00\x00\x00\x00\x00\x00{}", ""),  # as safetensors begin whose header has 60 bytes
-        (b"PK\x03\x04<html>", ""),
-        (b"", ""),
-    ],
-)
-def test_a_web_page_is_told_from_a_file_by_how_it_begins(tmp_path, content, beginning):
-    (tmp_path / "file").write_bytes(content)
-    assert web_page(tmp_path / "file") == beginning
+@pytest.mark.parametrize("exists", [True, False])
+def test_atomic_path_writes_through_a_symlink(tmp_path, exists):
+    real, link = tmp_path / "there" / "real.txt", tmp_path / "link.txt"
+    real.parent.mkdir()
+    if exists:
+        real.write_text("old")
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+@pytest.mark.parametrize("length", [200, 241, 255])
+def test_atomic_path_takes_any_name_that_the_file_system_takes(tmp_path, length):
+    write_text(tmp_path / ("x" * length), "content")
+    with exclusive(tmp_path / ("x" * length)), work_folder(tmp_path / ("x" * length)):
+        pass
+    assert (tmp_path / ("x" * length)).read_text() == "content"
 
 
 def test_atomic_path_keeps_the_old_file_if_the_block_fails(tmp_path):
@@ -124,29 +146,82 @@ def test_atomic_path_keeps_the_old_file_if_the_block_fails(tmp_path):
     with pytest.raises(RuntimeError, match="half-way"):
         write_half()
     assert target.read_text() == "old"
-    assert leftovers(tmp_path) == []
+    assert names_in(tmp_path) == {"file.txt"}
 
 
-def test_atomic_path_keeps_the_old_file_if_the_process_is_killed(tmp_path):
+def test_atomic_path_keeps_the_old_file_if_killed_and_the_next_call_tidies_up(tmp_path):
     target = tmp_path / "file.txt"
     target.write_text("old")
-    code = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from eeutils.files import atomic_path\n"
-        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('ha')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code, target], timeout=60)
-    assert ended.returncode == -signal.SIGKILL
+    code = """if True:
+        with atomic_path(Path(sys.argv[1])) as temporary:
+            temporary.write_text('ha')
+            (temporary.parent / 'more').mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run_python(code, target).returncode == -signal.SIGKILL
     assert target.read_text() == "old"
+    write_text(target, "new")
+    assert target.read_text() == "new"
+    assert names_in(tmp_path) == {"file.txt"}
+
+
+def test_atomic_path_lets_writers_of_one_file_take_turns(tmp_path):
+    target, seen = tmp_path / "file.txt", []
+
+    def write(text: str) -> None:
+        for _ in range(20):
+            with atomic_path(target) as temporary, temporary.open("a") as file:
+                for letter in text:
+                    file.write(letter)
+                    file.flush()
+            seen.append(target.read_text())
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in ("aaaa", "bb", "ccc")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(seen) == 60
+    assert set(seen) <= {"aaaa", "bb", "ccc"}
+    assert names_in(tmp_path) == {"file.txt"}
+
+
+def test_write_text_writes_utf8_or_nothing(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    write_text(target, "93.5 ± 0.2 %")
+    assert target.read_bytes() == "93.5 ± 0.2 %".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "half of it, then a lone surrogate \ud800")
+    assert target.read_text("utf-8") == "93.5 ± 0.2 %"
+    with pytest.raises(StorageError, match=str(target)):
+        write_text(target / "file.txt", "below a file")
+
+
+def test_work_folder_is_emptied_unless_resumed(tmp_path):
+    target = tmp_path / "file"
+
+    def interrupted(resume: bool) -> None:
+        with work_folder(target, resume=resume) as folder:
+            (folder / "part").write_text("ha")
+            raise KeyboardInterrupt
+
+    for resume, left in ((False, set()), (True, {".file.work", "part"})):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(resume)
+        assert names_in(tmp_path) == left
+    with work_folder(target, resume=True) as folder:
+        assert names_in(folder) == {"part"}
+    assert names_in(tmp_path) == set()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(True)
+    with work_folder(target) as folder:
+        assert names_in(folder) == set()
 
 
 # A path below a regular file cannot be written by anyone, root included.
 
 
-@pytest.mark.parametrize("write", [atomic_path, exclusive])
+@pytest.mark.parametrize("write", [atomic_path, exclusive, work_folder])
 def test_an_unwritable_folder_is_a_storage_error_with_path_and_remedy(tmp_path, write):
     (tmp_path / "regular").write_text("a file, not a folder")
     target = tmp_path / "regular" / "folder" / "file.txt"
@@ -160,7 +235,13 @@ def test_a_folder_in_the_files_place_is_a_storage_error(tmp_path):
     (tmp_path / "file.txt").mkdir()
     with pytest.raises(StorageError, match=r"file\.txt"), atomic_path(tmp_path / "file.txt") as temporary:
         temporary.write_text("content")
-    assert leftovers(tmp_path) == []
+    assert names_in(tmp_path) == {"file.txt"}
+
+
+def test_a_name_that_is_too_long_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="name is too long"):
+        write_text(tmp_path / ("x" * 256), "content")
+    assert names_in(tmp_path) == set()
 
 
 @pytest.fixture
@@ -175,13 +256,25 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_a_storage_error_and_keeps_the_old_file(small_disk):
+LARGE = {"x": torch.zeros(2**19)}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "x" * 2**21),
+        lambda path: save_tensors(path, LARGE),
+        lambda path: save_state(path, LARGE),
+    ],
+    ids=["text", "tensors", "state"],
+)
+def test_a_full_disk_is_a_storage_error_and_keeps_the_old_file(small_disk, write):
     target = small_disk / "file.bin"
     target.write_bytes(b"old")
-    with pytest.raises(StorageError, match="No space left") as caught, atomic_path(target) as temporary:
-        temporary.write_bytes(bytes(2**21))
+    with pytest.raises(StorageError, match="No space left") as caught:
+        write(target)
     assert str(target) in str(caught.value)
-    assert [path.name for path in small_disk.iterdir()] == ["file.bin"]
+    assert names_in(small_disk) == {"file.bin"}
     assert target.read_bytes() == b"old"
 
 
@@ -190,10 +283,7 @@ def test_a_file_that_may_not_grow_is_a_storage_error_and_keeps_the_old_one(tmp_p
     target = tmp_path / "file.bin"
     target.write_bytes(b"old")
     code = """if True:
-        import resource, signal, sys
-        from pathlib import Path
         from eeutils.errors import StorageError
-        from eeutils.files import atomic_path
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
@@ -203,10 +293,10 @@ def test_a_file_that_may_not_grow_is_a_storage_error_and_keeps_the_old_one(tmp_p
             assert sys.argv[1] in str(error)
             sys.exit(7)
     """
-    ended = subprocess.run([sys.executable, "-c", code, target], timeout=60, capture_output=True)
-    assert ended.returncode == 7, ended.stderr.decode()
+    ended = run_python(code, target)
+    assert ended.returncode == 7, ended.stderr
     assert target.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+    assert names_in(tmp_path) == {"file.bin"}
 
 
 @pytest.mark.parametrize("write", [atomic_path, exclusive])
@@ -215,6 +305,9 @@ def test_a_read_only_file_system_is_a_storage_error(small_disk, write):
     with pytest.raises(StorageError, match="Read-only"), write(small_disk / "file.bin"):
         pass
     assert list(small_disk.iterdir()) == []
+
+
+# Locks.
 
 
 def test_exclusive_can_be_taken_again_after_a_failure(tmp_path):
@@ -231,41 +324,162 @@ def test_exclusive_makes_its_folder_and_is_for_one_file(tmp_path):
 
 
 def test_exclusive_is_free_again_when_its_process_is_killed(tmp_path):
-    code = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from eeutils.files import exclusive\n"
-        "with exclusive(Path(sys.argv[1])):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code, tmp_path / "file"], timeout=60, env={**os.environ})
-    assert ended.returncode == -signal.SIGKILL
-    with exclusive(tmp_path / "file"):
+    code = "with exclusive(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    assert run_python(code, tmp_path / "file").returncode == -signal.SIGKILL
+    with exclusive(tmp_path / "file", wait=False):
         pass
 
 
-def test_exclusive_keeps_another_process_out(tmp_path):
+def test_exclusive_without_waiting_names_the_holder(tmp_path):
+    refused = pytest.raises(StorageError, match=f"process {os.getpid()} on .*file")
+    with exclusive(tmp_path / "file"), refused, exclusive(tmp_path / "file", wait=False):
+        pass
+
+
+def test_exclusive_keeps_another_process_out_and_says_that_it_waits(tmp_path):
     """Each process appends "in" and "out"; were two inside at once, two "in" would follow each other."""
-    code = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from eeutils.files import exclusive\n"
-        "log = Path(sys.argv[1])\n"
-        "with exclusive(log), log.open('a', buffering=1) as file:\n"
-        "    file.write('in\\n')\n"
-        "    time.sleep(0.2)\n"
-        "    file.write('out\\n')\n"
-    )
+    code = """if True:
+        import time
+        from eeutils.files import exclusive
+        import sys, pathlib
+        log = pathlib.Path(sys.argv[1])
+        with exclusive(log), log.open('a', buffering=1) as file:
+            file.write('in\\n')
+            time.sleep(0.2)
+            file.write('out\\n')
+    """
     log = tmp_path / "log"
-    processes = [subprocess.Popen([sys.executable, "-c", code, log]) for _ in range(3)]
+    command = [sys.executable, "-c", code, log]
+    with exclusive(log):
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        said = [process.stderr.readline() for process in processes]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert all(str(log) in line for line in said)
     assert log.read_text().split() == ["in", "out"] * 3
+    for process in processes:
+        process.stderr.close()
 
 
-def test_a_tensor_and_a_file_of_the_same_bytes_have_the_same_sha256(tmp_path):
+# Content and its checksums.
+
+
+def test_save_tensors_writes_any_memory_order_and_metadata(tmp_path):
+    target, tensor = tmp_path / "new" / "file.safetensors", torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    save_tensors(str(target), {"x": tensor}, {"about": "it"})
+    assert torch.equal(load_file(target)["x"], tensor)
+    with safe_open(target, "pt") as opened:
+        assert opened.metadata().keys() == {"about", "sha256"}
+    tensors, metadata = load_tensors(str(target))
+    assert torch.equal(tensors["x"], tensor)
+    assert metadata == {"about": "it"}
+
+
+def test_save_tensors_reports_a_full_disk_and_keeps_the_old_file(tmp_path, monkeypatch):
+    def fail(*args) -> None:
+        raise SafetensorError("No space left on device")
+
+    target = tmp_path / "file.safetensors"
+    target.write_text("old")
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(StorageError, match=r"file\.safetensors: No space left"):
+        save_tensors(target, {"x": torch.ones(1)})
+    assert target.read_text() == "old"
+    assert names_in(tmp_path) == {"file.safetensors"}
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_load_tensors_takes_files_of_other_libraries(tmp_path, metadata):
+    save_file({"x": torch.ones(2)}, tmp_path / "theirs", metadata)
+    tensors, found = load_tensors(tmp_path / "theirs")
+    assert tensors["x"].tolist() == [1, 1]
+    assert found == (metadata or {})
+
+
+def test_load_tensors_refuses_metadata_without_a_checksum(tmp_path):
+    save_file({"x": torch.ones(2)}, tmp_path / "file", {"rha256": "00"})
+    with pytest.raises(IntegrityError):
+        load_tensors(tmp_path / "file")
+
+
+@pytest.mark.parametrize("load", [load_tensors, load_state, read_json])
+def test_loading_tells_a_missing_file_from_a_damaged_one(tmp_path, load):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "missing")
+    with pytest.raises(IsADirectoryError):
+        load(tmp_path)
+
+
+def test_save_state_writes_what_torch_reads_too(tmp_path):
+    save_state(tmp_path / "state.pt", STATE)
+    for state in (load_state(tmp_path / "state.pt"), torch.load(tmp_path / "state.pt", weights_only=True)):
+        assert (state["epoch"], state["rows"]) == (3, [{"loss": 1.5}])
+        assert all(torch.equal(state["net"][name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_load_state_executes_nothing(tmp_path):
+    class Calls:
+        def __reduce__(self):
+            return print, ("called",)
+
+    save_state(tmp_path / "state.pt", {"x": Calls()})
+    with pytest.raises(IntegrityError, match=r"state\.pt"):
+        load_state(tmp_path / "state.pt")
+
+
+def saved(tmp: Path, kind: str) -> bytes:
+    save_tensors(tmp / "tensors", TENSORS, {"about": "it"})
+    save_state(tmp / "state", STATE)
+    return (tmp / kind).read_bytes()
+
+
+def read(path: Path, kind: str) -> object:
+    """Return what was saved, comparable."""
+    if kind == "tensors":
+        tensors, rest = load_tensors(path)
+    else:
+        state = load_state(path)
+        tensors, rest = state.pop("net"), state
+    return {name: tensor.tolist() for name, tensor in tensors.items()}, rest
+
+
+@pytest.mark.parametrize("kind", ["tensors", "state"])
+@given(data=st.data())
+def test_loading_finds_flipped_bits(kind, data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    content = bytearray(saved(folder, kind))
+    expected = read(folder / kind, kind)
+    for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[position] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / "damaged").write_bytes(content)
+    try:
+        found = read(folder / "damaged", kind)
+    except IntegrityError:
+        return
+    assert found == expected
+
+
+@pytest.mark.parametrize("kind", ["tensors", "state"])
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_loading_finds_a_truncated_file(kind, share, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    content = saved(folder, kind)
+    (folder / "cut").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(IntegrityError, match="cut"):
+        {"tensors": load_tensors, "state": load_state}[kind](folder / "cut")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"{'a': 1}"])
+def test_read_json_says_which_file_is_damaged(tmp_path, content):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"file\.json"):
+        read_json(tmp_path / "file.json")
+
+
+def test_sha256_of_a_tensor_is_that_of_its_bytes(tmp_path):
     tensor = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
     (tmp_path / "bytes").write_bytes(bytes(range(24)))
 
     expected = hashlib.sha256(bytes(range(24))).hexdigest()
     assert sha256_of_tensor(tensor) == sha256_of_file(tmp_path / "bytes") == expected
     assert sha256_of_tensor(tensor.contiguous(memory_format=torch.channels_last)) == expected
+    assert sha256_of_tensor(torch.tensor(2.5)) == hashlib.sha256(b"\0\0\x20\x40").hexdigest()

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from eeutils.download import web_page
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, exclusive, save_tensors, sha256_of_tensor, web_page
+from eeutils.files import cache_dir, exclusive, save_tensors, sha256_of_tensor
 from eeutils.sources import Source, first_that_delivers
 
 RawData = dict[str, Tensor]

@@ -9,7 +9,7 @@ from eeutils.weights.load import (
     weight_entry,
     weights_table,
 )
-from eeutils.weights.pickles import read_pickled_tensors
+from eeutils.weights.pickles import PickledTensors, read_pickled_tensors
 from eeutils.weights.registry import (
     Registry,
     StoredFile,
@@ -22,6 +22,7 @@ from eeutils.weights.runs import load_run
 from eeutils.weights.tensors import put_tensors, read_tensors
 
 __all__ = [
+    "PickledTensors",
     "Registry",
     "StoredFile",
     "TensorReport",

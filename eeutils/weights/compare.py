@@ -1,4 +1,4 @@
-"""Tensors of another implementation against a network's own, one by one."""
+"""Comparison of the tensors of another implementation with those of a network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eeutils.models import MultiExitNet
+from eeutils.weights.tensors import plain_names
 
 Shape = tuple[int, ...]
 Layer = dict[str, Tensor]
@@ -13,7 +14,7 @@ Layer = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TensorReport:
-    """Which of the file's tensors is which of the network's.
+    """The file's tensors and the network's, paired by names and shapes.
 
     Attributes:
         matched: (the network's name, the file's name, tensor of the file); same kind and shape.
@@ -21,36 +22,43 @@ class TensorReport:
             has none of its shape.
         missing: (name, shape) of the network that the file lacks.
         unexpected: (name, shape) of the file that the network has no place for.
+        foreign: classes and functions outside torch that a pickle names; none was imported.
     """
 
     matched: tuple[tuple[str, str, Tensor], ...]
     mismatched: tuple[tuple[str, Shape, str, Shape], ...]
     missing: tuple[tuple[str, Shape], ...]
     unexpected: tuple[tuple[str, Shape], ...]
+    foreign: tuple[str, ...] = ()
 
     @property
-    def fits(self) -> bool:
-        """Whether every tensor has its place."""
+    def shapes_fit(self) -> bool:
+        """True if every tensor has its place. Networks may still compute differently: compare their answers."""
         return not (self.mismatched or self.missing or self.unexpected)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.matched)} tensors match"]
+        lines = [
+            f"{len(self.matched)} tensors match by name and shape; only answers show whether they compute the same"
+        ]
         lines += [f"  = {own} <- {theirs} {tuple(tensor.shape)}" for own, theirs, tensor in self.matched]
         lines += [f"  ! {own} {a} against {theirs} {b}: other shape" for own, a, theirs, b in self.mismatched]
         lines += [f"  - {own} {shape} is missing in the file" for own, shape in self.missing]
         lines += [f"  + {theirs} {shape} of the file has no place" for theirs, shape in self.unexpected]
+        lines += [f"  ? {name} is named in the file, and was not imported" for name in self.foreign]
         return "\n".join(lines)
 
 
 def compare_with(net: MultiExitNet, tensors: Mapping[str, Tensor]) -> TensorReport:
-    """Find the place of each of `tensors` in `net`, layer by layer.
+    """Find the place of each of `tensors` in `net` by names and shapes, layer by layer.
 
     A layer (the tensors of one prefix) goes to the network's layer of its name if all shapes agree, else to the first
     free one with the same kinds of tensors of the same shapes: networks built alike list their layers in the same
-    order, whatever the names. What is left is compared with the first layer of the same kinds of tensors.
-    BatchNorm's counters of batches, which change no answer, are left out on both sides.
+    order, whatever the names. What is left is compared with the first layer of the same kinds of tensors. BatchNorm's
+    counters are left out. Prefixes of `torch.compile`, `DataParallel` and `AveragedModel` do not count.
+
+    Layers without weights, such as shortcuts that pad, leave no trace in the report.
     """
-    own, theirs = _layers(net.state_dict()), _layers(tensors)
+    own, theirs = _layers(net.state_dict()), _layers(plain_names(tensors))
     same = {name: name for name in own if name in theirs and _shapes(own[name]) == _shapes(theirs[name])}
     same |= _pair(own, theirs, same, _shapes)
     alike = same | _pair(own, theirs, same, _dimensions)
@@ -68,19 +76,20 @@ def compare_with(net: MultiExitNet, tensors: Mapping[str, Tensor]) -> TensorRepo
         tuple(mismatched),
         missing=_listed(own, set(own) - set(alike)),
         unexpected=_listed(theirs, set(theirs) - set(alike.values())),
+        foreign=getattr(tensors, "foreign", ()),
     )
 
 
 def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]:
-    """The file's tensors under the network's names; pyramid heads are scaled to compute what the file's network did.
+    """Return the file's tensors under the network's names, with pyramid heads scaled as in the file's network.
 
     Our pyramid head scales its pooled cells before the linear layer, others do not: the layer's weights are divided
     by the same numbers.
 
     Raises:
-        ValueError: if the report says that the tensors do not fit; the message is the report.
+        ValueError: if the tensors do not fit; the message is the report.
     """
-    if not report.fits:
+    if not report.shapes_fit:
         raise ValueError(f"the file holds another network, tensor by tensor:\n{report}")
     counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(_COUNTER)}
     tensors = counters | {own: tensor.float() for own, _, tensor in report.matched}
@@ -95,7 +104,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """Prefix -> kind (weight, bias, running_mean, ...) -> tensor."""
+    """Group tensors: prefix -> kind (weight, bias, running_mean, ...) -> tensor."""
     layers: dict[str, Layer] = {}
     for name, tensor in tensors.items():
         prefix, _, kind = name.rpartition(".")
@@ -115,7 +124,7 @@ def _dimensions(layer: Layer) -> object:
 def _pair(
     own: Mapping[str, Layer], theirs: Mapping[str, Layer], paired: Mapping[str, str], looks: Callable[[Layer], object]
 ) -> dict[str, str]:
-    """The first of ours with the first of theirs that looks like it, the second with the second, and so on."""
+    """Pair the first of ours with the first of theirs that looks like it, and so on."""
     taken = set(paired.values())
     free = [name for name in theirs if name not in taken]
     pairs = {}

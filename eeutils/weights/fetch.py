@@ -1,42 +1,45 @@
-"""From an entry's file to verified bytes on this disk: the repository's copy, the cache's, or a download."""
+"""Verified files of the registry: the repository's copy, the cache's, or a download."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from eeutils.download import TIMEOUT_S, check_online, download, web_page
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, exclusive, sha256_of_file, storage_error, web_page
+from eeutils.files import cache_dir, exclusive, sha256_of_file, storage_error, work_folder, write_text
 from eeutils.sources import Source, first_that_delivers
 from eeutils.weights.registry import StoredFile
 
-TIMEOUT_S = (10.0, 30.0)
-"""To connect, and between two pieces of an answer: a server that hangs is given up, a slow one is not."""
+_LARGEST = 1 << 30  # of a file whose size nobody knows
+
+Check = Callable[[Path], object]
 
 
-def local_file(file: StoredFile, folder: Path | None) -> Path:
-    """Where the verified file lies on this disk, after fetching it into the cache if it has to be.
+def local_file(file: StoredFile, folder: Path | None, check_readable: Check | None = None) -> Path:
+    """Return the path of the verified file, after fetching it into the cache if necessary.
 
     A file that is there is used without a network. Several processes may ask at once: one fetches, the others wait.
 
     Args:
-        file: which file.
+        file: the file of an entry.
         folder: the repository's weights folder, if there is one.
+        check_readable: raises IntegrityError for a file that cannot be read. It decides about a file whose sha256 is
+            unknown; the first that passes has its sha256 noted beside it, and no other is accepted from then on.
 
     Raises:
         IntegrityError: if the repository's copy is damaged.
-        DataUnavailableError: if no source delivers it; the message says for each why, and what to do by hand.
+        DataUnavailableError: if no source delivers the file; the message gives each reason, and the remedy by hand.
         StorageError: if the cache cannot be written.
     """
     if folder is not None and "repository" in file.sources and (folder / file.path).is_file():
-        return _intact_in_repository(folder / file.path, file)
+        return _verified_in_repository(folder / file.path, file)
     cached = cache_dir() / "weights" / file.path
-    if _is_intact(cached, file):
-        return cached
-    with exclusive(cached):
-        if not _is_intact(cached, file):
-            _fetch(file, cached)
+    check = partial(_check, file=file, note=cached.with_name(f"{cached.name}.sha256"), check_readable=check_readable)
+    if not _passes(check, cached):
+        with exclusive(cached):
+            if not _passes(check, cached):
+                cached.unlink(missing_ok=True)
+                _fetch(file, cached, check)
     return cached
 
 
@@ -59,37 +62,55 @@ def check_no_web_page(path: Path) -> None:
         raise IntegrityError(f"the server answered a web page, not weights: {beginning!r}")
 
 
-def _intact_in_repository(path: Path, file: StoredFile) -> Path:
+def drive_page(file_id: str) -> str:
+    """Return the address of a Drive file for a browser."""
+    return f"https://drive.google.com/file/d/{file_id}/view"
+
+
+def _verified_in_repository(path: Path, file: StoredFile) -> Path:
     try:
         verify(path, file)
     except IntegrityError as error:
-        raise IntegrityError(f"{error}. Restore it: git checkout -- {path}") from error
+        raise IntegrityError(f"{error}; restore it: git checkout -- {path}") from error
     return path
 
 
-def _is_intact(path: Path, file: StoredFile) -> bool:
-    try:
+def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | None) -> None:
+    if file.sha256 is not None or check_readable is None:
         verify(path, file)
+    elif note.exists():
+        verify(path, file)
+        if sha256_of_file(path) != note.read_text("utf-8", "replace").strip():
+            raise IntegrityError(f"{path} is not the file of the first download; delete {note} to accept another")
+    else:
+        verify(path, file)
+        check_readable(path)
+        write_text(note, sha256_of_file(path) + "\n")
+
+
+def _passes(check: Check, path: Path) -> bool:
+    try:
+        check(path)
     except (OSError, IntegrityError):
         return False
     return True
 
 
-def _fetch(file: StoredFile, cached: Path) -> None:
+def _fetch(file: StoredFile, cached: Path, check: Check) -> None:
     sources = [
-        Source(name=source, fetch=partial(_fetch_from, source, file, cached), remedy=_remedy(source, file, cached))
+        Source(source, partial(_fetch_from, source, file, cached, check), _remedy(source, file, cached))
         for source in file.sources
     ]
     first_that_delivers(file.path, sources)
 
 
-def _fetch_from(source: str, file: StoredFile, cached: Path) -> None:
+def _fetch_from(source: str, file: StoredFile, cached: Path, check: Check) -> None:
     if source == "repository":
         raise FileNotFoundError(f"there is no weights/{file.path} beside the package")
     if source.startswith("drive:"):
-        _fetch_from_drive(source.removeprefix("drive:"), file, cached)
+        _fetch_from_drive(source.removeprefix("drive:"), file, cached, check)
     else:
-        _fetch_from_url(source, file, cached)
+        download(source, cached, check, size=file.size)
 
 
 def _remedy(source: str, file: StoredFile, cached: Path) -> str:
@@ -99,54 +120,29 @@ def _remedy(source: str, file: StoredFile, cached: Path) -> str:
     return f"download {page} with a browser and save it as {cached}"
 
 
-def drive_page(file_id: str) -> str:
-    """The address of a Drive file for a browser."""
-    return f"https://drive.google.com/file/d/{file_id}/view"
-
-
-def _fetch_from_url(url: str, file: StoredFile, cached: Path) -> None:
-    import pooch  # here and below: what is on the disk is used without the half second that these take to import
+def _fetch_from_drive(file_id: str, file: StoredFile, cached: Path, check: Check) -> None:
+    import gdown  # here: what is on the disk is used without the time that these take to import
     import requests
 
-    download = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=True)
+    def stop_at_size(received: int, _total: int | None) -> None:
+        if received > (limit := file.size or _LARGEST):
+            raise ConnectionError(f"the server sends more than {limit:,} bytes")
 
-    def download_and_sniff(url: str, output: str, registry: object) -> None:
-        download(url, output, registry)
-        check_no_web_page(Path(output))
-
-    known_hash = None if file.sha256 is None else f"sha256:{file.sha256}"
-    try:
-        pooch.retrieve(url, known_hash, fname=cached.name, path=cached.parent, downloader=download_and_sniff)
-    except requests.RequestException as error:  # an OSError, but no trouble with the disk
-        raise ConnectionError(str(error)) from error
-    except ValueError as error:  # how pooch reports another hash
-        raise IntegrityError(f"the download is not the file that was published: {error}") from error
-    except OSError as error:
-        raise storage_error(cached, error) from error
-
-
-def _fetch_from_drive(file_id: str, file: StoredFile, cached: Path) -> None:
-    import gdown
-    import requests
-
-    with _folder_beside(cached) as folder:
+    check_online()
+    with work_folder(cached) as folder:
         output = folder / cached.name
         try:
-            gdown.download(id=file_id, output=str(output), timeout=TIMEOUT_S, use_cookies=False, retries=1)
-        except requests.RequestException as error:
+            gdown.download(
+                id=file_id,
+                output=str(output),
+                timeout=TIMEOUT_S,
+                use_cookies=False,
+                retries=2,
+                progress=stop_at_size,
+            )
+            check(output)
+            output.replace(cached)
+        except (requests.RequestException, ConnectionError) as error:
             raise ConnectionError(str(error)) from error
         except OSError as error:
             raise storage_error(cached, error) from error
-        verify(output, file)
-        output.replace(cached)
-
-
-@contextmanager
-def _folder_beside(cached: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk: what is left of a broken download goes away with it."""
-    try:
-        folder = tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{cached.name}.")
-    except OSError as error:
-        raise storage_error(cached, error) from error
-    with folder as name:
-        yield Path(name)

@@ -1,4 +1,4 @@
-"""Trained networks by name, with what they predict and how they were trained."""
+"""Trained networks by name, with their predictions and training histories."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from eeutils.weights.tensors import put_tensors, stored_network, untrained_netwo
 
 
 def list_weights(registry: Registry | None = None) -> list[str]:
-    """The names that `load_weights` loads; `weights_table` has those without weights at hand, too."""
+    """Return the names that `load_weights` loads; `weights_table` also has those without weights."""
     entries = (registry or default_registry()).entries
     return [entry.name for entry in entries if entry.weights is not None]
 
 
 def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
-    """Everything that is recorded of the weights `name`, be they trained or not.
+    """Return all that is recorded of the weights `name`, trained or not.
 
     Raises:
         ValueError: if `weights_table()` has no such name.
@@ -32,20 +32,20 @@ def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
 
 
 def weights_table(registry: Registry | None = None) -> pd.DataFrame:
-    """One row a name: status, network, size, then test accuracy (0 to 1) and cumulative multiply-adds of each exit."""
+    """List all names: status, network, size, then test accuracy (0 to 1) and cumulative multiply-adds of each exit."""
     rows = [_row(entry) for entry in (registry or default_registry()).entries]
     return pd.DataFrame(rows, columns=None if rows else ["name"]).set_index("name")
 
 
 def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Registry | None = None) -> MultiExitNet:
-    """A trained network: float32, channels last, in evaluation mode, on `device`.
+    """Load a trained network: float32, channels last, in evaluation mode, on `device`.
 
-    The file is verified before it is read; what is not on this disk is fetched into the cache folder first.
+    A file that is not on this disk is fetched into the cache folder, unless EEUTILS_OFFLINE is set.
 
     Args:
         name: one of `list_weights()`.
-        device: where the network is wanted.
-        registry: another one than the repository's.
+        device: of the network.
+        registry: the repository's by default.
 
     Raises:
         ValueError: if the name is unknown, its weights are not trained yet or do not ship (the message gives the
@@ -60,26 +60,24 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
             f"the weights of {name} do not ship, only what they predict: load_predictions({name!r}, 'test'). "
             + _how_to_train(entry, registry)
         )
-    path = local_file(entry.weights, registry.folder)
     if entry.status == "external":
-        net = _from_pickle(entry, path)
+        net = _from_pickle(entry, local_file(entry.weights, registry.folder, read_pickled_tensors))
     else:
-        net = stored_network(entry.model, entry.model_args, path)
+        net = stored_network(entry.model, entry.model_args, local_file(entry.weights, registry.folder))
     return net.eval().to(device, memory_format=torch.channels_last)
 
 
 def load_predictions(name: str, split: str, *, registry: Registry | None = None) -> Predictions:
-    """What the weights `name` answer for every image of a split, computed when they were published.
+    """Load the predictions of the weights `name` for a split, computed when they were published.
 
     Args:
         name: one of `list_weights()`, or a network whose results alone ship.
         split: "val" or "test".
-        registry: another one than the repository's.
+        registry: the repository's by default.
 
     Raises:
         ValueError: if there are no such predictions.
-        IntegrityError: if the file is damaged.
-        DataUnavailableError: if no source can deliver the file.
+        IntegrityError, DataUnavailableError: as `load_weights` does.
     """
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
@@ -91,12 +89,11 @@ def load_predictions(name: str, split: str, *, registry: Registry | None = None)
 
 
 def load_history(name: str, *, registry: Registry | None = None) -> History:
-    """How the training of the weights `name` went, epoch by epoch.
+    """Load the training history of the weights `name`, epoch by epoch.
 
     Raises:
         ValueError: if there is no history.
-        IntegrityError: if the file is damaged.
-        DataUnavailableError: if no source can deliver the file.
+        IntegrityError, DataUnavailableError: as `load_weights` does.
     """
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
@@ -113,7 +110,7 @@ def _at_hand(name: str, registry: Registry) -> WeightEntry:
 
 
 def _from_pickle(entry: WeightEntry, path: Path) -> MultiExitNet:
-    """The network with the stem that fits the file, if the entry leaves that open."""
+    """Load the network of a pickle, with the stem that fits if the entry leaves that open."""
     tensors = read_pickled_tensors(path)
     stems = [entry.model_args["stem"]] if "stem" in entry.model_args else ["imagenet", "cifar"]
     nets = [untrained_network(entry.model, {**entry.model_args, "stem": stem}) for stem in stems]

@@ -1,264 +1,172 @@
-"""Weights out of whole networks saved with `torch.save(net)`, without running anything that the file says.
+"""Tensors out of files that `torch.save` wrote, without running anything in them.
 
-Such a file is a pickle, which is a program: loading it the usual way imports and calls whatever it names. Here the
-pickle becomes inert values (`eeutils.weights.opcodes`); the modules' own dicts are walked for parameters and buffers,
-and these are cut out of the storages with every offset, stride and size checked. Both of torch's formats are read:
-the zip file, and the row of pickles and raw storages that torch wrote before 1.6.
+A pickle is a program: loading it the usual way imports and calls whatever it names. Here its classes stay names, its
+modules become stubs that are walked for parameters and buffers, and tensors are cut out of the storages with every
+offset, stride and size checked. Both of torch's formats are read: the zip file, and the row of pickles and raw
+storages from before torch 1.6.
 """
 
 import io
-import math
 import struct
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from eeutils.errors import IntegrityError
 from eeutils.weights.fetch import check_no_web_page
-from eeutils.weights.opcodes import GlobalName, Instance, Persistent, read_pickle
+from eeutils.weights.unpickler import InertUnpickler, Storage, Stub, View
 
 _MAX_BYTES = 1 << 30  # a ResNet18 has 45 MB
-_MAX_MODULES = 10_000  # this and the next two bound cycles, and modules that contain each other many times over
-_MAX_TENSORS = 100_000
-_MAX_DEPTH = 100
-_MAX_NAME = 200
-_MAX_DIMENSIONS = 8
+_MAX_PICKLE = 1 << 20  # the pickle of a whole EfficientNetV2-L has half of it
+_BUDGET = 8  # characters of names and bytes of tensors, for each byte of the file
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
-_STORAGE_DTYPES = {
-    "torch.FloatStorage": torch.float32,
-    "torch.DoubleStorage": torch.float64,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-_TENSOR_MAKERS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-_PARAMETER_MAKERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+
+class PickledTensors(dict[str, Tensor]):
+    """Parameters and persistent buffers by name, in the order of the network's `state_dict()`.
+
+    Attributes:
+        foreign: classes and functions outside torch that the file names; none was imported.
+    """
+
+    foreign: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """A row of numbers in the file."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class _View:
-    """A tensor, as a part of a storage."""
-
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def read_pickled_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Parameters and persistent buffers of a saved network (or of a saved dict of tensors), by name, on the CPU.
-
-    Names are those of the network's `state_dict()`, in its order. Nothing is imported or called.
+def read_pickled_tensors(path: Path | str) -> PickledTensors:
+    """Read the tensors of a saved network, or of a saved dict of tensors or networks, onto the CPU.
 
     Args:
-        path: of a file that `torch.save` wrote, in either format.
+        path: a file that `torch.save` wrote, in either format.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        IntegrityError: if it is a web page, damaged, too large, no such file, or holds no tensors.
+        IntegrityError: if it is damaged, too large, of another kind, holds no tensors, or calls a function that saved
+            networks do not call. Nothing was executed.
     """
     path = Path(path)
     check_no_web_page(path)
-    if path.stat().st_size > _MAX_BYTES:
-        raise IntegrityError(f"{path} has {path.stat().st_size:,} bytes, more than any network expected here")
-    data = path.read_bytes()
+    size = path.stat().st_size
     try:
-        return _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
-    except IntegrityError as error:
-        raise IntegrityError(f"{path} is not a readable saved network: {error}") from error
-    except Exception as error:  # a damaged file makes zipfile, struct and torch raise what they please
-        raise IntegrityError(f"{path} is not a readable saved network: {error!r}") from error
+        if size > _MAX_BYTES:
+            raise IntegrityError(f"it has {size:,} bytes, at most {_MAX_BYTES:,} are read")
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+            file.seek(0)
+            return _read_zip(file, size) if is_zip else _read_legacy(file, size)
+    except Exception as error:  # a damaged file makes pickle, zipfile, struct and torch raise what they please
+        reason = str(error) if type(error) is IntegrityError else f"{type(error).__name__}: {error}"
+        raise IntegrityError(f"{path} is not a readable saved network: {reason[:300]}") from error
 
 
-def _read_zip(data: bytes) -> dict[str, Tensor]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def _read_zip(file: BinaryIO, size: int) -> PickledTensors:
+    with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise IntegrityError("the zip file has no data.pkl of torch's")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and _member(archive, f"{root}byteorder") != b"little":
             raise IntegrityError("it was written on a big-endian machine")
-        views = _views(read_pickle(io.BytesIO(_member(archive, pickles[0]))).value)
-        names = {view.storage.key: f"{root}data/{view.storage.key}" for view in views.values()}
-        if sum(archive.getinfo(name).file_size for name in names.values()) > len(data):
+        if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE:
+            raise IntegrityError("its pickle is too large")
+        unpickler = InertUnpickler(io.BytesIO(_member(archive, pickles[0])))
+        views = _views(unpickler.load(), size)
+        keys = {view.storage.key for view in views.values()}
+        if sum(archive.getinfo(f"{root}data/{key}").file_size for key in keys) > size:
             raise IntegrityError("its members overlap")
-        return _tensors(views, {key: _member(archive, name) for key, name in names.items()})
+        return _tensors(views, {key: _member(archive, f"{root}data/{key}") for key in keys}, unpickler)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     # torch never compresses: what is compressed is not torch's, and might unfold to any size.
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-        raise IntegrityError(f"{name} is compressed")
+        raise IntegrityError("a member of the zip file is compressed")
     return archive.read(name)
 
 
-def _read_legacy(data: bytes) -> dict[str, Tensor]:
-    file = io.BytesIO(data)
-    if read_pickle(file).value != _LEGACY_MAGIC or read_pickle(file).value != _LEGACY_VERSION:
+def _read_legacy(file: BinaryIO, size: int) -> PickledTensors:
+    if _unpickle(file)[0] != _LEGACY_MAGIC or _unpickle(file)[0] != _LEGACY_VERSION:
         raise IntegrityError("it does not begin as torch's files do")
-    system = read_pickle(file).value
+    system, _ = _unpickle(file)
     if type(system) is not dict or system.get("little_endian") is not True:
         raise IntegrityError("it was not written on a little-endian machine")
-    saved = read_pickle(file)
-    # Storages that belong to no parameter or buffer have to be known too: they stand in the row with the others.
-    references = [each for each in saved.references if type(each.id) is tuple and each.id[:1] == ("storage",)]
-    storages = {storage.key: storage for storage in map(_storage, references)}
-    keys = read_pickle(file).value
-    if type(keys) is not list or not all(type(key) is str and key in storages for key in keys):
+    saved, unpickler = _unpickle(file)
+    keys, _ = _unpickle(file)
+    if type(keys) is not list or not all(type(key) is str and key in unpickler.storages for key in keys):
         raise IntegrityError("its list of storages does not fit its tensors")
     contents = {}
     for key in keys:
+        storage = unpickler.storages[key]
         (numel,) = struct.unpack("<q", file.read(8))
-        if numel != storages[key].numel:
-            raise IntegrityError(f"storage {key} has {numel} elements, its tensors say {storages[key].numel}")
-        contents[key] = file.read(storages[key].num_bytes)
-    return _tensors(_views(saved.value), contents)
+        if numel != storage.numel or storage.num_bytes > size:
+            raise IntegrityError(f"a storage has {numel} elements, its tensors say {storage.numel}")
+        contents[key] = file.read(storage.num_bytes)
+    return _tensors(_views(saved, size), contents, unpickler)
 
 
-def _views(saved: Any) -> dict[str, _View]:
-    """Name -> view, of everything in the saved object that a state dict would have."""
-    if type(saved) not in (dict, Instance):
+def _unpickle(file: BinaryIO) -> tuple[Any, InertUnpickler]:
+    """Read the pickle at the file's position, and move behind it."""
+    start = file.tell()
+    unpickler = InertUnpickler(head := io.BytesIO(file.read(_MAX_PICKLE)))
+    value = unpickler.load()
+    file.seek(start + head.tell())
+    return value, unpickler
+
+
+def _views(saved: Any, size: int) -> dict[str, View]:
+    """Walk depth first, without recursion: parameters, buffers, then the modules inside, as `state_dict()` does."""
+    if type(saved) not in (dict, Stub):
         raise IntegrityError(f"it holds a {type(saved).__name__}, no network")
-    views = dict(_walk(saved))
+    views: dict[str, View] = {}
+    waiting, budget = [("", saved)], _BUDGET * size
+    while waiting:
+        prefix, module = waiting.pop()
+        parts, hidden = _parts(module)
+        budget -= sum(map(len, parts)) + len(hidden)
+        if budget <= 0:
+            break
+        hidden = {name for name in hidden if type(name) is str}
+        inside = []
+        for name, value in (item for part in parts for item in part.items()):
+            budget -= len(prefix) + len(name)
+            if type(value) is View and name not in hidden:
+                views[prefix + name] = value
+                budget -= value.numel * value.storage.dtype.itemsize
+            elif type(value) in (dict, Stub):
+                inside.append((f"{prefix}{name}.", value))
+        waiting.extend(reversed(inside))
+    if budget <= 0:
+        raise IntegrityError("its modules are nested without end, or its tensors share too much")
     if not views:
         raise IntegrityError("it holds no tensors")
     return views
 
 
-def _walk(saved: Any) -> Iterator[tuple[str, _View]]:
-    """Depth first, without recursion: parameters, buffers, then the modules inside, as `state_dict()` has them."""
-    waiting = [("", saved, 0)]
-    modules = tensors = 0
-    while waiting:
-        prefix, module, depth = waiting.pop()
-        own = _own_tensors(module)
-        modules, tensors = modules + 1, tensors + len(own)
-        if modules + len(waiting) > _MAX_MODULES or tensors > _MAX_TENSORS or depth > _MAX_DEPTH:
-            raise IntegrityError("its modules are nested without end")
-        yield from ((prefix + name, view) for name, view in own)
-        inside = [(prefix + name + ".", value, depth + 1) for name, value in _own_modules(module)]
-        waiting.extend(reversed(inside))
-
-
-def _own_tensors(module: Any) -> list[tuple[str, _View]]:
+def _parts(module: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return the dicts of parameters, buffers and modules, and the names of the buffers that no state dict has."""
     if type(module) is dict:
-        named = list(module.items())
-    else:
-        hidden = _names(module.state.get("_non_persistent_buffers_set"))
-        buffers = [(name, value) for name, value in _dict(module, "_buffers") if name not in hidden]
-        named = [*_dict(module, "_parameters"), *buffers]
-    views = [(name, _view(value)) for name, value in named if _is_name(name)]
-    return [(name, view) for name, view in views if view is not None]
+        return [module], []
+    state = module.state or {}
+    parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    hidden = state.get("_non_persistent_buffers_set")
+    return [part for part in parts if type(part) is dict], hidden if type(hidden) is list else []
 
 
-def _own_modules(module: Any) -> list[tuple[str, Any]]:
-    named = module.items() if type(module) is dict else _dict(module, "_modules")
-    return [(name, value) for name, value in named if _is_name(name) and _is_module(value)]
+def _tensors(views: dict[str, View], contents: dict[str, bytes], unpickler: InertUnpickler) -> PickledTensors:
+    rows = {view.storage: _row(view.storage, contents) for view in views.values()}
+    tensors = PickledTensors(
+        (name, rows[view.storage].as_strided(view.size, view.stride, view.offset)) for name, view in views.items()
+    )
+    tensors.foreign = tuple(sorted(unpickler.foreign))
+    return tensors
 
 
-def _is_name(value: Any) -> bool:
-    return type(value) is str and len(value) <= _MAX_NAME
-
-
-def _is_module(value: Any) -> bool:
-    return type(value) is Instance and "_modules" in value.state
-
-
-def _dict(module: Any, attribute: str) -> list[tuple[Any, Any]]:
-    values = module.state.get(attribute) if type(module) is Instance else None
-    return list(values.items()) if type(values) is dict else []
-
-
-def _names(values: Any) -> list[str]:
-    """A set of strings: our interpreter keeps it as a list, older protocols as a call of `set` with a list."""
-    if type(values) is Instance and values.args:
-        values = values.args[0]
-    return [value for value in values if type(value) is str] if type(values) is list else []
-
-
-def _view(value: Any) -> _View | None:
-    """The view that a call of torch's rebuilding functions describes; None if the value is no such call."""
-    if type(value) is Instance and value.maker.dotted in _PARAMETER_MAKERS:
-        value = value.args[0]
-    if type(value) is not Instance or value.maker.dotted not in _TENSOR_MAKERS:
-        return None
-    reference, offset, size, stride = value.args[:4]
-    view = _View(_storage(reference), _natural(offset), _naturals(size), _naturals(stride))
-    _check_bounds(view)
-    return view
-
-
-def _storage(reference: Any) -> _Storage:
-    identifier = reference.id if type(reference) is Persistent else None
-    if type(identifier) is not tuple or len(identifier) not in (5, 6) or identifier[0] != "storage":
-        raise IntegrityError("a tensor is not backed by a storage")
-    _, kind, key, _, numel, *view = identifier
-    if type(kind) is not GlobalName or kind.dotted not in _STORAGE_DTYPES or not _is_name(key):
-        raise IntegrityError("a storage is of a kind not known here")
-    if any(part is not None for part in view):
-        raise IntegrityError("a storage is part of another one")
-    return _Storage(key, _STORAGE_DTYPES[kind.dotted], _natural(numel))
-
-
-def _natural(value: Any) -> int:
-    # The value itself stays out of the message: it may be anything, of any size.
-    if type(value) is not int or not 0 <= value <= _MAX_BYTES:
-        raise IntegrityError("a size, stride, offset or length is no natural number, or too large")
-    return value
-
-
-def _naturals(values: Any) -> tuple[int, ...]:
-    if type(values) is not tuple or len(values) > _MAX_DIMENSIONS:
-        raise IntegrityError("a size or stride is no short tuple")
-    return tuple(_natural(value) for value in values)
-
-
-def _check_bounds(view: _View) -> None:
-    if len(view.size) != len(view.stride):
-        raise IntegrityError(f"size {view.size} and stride {view.stride} differ in length")
-    numel = math.prod(view.size)
-    last = view.offset + sum((length - 1) * step for length, step in zip(view.size, view.stride, strict=True))
-    # A tensor larger than its storage (stride 0) is no parameter, but would be a cheap way to fill the memory.
-    if numel > view.storage.numel or (numel and last >= view.storage.numel):
-        raise IntegrityError(f"a tensor of size {view.size} reaches beyond its storage of {view.storage.numel}")
-
-
-def _tensors(views: dict[str, _View], contents: dict[str, bytes]) -> dict[str, Tensor]:
-    rows: dict[_Storage, Tensor] = {}
-    for view in views.values():
-        if view.storage not in rows:
-            rows[view.storage] = _row(view.storage, contents)
-    return {name: rows[view.storage].as_strided(view.size, view.stride, view.offset) for name, view in views.items()}
-
-
-def _row(storage: _Storage, contents: dict[str, bytes]) -> Tensor:
+def _row(storage: Storage, contents: dict[str, bytes]) -> Tensor:
     content = contents.get(storage.key, b"")
     if len(content) != storage.num_bytes:
-        raise IntegrityError(f"storage {storage.key} has {len(content)} bytes instead of {storage.num_bytes}")
+        raise IntegrityError(f"a storage has {len(content)} bytes instead of {storage.num_bytes}")
     if not content:
         return torch.empty(0, dtype=storage.dtype)
     if storage.dtype == torch.bool:  # a byte other than 0 and 1 would be an invalid bool

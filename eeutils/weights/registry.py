@@ -1,4 +1,4 @@
-"""What weights there are: one entry per network, kept as a readable JSON file beside the weights."""
+"""Registry of weights: one entry per network, in a readable JSON file beside the weights."""
 
 import json
 import re
@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from eeutils.data import Normalization
-from eeutils.errors import IntegrityError
-from eeutils.files import write_text
+from eeutils.files import damaged, read_json, write_text
 
 REGISTRY_FILE = "registry.json"
 Status = Literal["trained", "measured", "not trained", "external"]
@@ -20,11 +19,11 @@ Status = Literal["trained", "measured", "not trained", "external"]
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of an entry, and where to get it.
+    """A file of an entry, and its sources.
 
     Attributes:
         path: below the repository's `weights/`, and below `weights/` in the cache folder.
-        sha256: of its bytes, in hex; None if nobody here has ever had the file.
+        sha256: of its bytes, in hex; None if it was never available here.
         size: bytes; None as above.
         sources: tried in this order; each is "repository", a URL, or "drive:<Google Drive file id>".
     """
@@ -38,6 +37,10 @@ class StoredFile:
         path = PurePosixPath(self.path)
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise ValueError(f"path must lead below the weights folder, got {self.path!r}")
+        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
+        if (self.size or 0) < 0:
+            raise ValueError(f"size must be at least 0, got {self.size}")
         unknown = [source for source in self.sources if source.partition(":")[0] not in _SOURCE_KINDS]
         if unknown:
             raise ValueError(f"unknown source {unknown[0]!r}; a source begins with one of {list(_SOURCE_KINDS)}")
@@ -48,17 +51,17 @@ _SOURCE_KINDS = ("repository", "https", "http", "drive")
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How weights came about.
+    """Origin of trained weights.
 
     Attributes:
         recipe: of `eeutils.training.recipe`, "custom" if the command names none.
         config: every field of the `TrainConfig`.
-        device: what it ran on, in words.
+        device: in words.
         versions: of Python and torch.
         seconds: of training and validation.
         images_per_second: median over the epochs, training alone.
-        share_of_peak: the operations that these images took, as a share of what the device did on matrices alone; None
-            if only a part of the network was trained, or nobody measured it.
+        share_of_peak: operations on these images, as a share of the device's speed on matrices alone; None if only a
+            part of the network was trained, or it was not measured.
     """
 
     recipe: str
@@ -72,25 +75,24 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One network: how to build it, how its images are normalised, where its weights are and what they achieve.
+    """Record of one network: how to build it, the normalization of its images, its weights and their accuracy.
 
     Attributes:
         name: `<model>-<pool>-<data>`; slim networks end in `-w<width>`, seeds other than 0 in `-s<seed>`.
         model: for `eeutils.models.create_model`, with `model_args`.
         data: for `eeutils.data.load_data`.
-        classes: what the outputs stand for.
-        normalization: of the images that the network was trained on.
-        status: "trained": weights are at hand; "measured": what they predict is, but they would take too much room
-            themselves; "not trained": `command` makes them; "external": published by others as a pickled module, read
-            by `eeutils.weights.pickles`, not measured here.
-        command: the exact command that made the weights, or would make them.
-        note: what else one should know.
+        classes: names of the outputs.
+        normalization: of the training images.
+        status: "trained": the weights ship; "measured": only their predictions ship, as the weights are too large;
+            "not trained": `command` makes them; "external": published by others as a pickled module, not measured here.
+        command: makes the weights.
+        note: for the reader.
         weights: the file; None if it does not ship.
         history: the training history (CSV).
         predictions: of the weights as shipped, "val" and "test".
-        accuracy: "val" and "test" -> share of right answers of each exit, exactly that of `predictions`.
+        accuracy: "val" and "test" -> accuracy of each exit, exactly that of `predictions`.
         macs: multiply-adds of one image up to and including each exit.
-        training: how the weights came about.
+        training: origin of the weights.
     """
 
     name: str
@@ -121,29 +123,29 @@ class WeightEntry:
 
     @property
     def has_results(self) -> bool:
-        """Whether its accuracy was measured here, and what it predicts is at hand."""
+        """True if its accuracy was measured here and its predictions ship."""
         return self.status in ("trained", "measured")
 
     @property
     def training_arguments(self) -> tuple[str, ...]:
-        """Of `python -m eeutils.train`, in `command`; however many processes that starts."""
+        """Arguments of `eeutils.train` in `command`, whatever starts it."""
         training, _, _publishing = self.command.partition(" && ")
         return tuple(shlex.split(training.partition(" -m eeutils.train ")[2]))
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """All that it has."""
+        """All files of the entry."""
         return tuple(file for file in (self.weights, self.history, *self.predictions.values()) if file is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers, without the name."""
+        """Return plain dicts, lists, strings and numbers, without the name."""
         values = asdict(self)
         del values["name"]
         return values
 
     @staticmethod
     def from_json(name: str, values: Mapping[str, Any]) -> "WeightEntry":
-        """What `to_json` gave."""
+        """Rebuild an entry from what `to_json` returned."""
         parts = dict(values)
         parts["normalization"] = Normalization.from_json(parts["normalization"])
         parts["classes"] = tuple(parts.get("classes", ()))
@@ -158,7 +160,7 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class Registry:
-    """All entries, and the folder that their files lie in.
+    """All entries, and the folder of their files.
 
     Attributes:
         entries: sorted by name.
@@ -173,11 +175,10 @@ class Registry:
         return [entry.name for entry in self.entries]
 
     def entry(self, name: str) -> WeightEntry:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
-            ValueError: if there is none; the message has five names at most that begin like it, or else are like it,
-                those first whose results are at hand.
+            ValueError: if there is none; the message lists up to five similar names, those with results first.
         """
         entries = {entry.name: entry for entry in self.entries}
         if name not in entries:
@@ -185,11 +186,11 @@ class Registry:
             alike = begin_so or get_close_matches(name, entries, n=5, cutoff=0.4)
             alike = sorted(alike, key=lambda each: not entries[each].has_results)[:5]
             choices = f"choose from {alike}; " if alike else ""
-            raise ValueError(f"unknown weights {name!r}; {choices}list_weights() has all that can be loaded")
+            raise ValueError(f"unknown weights {name!r}; {choices}list_weights() lists all that can be loaded")
         return entries[name]
 
     def with_entry(self, entry: WeightEntry) -> "Registry":
-        """A registry that has `entry`, in place of the one of that name if there is one."""
+        """Return a registry with `entry` added, or put in place of the one of that name."""
         others = [other for other in self.entries if other.name != entry.name]
         return Registry(tuple(sorted([*others, entry], key=lambda each: each.name)), self.folder)
 
@@ -197,11 +198,10 @@ class Registry:
         """Write the JSON file into the folder, whole or not at all; the same entries give the same bytes.
 
         Raises:
-            ValueError: if there is no folder.
-            StorageError: if it cannot be written.
+            ValueError: if the registry came with the package, without a folder.
         """
         if self.folder is None:
-            raise ValueError("this registry came with the package; there is no weights folder to write to")
+            raise ValueError("a registry must have a folder to be saved, got the package's own")
         values = {entry.name: entry.to_json() for entry in self.entries}
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
         write_text(self.folder / REGISTRY_FILE, text + "\n")
@@ -214,35 +214,34 @@ class Registry:
             IntegrityError: if the file is no registry.
         """
         path = Path(folder) / REGISTRY_FILE
-        text = path.read_text("utf-8") if path.exists() else "{}"
-        return Registry(_parse(text, str(path)), Path(folder))
+        return Registry(_entries(path) if path.exists() else (), Path(folder))
 
 
 def without_seed(name: str) -> str:
-    """What weights and their siblings from other seeds have in common of their names."""
+    """Return the part of a name that weights from other seeds share."""
     return re.sub(r"-s\d+$", "", name)
 
 
 def without_width_and_seed(name: str) -> str:
-    """What weights have in common of their names with all of their kind, trained alike on the same data."""
+    """Return the part of a name that weights of other widths and seeds share."""
     return re.sub(r"-w\d+$", "", without_seed(name))
 
 
 def default_registry() -> Registry:
-    """The one in the repository that this package lies in; without a repository, the package's own copy."""
+    """Return the registry of the repository around this package, or else the package's own copy."""
     repository = Path(__file__).parents[2]
-    # The second file tells a repository from a folder of installed packages that has some `weights` of its own.
+    # The second file tells a repository from a folder of installed packages that has another `weights`.
     if (repository / "weights" / REGISTRY_FILE).is_file() and (repository / "pyproject.toml").is_file():
         return Registry.load(repository / "weights")
-    packaged = resources.files("eeutils") / REGISTRY_FILE
-    return Registry(_parse(packaged.read_text("utf-8"), str(packaged)))
+    return Registry(_entries(resources.files("eeutils") / REGISTRY_FILE))
 
 
-def _parse(text: str, origin: str) -> tuple[WeightEntry, ...]:
+def _entries(path: Path) -> tuple[WeightEntry, ...]:
+    values = read_json(path)
     try:
-        entries = [WeightEntry.from_json(name, values) for name, values in json.loads(text).items()]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise IntegrityError(f"{origin} is not a readable registry of weights: {error!r}") from error
+        entries = [WeightEntry.from_json(name, entry) for name, entry in values.items()]
+    except Exception as error:  # a damaged registry makes the dataclasses raise what they please
+        raise damaged(path, error) from error
     return tuple(sorted(entries, key=lambda entry: entry.name))
 
 

@@ -1,6 +1,5 @@
 """A finished run of `python -m eeutils.train`, read back from its folder."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,43 @@ import torch
 
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.device import choose_device
-from eeutils.errors import IntegrityError
+from eeutils.errors import DataUnavailableError
+from eeutils.files import damaged, read_json
 from eeutils.models import MultiExitNet
 from eeutils.models.registry import fitting_arguments
-from eeutils.weights.tensors import stored_network
+from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
 
 _TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
 
 
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExitNet:
-    """The network of a finished training run: float32, channels last, in evaluation mode, on `device`.
+    """Load the network of a finished training run: float32, channels last, in evaluation mode, on `device`.
 
     Args:
-        folder: what `python -m eeutils.train` wrote: `weights.safetensors` and `report.json`.
-        device: where the network is wanted.
+        folder: of the run, with `weights.safetensors` and `report.json`.
+        device: of the network.
 
     Raises:
         FileNotFoundError: if the run did not finish.
         IntegrityError: if a file of the run is damaged.
         ValueError: if report and weights are of different networks, or there is no such device.
     """
-    device, run = choose_device(device), read_report(folder)["run"]
-    model_args = model_arguments(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
-    net = stored_network(run["model"], model_args, Path(folder, "weights.safetensors"))
+    device, report = choose_device(device), read_report(folder)
+    try:
+        run = report["run"]
+        model_args = model_arguments(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
+        net = untrained_network(run["model"], model_args)
+    except (ValueError, DataUnavailableError, OSError):
+        raise
+    except Exception as error:  # a damaged report makes the builders raise what they please
+        raise damaged(Path(folder, "report.json"), error) from error
+    path = Path(folder, "weights.safetensors")
+    put_tensors(net, read_tensors(path), str(path))
     return net.eval().to(device, memory_format=torch.channels_last)
 
 
 def read_report(folder: Path | str) -> dict[str, Any]:
-    """`report.json` of a training run.
+    """Read `report.json` of a training run.
 
     Raises:
         FileNotFoundError: if the run did not finish.
@@ -44,20 +52,15 @@ def read_report(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder, "report.json")
     if not path.exists():
-        raise FileNotFoundError(
-            f"there is no {path}: the run did not finish; the same training command goes on with it"
-        )
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not a readable report: {error}") from error
+        raise FileNotFoundError(f"{path} is missing: the run did not finish; give the same command to go on with it")
+    return read_json(path)
 
 
 def run_name(run: Mapping[str, Any]) -> str:
-    """What the weights of a training run are called, its seed left out.
+    """Return the name of a run's weights without its seed.
 
-    `<model>-<pool>-<data>`, then what else differs from the published network: a trigger's class in the data, exits
-    trained alone on a backbone that was there already, places of exits, stem, width.
+    `<model>-<pool>-<data>`, then all that differs from the published network: the class of a trigger in the data, exits
+    trained alone on a finished backbone, places of exits, stem, width.
     """
     parts = [run["model"], run.get("pool"), run["data"]]
     parts += [f"trigger{run['trigger']['target']}"] if run.get("poison_share") is not None else []
@@ -69,7 +72,7 @@ def run_name(run: Mapping[str, Any]) -> str:
 
 
 def asked_arguments(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run, the fields of an `eeutils.train.TrainingRun`, asks of the network's builder."""
+    """Return the arguments for the network's builder that a run (the fields of a `TrainingRun`) states."""
     return {name: run[name] for name in ("width", "pool", "stem", "exit_after") if run.get(name) is not None}
 
 

@@ -1,29 +1,30 @@
-"""Loading files of tensors into networks, with errors that name the tensors."""
+"""Tensors of files into networks and back."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from eeutils.errors import IntegrityError, a_few
+from eeutils.errors import a_few
+from eeutils.files import load_tensors
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.memory import named_weights
 
-_COMPILED = "_orig_mod."  # torch.compile puts it before the names of all that is in a module
+# What torch.compile, DataParallel and AveragedModel put before the names of all that is in a module.
+_WRAPPERS = re.compile(r"(?<![^.])(?:(?:_orig_mod|module)\.)+")
 
 
 def untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet:
-    """A network to put tensors into; the caller's random numbers stay as they were."""
+    """Build a network to put tensors into; the caller's random numbers stay as they were."""
     with torch.random.fork_rng(devices=[]):
         return create_model(model, **model_args)
 
 
 def stored_network(model: str, model_args: Mapping[str, Any], path: Path) -> MultiExitNet:
-    """A network with the weights of a safetensors file.
+    """Build a network with the weights of a safetensors file.
 
     Raises:
         FileNotFoundError, IntegrityError, ValueError: as `read_tensors` and `put_tensors` do.
@@ -33,37 +34,40 @@ def stored_network(model: str, model_args: Mapping[str, Any], path: Path) -> Mul
     return net
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; half precision comes back as float32.
+def read_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file; half precision comes back as float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        IntegrityError: if it is truncated or no safetensors file.
+        IntegrityError: if it is damaged.
     """
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file: {error}") from error
+    tensors, _ = load_tensors(path)
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
 
 def stored_tensors(net: MultiExitNet) -> dict[str, Tensor]:
-    """What a file keeps of `net`: copies, as safetensors takes no tied weights, named as if nothing were compiled."""
-    return {
-        _plain(name): tensor.clone(memory_format=torch.contiguous_format) for name, tensor in net.state_dict().items()
-    }
+    """Copy the tensors of `net` under the names of a network that is not compiled; tied weights become separate."""
+    state = net.state_dict()
+    return {_plain(name): tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` under the names of a network that is not wrapped or compiled, if those differ."""
+    plain = {_plain(name): tensor for name, tensor in tensors.items()}
+    plain.pop("n_averaged", None)  # AveragedModel's counter
+    return plain if len(plain) == len(tensors.keys() - {"n_averaged"}) else dict(tensors)
 
 
 def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Give `net` the weights `tensors`; they must be exactly its own, finite (`named_weights`), and of its shapes.
+    """Give `net` the weights `tensors`: exactly its own, of its shapes, and finite.
 
-    Either may be of a compiled network.
+    Either may be compiled or wrapped, as by `torch.compile`, `DataParallel` and `AveragedModel`.
 
     Raises:
-        ValueError: if not; it names the tensors (a few of each kind), and nothing was changed.
+        ValueError: otherwise; it names the tensors (a few of each kind), and nothing was changed.
     """
     own = {_plain(name): tensor for name, tensor in net.state_dict().items()}
-    tensors = {_plain(name): tensor for name, tensor in tensors.items()}
+    tensors = plain_names(tensors)
     weights = {_plain(name) for name, _ in named_weights(net)}
     both = sorted(own.keys() & tensors.keys())
     complaints = {
@@ -74,6 +78,11 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
             for name in both
             if tensors[name].shape != own[name].shape
         ],
+        "of another kind": [
+            f"{name} {tensors[name].dtype} instead of {own[name].dtype}"
+            for name in both
+            if tensors[name].is_floating_point() != own[name].is_floating_point()
+        ],
         "NaN or infinite": [name for name in both if name in weights and not tensors[name].isfinite().all()],
     }
     if any(complaints.values()):
@@ -83,4 +92,4 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
 
 
 def _plain(name: str) -> str:
-    return name.replace(_COMPILED, "")
+    return _WRAPPERS.sub("", name)

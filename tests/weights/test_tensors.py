@@ -1,4 +1,4 @@
-"""Tensors of files into networks. What `put_tensors` says of tensors that do not fit is in test_weight_load.py."""
+"""Tensors of files into networks; test_load.py has those that do not fit."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def make_net() -> MultiExitNet:
     return net
 
 
-def test_a_mask_may_be_infinite():
+def test_put_tensors_accepts_an_infinite_mask():
     net = make_net()
     put_tensors(net, stored_tensors(net) | {"mask": torch.full((2,), -torch.inf)}, "a file")
     assert net.mask.tolist() == [-torch.inf] * 2
@@ -23,7 +23,7 @@ def test_a_mask_may_be_infinite():
 
 @pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net, backend="eager")])
 @pytest.mark.parametrize("name", ["exits.0.2.bias", "units.0.1.running_mean", "units.0.1.running_var"])
-def test_a_weight_or_statistic_may_not(name, wrap):
+def test_put_tensors_refuses_an_infinite_weight_or_statistic(name, wrap):
     net = make_net()
     broken = stored_tensors(net) | {name: torch.full_like(net.state_dict()[name], torch.inf)}
     with pytest.raises(ValueError, match=f"NaN or infinite: {name}$"):
@@ -31,7 +31,7 @@ def test_a_weight_or_statistic_may_not(name, wrap):
     assert net.state_dict()[name].isfinite().all()
 
 
-def test_the_name_of_a_tied_weight_that_is_broken_is_found():
+def test_put_tensors_names_a_broken_tied_weight():
     """`parameters()` knows it by one name only, and the file by two."""
     unit = nn.Conv2d(3, 3, 1)
     net = MultiExitNet([unit, unit], {1: nn.Flatten()})
@@ -39,7 +39,7 @@ def test_the_name_of_a_tied_weight_that_is_broken_is_found():
         put_tensors(net, stored_tensors(net) | {"units.1.bias": torch.full((3,), torch.nan)}, "a file")
 
 
-def test_a_file_of_a_compiled_network_fits_the_network_and_the_other_way_round():
+def test_put_tensors_passes_between_compiled_and_plain_networks():
     plain, compiled = make_net(), torch.compile(make_net(), backend="eager")
     put_tensors(plain, compiled.state_dict(), "a file")
     assert torch.equal(plain.units[0][0].weight, compiled.units[0][0].weight)
@@ -49,7 +49,21 @@ def test_a_file_of_a_compiled_network_fits_the_network_and_the_other_way_round()
     assert not compiled.units[0][0].weight.any()
 
 
-def test_what_is_stored_shares_no_memory():
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_put_tensors_passes_over_the_prefixes_of_wrappers(wrap):
+    plain, other = make_net(), make_net()
+    put_tensors(plain, wrap(other).state_dict(), "a file")
+    assert torch.equal(plain.units[0][0].weight, other.units[0][0].weight)
+
+
+def test_put_tensors_refuses_integers_for_floats():
+    net = make_net()
+    quantized = stored_tensors(net) | {"exits.0.2.bias": torch.ones(3, dtype=torch.int8)}
+    with pytest.raises(ValueError, match=r"exits\.0\.2\.bias torch\.int8"):
+        put_tensors(net, quantized, "a file")
+
+
+def test_stored_tensors_share_no_memory():
     head = nn.Linear(2, 2)
     net = MultiExitNet([nn.Identity(), nn.Identity()], {0: head, 1: head}).to(memory_format=torch.channels_last)
     tensors = stored_tensors(net)

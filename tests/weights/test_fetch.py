@@ -1,14 +1,13 @@
 import hashlib
-import multiprocessing
-import resource
-import signal
-from collections.abc import Callable
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import gdown
 import pytest
 import requests
 
+from eeutils import download
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
 from eeutils.weights import StoredFile, fetch
 from eeutils.weights.fetch import drive_page, local_file
@@ -20,7 +19,8 @@ HTML = b"\n  <!DOCTYPE html><html><body>Quota exceeded</body></html>"
 @pytest.fixture
 def soon_given_up(monkeypatch) -> None:
     """For the tests whose server stays silent; a busy machine may keep the others waiting that long."""
-    monkeypatch.setattr(fetch, "TIMEOUT_S", (1.0, 0.3))
+    monkeypatch.setattr(download, "TIMEOUT_S", (1.0, 0.3))
+    monkeypatch.setattr(download, "BACKOFF_S", 0.01)
 
 
 def stored(*sources: str, content: bytes = CONTENT) -> StoredFile:
@@ -39,20 +39,20 @@ def left_in(cache: Path) -> set[str]:
     return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
 
 
-def test_the_repositorys_copy_needs_no_network_and_no_cache(repository, cache):
+def test_local_file_in_the_repository_needs_no_network_and_no_cache(repository, cache):
     path = local_file(stored("repository", "http://127.0.0.1:1/x"), repository)
     assert path == repository / "net/w.bin"
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", CONTENT[:-1], CONTENT[:-1] + b"x", HTML])
-def test_a_damaged_repository_file_names_the_remedy(repository, damage):
+def test_local_file_damaged_in_the_repository_names_the_remedy(repository, damage):
     (repository / "net/w.bin").write_bytes(damage)
     with pytest.raises(IntegrityError, match=r"git checkout -- .*net/w\.bin"):
         local_file(stored("repository", "http://127.0.0.1:1/x"), repository)
 
 
-def test_fetched_once_then_offline(site, cache):
+def test_local_file_is_fetched_once(site, cache):
     site.say("/w", CONTENT)
     file = stored("repository", f"{site.url}/w")
     path = local_file(file, None)
@@ -64,7 +64,7 @@ def test_fetched_once_then_offline(site, cache):
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1], CONTENT[:-1] + b"x", HTML, b""])
-def test_a_damaged_cache_copy_is_fetched_again(site, cache, damage):
+def test_local_file_damaged_in_the_cache_is_fetched_again(site, cache, damage):
     site.say("/w", CONTENT)
     cached = cache / "net/w.bin"
     cached.parent.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_a_damaged_cache_copy_is_fetched_again(site, cache, damage):
     assert local_file(stored(f"{site.url}/w"), None).read_bytes() == CONTENT
 
 
-def test_the_next_source_has_its_turn(site, cache):
+def test_local_file_asks_the_next_source(site, cache):
     site.say("/good", CONTENT)
     file = stored("repository", f"{site.url}/missing", f"{site.url}/good")
     assert local_file(file, None).read_bytes() == CONTENT
@@ -85,30 +85,32 @@ def test_the_next_source_has_its_turn(site, cache):
         ({"body": HTML}, "answered a web page, not weights"),
         ({"body": b"x", "status": 404}, "404"),
         ({"body": b"x", "status": 500}, "500"),
-        ({"body": CONTENT[:-1] + b"x"}, "not the file that was published"),
-        ({"body": CONTENT[:-9]}, "not the file that was published"),
-        ({"body": CONTENT, "ends_after": 100}, "IncompleteRead|incomplete|broken"),
-        ({"body": CONTENT, "silent_after": 100}, "[Tt]imed out"),
+        ({"body": CONTENT[:-1] + b"x"}, "sha256"),
+        ({"body": CONTENT[:-9]}, "10,231 bytes"),
+        ({"body": b""}, "0 bytes"),
+        ({"body": CONTENT, "ends_after": 0}, "IncompleteRead|incomplete|broken"),
+        ({"body": CONTENT, "silent_after": 0}, "[Tt]imed out"),
     ],
-    ids=["web page", "404", "500", "bit rot", "short", "hangs up", "hangs"],
+    ids=["web page", "404", "500", "bit rot", "short", "nothing", "hangs up", "hangs"],
 )
 @pytest.mark.usefixtures("soon_given_up")
-def test_what_a_bad_source_did_is_said_and_nothing_is_left(site, cache, answer, reason):
+def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, answer, reason):
     site.say("/w", **answer)
+    file = replace(stored(f"{site.url}/w"), size=None if answer["body"] == HTML else len(CONTENT))
     with pytest.raises(DataUnavailableError, match=reason) as caught:
-        local_file(stored(f"{site.url}/w"), None)
+        local_file(file, None)
     assert f"{site.url}/w" in str(caught.value)
     assert str(cache / "net/w.bin") in str(caught.value)
     assert left_in(cache) == set()
 
 
 @pytest.mark.usefixtures("soon_given_up")
-def test_a_host_that_is_not_there(cache):
+def test_local_file_says_that_a_host_is_missing(cache):
     with pytest.raises(DataUnavailableError, match="refused"):
         local_file(stored("http://127.0.0.1:1/w"), None)
 
 
-def test_a_cache_that_cannot_be_written_is_no_fault_of_the_source(site, monkeypatch, tmp_path):
+def test_local_file_tells_an_unwritable_cache_from_a_bad_source(site, monkeypatch, tmp_path):
     site.say("/w", CONTENT)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "file"))
@@ -116,39 +118,69 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_source(site, monkeypa
         local_file(stored(f"{site.url}/w"), None)
 
 
-def in_children(count: int, work: Callable[[], object]) -> list[object]:
-    """What `work` returns in each of `count` processes that run at the same time; forked, because imports take long."""
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    children = [context.Process(target=lambda: answers.put(work())) for _ in range(count)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * count
-    return [answers.get() for _ in children]
+@pytest.mark.timeout(60)
+def test_local_file_is_fetched_once_for_two_who_ask(site, cache, capfd):
+    file = stored(site.say("/w", CONTENT, delay_s=0.5))
+    paths = []
+    askers = [threading.Thread(target=lambda: paths.append(local_file(file, None))) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert paths == [cache / "net/w.bin"] * 2
+    assert site.asked == ["/w"]
+    assert str(cache / "net/w.bin") in capfd.readouterr().err
 
 
-def test_a_full_disk_is_no_fault_of_the_source(site, cache):
-    content = bytes(200_000)
-    file = stored(site.say("/w", content), content=content)
+def test_local_file_offline_asks_nobody(site, cache, monkeypatch):
+    monkeypatch.setenv("EEUTILS_OFFLINE", "1")
+    file = stored(site.say("/w", CONTENT), "drive:some_id")
+    with pytest.raises(DataUnavailableError, match="EEUTILS_OFFLINE"):
+        local_file(file, None)
+    assert site.asked == []
+    (cache / "net").mkdir(parents=True, exist_ok=True)
+    (cache / "net/w.bin").write_bytes(CONTENT)
+    assert local_file(file, None) == cache / "net/w.bin"
 
-    def fetch_onto_a_full_disk() -> str:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        with pytest.raises(StorageError) as caught:
-            local_file(file, None)
-        return str(caught.value)
 
-    (message,) = in_children(1, fetch_onto_a_full_disk)
-    assert str(cache / "net/w.bin") in message
+# A file whose sha256 nobody knows.
+
+
+def readable(path: Path) -> None:
+    if not path.read_bytes().startswith(bytes(range(256))):
+        raise IntegrityError(f"{path} cannot be read")
+
+
+def unknown(*sources: str) -> StoredFile:
+    return StoredFile("net/w.bin", None, None, sources)
+
+
+@pytest.mark.parametrize("body", [b"", b'{"error": 1}', b"quota exceeded", HTML])
+def test_local_file_caches_nothing_that_cannot_be_read(site, cache, body):
+    with pytest.raises(DataUnavailableError):
+        local_file(unknown(site.say("/w", body)), None, readable)
     assert left_in(cache) == set()
 
 
-def test_two_processes_fetch_once(site, cache):
-    file = stored(site.say("/w", CONTENT, delay_s=0.5))
-    assert in_children(2, lambda: local_file(file, None).read_bytes()) == [CONTENT] * 2
-    assert site.asked == ["/w"]
+def test_local_file_notes_an_unknown_sha256_and_accepts_no_other(site, cache):
+    file = unknown(site.say("/w", CONTENT))
+    path = local_file(file, None, readable)
+    assert left_in(cache) == {"w.bin", "w.bin.sha256"}
+    path.write_bytes(CONTENT[:-1])  # readable, but damaged
+    assert local_file(file, None, readable).read_bytes() == CONTENT
+    site.say("/w", CONTENT + b"new")
+    assert local_file(file, None, readable).read_bytes() == CONTENT
+    path.unlink()
+    with pytest.raises(DataUnavailableError, match=r"delete .*w\.bin\.sha256"):
+        local_file(file, None, readable)
+    (cache / "net/w.bin.sha256").unlink()
+    assert local_file(file, None, readable).read_bytes() == CONTENT + b"new"
+
+
+def test_local_file_replaces_what_cannot_be_read(site, cache):
+    (cache / "net").mkdir(parents=True)
+    (cache / "net/w.bin").write_bytes(b"quota exceeded")
+    assert local_file(unknown(site.say("/w", CONTENT)), None, readable).read_bytes() == CONTENT
 
 
 # Google Drive, by gdown.
@@ -195,7 +227,7 @@ def test_drive_delivers_something_else(monkeypatch, cache):
 
 
 @pytest.mark.usefixtures("soon_given_up")
-def test_an_unreachable_drive_says_how_to_fetch_by_hand(monkeypatch, cache):
+def test_drive_unreachable_says_how_to_fetch_by_hand(monkeypatch, cache):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -207,17 +239,26 @@ def test_an_unreachable_drive_says_how_to_fetch_by_hand(monkeypatch, cache):
     assert left_in(cache) == set()
 
 
-def test_a_file_fetched_by_hand_is_used(monkeypatch, cache):
+def test_drive_is_not_asked_for_a_file_fetched_by_hand(monkeypatch, cache):
     monkeypatch.setattr(gdown, "download", lambda **_: pytest.fail("the file is there"))
     (cache / "net").mkdir(parents=True)
     (cache / "net/module.pt").write_bytes(CONTENT)
     assert local_file(drive_file(), None).read_bytes() == CONTENT
 
 
-def test_gdowns_interface_is_the_one_that_is_called(site, tmp_path):
+def test_gdown_takes_the_arguments_given(site, tmp_path):
     # The real function, with a URL in place of the id: the other arguments have to be its own.
     site.say("/w", CONTENT)
     output = tmp_path / "w"
-    gdown.download(url=f"{site.url}/w", output=str(output), timeout=fetch.TIMEOUT_S, use_cookies=False, retries=1)
+    kept = {"timeout": fetch.TIMEOUT_S, "use_cookies": False, "retries": 2, "progress": lambda have, total: None}
+    gdown.download(url=f"{site.url}/w", output=str(output), **kept)
     assert output.read_bytes() == CONTENT
     assert issubclass(requests.RequestException, OSError)  # why fetch tells it from trouble with the disk
+
+
+def test_drive_is_stopped_when_endless(site, cache, monkeypatch):
+    url, real = site.say("/w", CONTENT * 100), gdown.download
+    monkeypatch.setattr(gdown, "download", lambda *, id, **kwargs: real(url=url, **kwargs))
+    with pytest.raises(DataUnavailableError, match="more than"):
+        local_file(replace(drive_file(), size=100), None)
+    assert left_in(cache) == set()

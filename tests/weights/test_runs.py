@@ -16,7 +16,7 @@ from tools import publish
 from tools.publish import entry_name, entry_of
 
 
-def test_the_network_of_a_run_is_as_it_was_trained(run):
+def test_load_run_gives_the_network_as_it_was_trained(run):
     random_numbers = torch.get_rng_state()
 
     net = load_run(str(run))
@@ -29,7 +29,18 @@ def test_the_network_of_a_run_is_as_it_was_trained(run):
     assert accuracies == pytest.approx(json.loads((run / "report.json").read_text())["test_accuracy"], abs=1e-4)
 
 
-def test_a_run_that_is_not_whole_is_refused(run):
+EDITS = [[], {}, {"run": None}, {"run": {"model": "resnet18"}}, {"run": {"model": [], "data": "digits"}}]
+EDITS += [{"run": {"model": "resnet18", "data": "digits", "width": width}} for width in ("x", -1, 10**30, [1], 1.5)]
+
+
+@pytest.mark.parametrize("report", EDITS)
+def test_load_run_with_an_edited_report_raises_what_it_documents(run, report):
+    (run / "report.json").write_text(json.dumps(report))
+    with pytest.raises((IntegrityError, ValueError)):
+        load_run(run)
+
+
+def test_load_run_refuses_a_run_that_is_not_whole(run):
     weights = (run / "weights.safetensors").read_bytes()
     (run / "weights.safetensors").write_bytes(weights[:-1])
     with pytest.raises(IntegrityError, match="safetensors"):

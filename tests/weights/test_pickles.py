@@ -1,14 +1,17 @@
 """Saved networks are read; hostile files do nothing but raise."""
 
 import codecs
+import functools
 import io
 import pickle
 import struct
 import sys
+import tracemalloc
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +21,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from eeutils.errors import IntegrityError
 from eeutils.weights import read_pickled_tensors
-from eeutils.weights.opcodes import GlobalName, Instance, read_pickle
+from eeutils.weights.pickles import PickledTensors
+from eeutils.weights.unpickler import Global, InertUnpickler, Stub
 
 codecs.lookup("cp437")  # zipfile's own encoding of names: imported now, not while a test watches what is imported
 
@@ -50,7 +54,7 @@ def saved(value, zipped: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def read(content: bytes, folder: Path) -> dict[str, torch.Tensor]:
+def read(content: bytes, folder: Path) -> PickledTensors:
     (folder / "module.pt").write_bytes(content)
     return read_pickled_tensors(folder / "module.pt")
 
@@ -61,7 +65,7 @@ def read(content: bytes, folder: Path) -> dict[str, torch.Tensor]:
     [Odd(), ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, width_per_group=64), nn.DataParallel(nn.Linear(2, 2))],
     ids=["odd", "resnet", "data parallel"],
 )
-def test_a_saved_network_gives_its_state_dict(net, zipped, tmp_path):
+def test_read_pickled_tensors_gives_the_state_dict(net, zipped, tmp_path):
     tensors = read(saved(net, zipped), tmp_path)
     expected = net.state_dict()
     assert list(tensors) == list(expected)
@@ -71,14 +75,15 @@ def test_a_saved_network_gives_its_state_dict(net, zipped, tmp_path):
 
 
 @FORMATS
-def test_a_saved_state_dict_and_a_checkpoint_are_read_too(zipped, tmp_path):
+def test_read_pickled_tensors_takes_state_dicts_and_checkpoints(zipped, tmp_path):
     net = nn.Linear(2, 3)
     assert list(read(saved(net.state_dict(), zipped), tmp_path)) == ["weight", "bias"]
-    assert list(read(saved({"model": net, "epoch": 3}, zipped), tmp_path)) == ["model.weight", "model.bias"]
+    for checkpoint in ({"model": net, "epoch": 3}, {"model": net.state_dict(), "epoch": 3}):
+        assert list(read(saved(checkpoint, zipped), tmp_path)) == ["model.weight", "model.bias"]
 
 
 @FORMATS
-def test_no_class_of_the_file_is_imported(zipped, tmp_path, monkeypatch):
+def test_read_pickled_tensors_imports_no_class(zipped, tmp_path, monkeypatch):
     # A module that exists while the file is written, and would leave a mark were it imported again.
     marker = tmp_path / "imported"
     (tmp_path / "upf_classes.py").write_text(
@@ -222,13 +227,29 @@ def test_the_hand_made_file_is_read_when_it_is_in_order(tmp_path):
     assert torch.equal(tensors["w"], torch.zeros(2))
 
 
-def test_a_hostile_call_beside_the_weights_stays_a_name(tmp_path):
-    marker = tmp_path / "executed"
+@FORMATS
+def test_a_hostile_call_beside_the_weights_is_refused_by_name(zipped, tmp_path):
     net = nn.Linear(2, 3)
-    net.note = Calls(eval, f"open({str(marker)!r}, 'w').close()")
-    tensors = read(saved(net), tmp_path)
-    assert torch.equal(tensors["weight"], net.weight)
-    assert not marker.exists()
+    net.note = Calls(eval, "1")
+    with pytest.raises(IntegrityError, match=r"builtins\.eval"):
+        read(saved(net, zipped), tmp_path)
+
+
+@FORMATS
+def test_foreign_names_are_reported(zipped, tmp_path):
+    import os
+
+    net = Odd()
+    net.harmless = os.system
+    assert read(saved(net, zipped), tmp_path).foreign == ("posix.system", f"{Odd.__module__}.Odd")
+    assert read(saved(nn.Linear(2, 3), zipped), tmp_path).foreign == ()
+
+
+def test_attributes_of_other_classes_are_passed_over(tmp_path):
+    net = nn.Linear(2, 3)
+    net.device, net.size, net.function = torch.device("cpu"), torch.Size((1, 2)), functools.partial(len, [1])
+    net.number, net.counts, net.others = np.float32(1.5), defaultdict(list, a=[1]), [frozenset((1,)), 1j, deque([1])]
+    assert list(read(saved(net), tmp_path)) == ["weight", "bias"]
 
 
 def test_modules_that_contain_each_other_end(tmp_path):
@@ -242,6 +263,97 @@ def test_modules_that_contain_each_other_end(tmp_path):
     for net in (nets[-1], cycle):
         with pytest.raises(IntegrityError, match="nested without end"):
             read(saved(net), tmp_path)
+
+
+# Work and memory stay in proportion to the file.
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def bombs() -> dict[str, bytes]:
+    """Small pickles that would take very long, or very much memory, if sharing were not counted."""
+    many = b"(" + b"N" * 100_000
+    module = b"\x80\x02cevil\nNet\n)\x81}"
+    entries = b"(" + b"".join(text(f"{number:05}") + b"N" for number in range(10_000)) + b"u"
+    tensors = b"(" + b"".join(text(f"{number:05}") + b"h\x01" for number in range(5_000)) + b"u"
+    deep = (text("_modules") + b"}" + text("x" * 190) + b"cevil\nNet\n)\x81}") * 90
+    return {
+        "a long tuple of arguments, many calls": b"\x80\x02cbuiltins\nset\nq\x000"
+        + many
+        + b"tq\x010"
+        + b"h\x00h\x01R0" * 90_000
+        + b"}.",
+        "a long state, many objects": b"\x80\x02}q\x00" + entries + b"0" + b"cevil\nNet\n)\x81h\x00b0" * 50_000 + b"}.",
+        "a large dict of many parents": module
+        + text("_modules")
+        + b"}("
+        + text("a")
+        + b"cevil\nNet\n)\x81}"
+        + text("_parameters")
+        + b"}"
+        + entries
+        + b"sbq\x01"
+        + b"".join(text(f"{number:05}") + b"h\x01" for number in range(10_000))
+        + b"usb.",
+        "long names at great depth": b"\x80\x02"
+        + tensor_opcodes()
+        + b"q\x010"
+        + module[2:]
+        + deep
+        + text("_parameters")
+        + b"}"
+        + tensors
+        + b"sb"
+        + b"ssb" * 90
+        + b".",
+        "many hidden names": module
+        + text("_modules")
+        + b"}("
+        + text("a")
+        + b"cevil\nNet\n)\x81}"
+        + text("_non_persistent_buffers_set")
+        + b"]("
+        + text("x") * 50_000
+        + b"esbq\x01"
+        + b"".join(text(f"{number:05}") + b"h\x01" for number in range(10_000))
+        + b"usb.",
+        "many marks": b"\x80\x02" + b"(" * 200_000 + b".",
+        "many dicts": b"\x80\x02" + b"}" * 200_000 + b".",
+        "many memos": b"\x80\x04N" + b"\x94" * 200_000 + b".",
+        "large equal numbers as keys": b"\x80\x02}q\x00\x8b"
+        + struct.pack("<I", 200_000)
+        + b"\x01" * 200_000
+        + b"q\x010"
+        + b"h\x00h\x01Ns" * 100_000
+        + b".",
+    }
+
+
+@FORMATS
+@pytest.mark.parametrize("name", bombs())
+def test_a_bomb_takes_little_time_and_memory(name, zipped, tmp_path):
+    content = with_pickle(bombs()[name], zipped)
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError):
+            read(content, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 200 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_larger_than_any_networks_is_refused(tmp_path):
+    for zipped in (True, False):
+        with pytest.raises(IntegrityError):
+            read(with_pickle(b"\x80\x02" + b"N0" * 3_000_000 + b"}.", zipped), tmp_path)
+
+
+def test_a_storage_is_of_one_kind(tmp_path):
+    two = b"\x80\x02}(" + text("a") + tensor_opcodes() + text("b") + tensor_opcodes(kind="IntStorage") + b"u."
+    with pytest.raises(IntegrityError, match="two kinds"):
+        read(with_pickle(two, True), tmp_path)
 
 
 # Containers.
@@ -321,7 +433,7 @@ def test_random_opcodes_raise_or_give_tensors(content, zipped, tmp_path_factory)
     survives(with_pickle(b"\x80\x02" + content + b".", zipped), tmp_path_factory.getbasetemp())
 
 
-# The interpreter by itself.
+# The unpickler.
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -332,16 +444,28 @@ plain = st.recursive(
 
 @given(value=plain, protocol=st.integers(0, 5))
 def test_plain_values_are_what_pickle_gives(value, protocol):
-    assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))).value == value
+    assert InertUnpickler(io.BytesIO(pickle.dumps(value, protocol))).load() == value
 
 
-def test_a_call_is_a_name_and_its_arguments():
-    value = read_pickle(io.BytesIO(pickle.dumps(Calls(print, "x", state={"a": 1}), 2))).value
-    assert type(value) is Instance
-    assert (value.maker, value.args, value.state) == (GlobalName("__builtin__.print"), ("x",), {"a": 1})
+@given(
+    value=st.dictionaries(st.integers() | st.text() | st.tuples(st.text()), st.integers()), protocol=st.integers(0, 5)
+)
+def test_a_dict_keeps_its_names_alone(value, protocol):
+    names = {key: number for key, number in value.items() if type(key) is str}
+    assert InertUnpickler(io.BytesIO(pickle.dumps(value, protocol))).load() == names
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_object_is_a_name_with_attributes(protocol):
+    content = pickle.dumps([Odd, nn.Identity()], protocol)
+    kind, module = InertUnpickler(io.BytesIO(content)).load()
+    assert kind == Global(f"{Odd.__module__}.Odd")
+    assert type(module) is Stub
+    assert module.name == "torch.nn.modules.linear.Identity"
+    assert module.state["training"] is True
 
 
 def test_reading_stops_behind_the_pickle():
     file = io.BytesIO(pickle.dumps(1) + b"rest")
-    read_pickle(file)
+    InertUnpickler(file).load()
     assert file.read() == b"rest"

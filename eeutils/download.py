@@ -1,0 +1,178 @@
+"""Downloads over HTTP: bounded in size, retried, resumed, and checked before anyone sees them."""
+
+import errno
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eeutils.errors import IntegrityError
+from eeutils.files import storage_error, work_folder
+
+if TYPE_CHECKING:
+    from requests import Response
+
+TIMEOUT_S = (10.0, 30.0)
+"""To connect, and between two pieces of an answer: a server that hangs is given up, a slow one is not."""
+BACKOFF_S = 1.0
+"""Before the second attempt; doubled before each further one."""
+_ATTEMPTS = 4
+_LONGEST_WAIT_S = 60.0
+_LARGEST = 4 << 30  # where nobody says the size
+
+
+class _TryAgainError(Exception):
+    """A failure that a later attempt may better."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s  # None: only if some bytes have come
+
+
+def check_online() -> None:
+    """Raise ConnectionError if EEUTILS_OFFLINE is set."""
+    if os.environ.get("EEUTILS_OFFLINE", "0") not in ("", "0"):
+        raise ConnectionError("EEUTILS_OFFLINE is set, so nothing is downloaded")
+
+
+def download(
+    url: str,
+    target: Path,
+    check: Callable[[Path], None],
+    *,
+    size: int | None = None,
+    timeout_s: float | tuple[float, float] | None = None,
+) -> None:
+    """Fetch `url` into `target`, whole and checked or not at all.
+
+    An interrupted download is resumed by the next call, if the server can.
+
+    Args:
+        url: http or https.
+        target: the file to write.
+        check: raises IntegrityError if the file it is given is not the right one.
+        size: in bytes, where it is known: nothing longer is accepted.
+        timeout_s: how long the server may be silent.
+
+    Raises:
+        ConnectionError: if the server cannot be reached, fails, stops half-way or sends too much.
+        IntegrityError: if it sends another file.
+        StorageError: if the file cannot be written.
+    """
+    check_online()
+    timeout_s = timeout_s or TIMEOUT_S
+    with work_folder(target, resume=True) as folder:
+        part = folder / target.name
+        try:
+            resumed = part.exists()
+            _fetch(url, part, size, timeout_s)
+            if resumed and not _passes(check, part):  # an earlier call left a part of another file
+                part.unlink()
+                _fetch(url, part, size, timeout_s)
+            check(part)
+            part.replace(target)
+        except ConnectionError:
+            if not _size(part):  # otherwise what has come is kept
+                part.unlink(missing_ok=True)
+            raise
+        except IntegrityError:
+            part.unlink()
+            raise
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise storage_error(target, error) from error
+
+
+def web_page(path: Path) -> str:
+    """Return how the file begins if it is a web page, else "".
+
+    Sites send one in the file's place when they want a sign-in, a quota is spent, or the file has moved.
+    """
+    with path.open("rb") as opened:
+        beginning = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_page = beginning.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml"))
+    return beginning[:60].decode("utf-8", "replace") if is_page else ""
+
+
+def _fetch(url: str, part: Path, size: int | None, timeout_s: float | tuple[float, float]) -> None:
+    most = 0
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _fetch_rest(url, part, size, timeout_s)
+        except _TryAgainError as error:
+            have = _size(part)
+            if attempt == _ATTEMPTS - 1 or (error.wait_s is None and have <= most):
+                raise ConnectionError(str(error)) from error
+            most = max(most, have)
+            time.sleep(min(max(error.wait_s or 0.0, BACKOFF_S * 2**attempt), _LONGEST_WAIT_S))
+
+
+def _fetch_rest(url: str, part: Path, size: int | None, timeout_s: float | tuple[float, float]) -> None:
+    """Append what `part` lacks, or write it anew where the server cannot resume."""
+    import requests  # here: what is on the disk is used without the time that this takes to import
+    import urllib3
+
+    have = _size(part)
+    if have and have == size:
+        return
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
+            _copy(answer, part, _start(answer, part, have), size)
+    except requests.RequestException as error:
+        raise ConnectionError(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:  # in the middle of the file
+        raise _TryAgainError(str(error)) from error
+
+
+def _start(answer: "Response", part: Path, have: int) -> int:
+    """Return how many bytes the answer skips."""
+    if answer.status_code in (429, 503):
+        asked = answer.headers.get("Retry-After", "")
+        raise _TryAgainError(f"{answer.status_code} {answer.reason}", float(asked) if asked.isdecimal() else 0.0)
+    if answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        return have
+    if answer.status_code in (206, 416):  # another part, or none: it is another file
+        part.unlink(missing_ok=True)
+        raise _TryAgainError("the server cannot resume", 0.0)
+    answer.raise_for_status()
+    return 0
+
+
+def _copy(answer: "Response", part: Path, have: int, size: int | None) -> None:
+    from tqdm.auto import tqdm
+
+    length = answer.headers.get("Content-Length", "")
+    total = have + int(length) if length.isdecimal() else None
+    if size is not None and total not in (None, size):
+        raise ConnectionError(f"the server offers {total:,} bytes, expected {size:,}")
+    expected = size or total
+    if expected is not None and expected - have > shutil.disk_usage(part.parent).free:
+        raise OSError(errno.ENOSPC, "No space left")
+    limit = expected or _LARGEST
+    bar = tqdm(desc=part.name, initial=have, total=expected, unit="B", unit_scale=True, file=sys.stderr, disable=None)
+    with part.open("ab" if have else "wb") as file, bar:
+        for chunk in answer.raw.stream(1 << 16, decode_content=False):
+            have += len(chunk)
+            if have > limit:
+                file.truncate(0)
+                raise ConnectionError(f"the server sends more than {limit:,} bytes")
+            file.write(chunk)
+            bar.update(len(chunk))
+    if expected is not None and have < expected:
+        raise _TryAgainError(f"the server stopped after {have:,} of {expected:,} bytes")
+
+
+def _passes(check: Callable[[Path], None], path: Path) -> bool:
+    try:
+        check(path)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

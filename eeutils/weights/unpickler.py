@@ -1,0 +1,218 @@
+"""An unpickler that imports and calls nothing, for the tensors of pickles that others wrote."""
+
+import math
+import pickle
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+
+from eeutils.errors import IntegrityError
+
+MAX_NUMBER = 1 << 30  # of a size, stride, offset or length
+_MAX_ARGUMENTS = 10
+_MAX_DIMENSIONS = 8
+_STORAGE_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A class or function that the file names."""
+
+    name: str
+
+
+@dataclass(eq=False, slots=True)
+class Stub:
+    """An object of a class that is not imported, and its attributes; items, if it is a list or dict, are not kept."""
+
+    name: str
+    state: dict[str, Any] | None = None
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A row of numbers in the file."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor, as a part of a storage."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.size)
+
+    def __post_init__(self) -> None:
+        if type(self.storage) is not Storage:
+            raise IntegrityError("a tensor is not backed by a storage")
+        _check_naturals((self.offset,))
+        _check_naturals(self.size)
+        _check_naturals(self.stride)
+        if len(self.size) != len(self.stride):
+            raise IntegrityError(f"size {self.size} and stride {self.stride} differ in length")
+        last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
+        # A tensor larger than its storage (stride 0) is no parameter, but would be a cheap way to fill the memory.
+        if self.numel > self.storage.numel or (self.numel and last >= self.storage.numel):
+            raise IntegrityError(f"a tensor of size {self.size} reaches beyond its storage of {self.storage.numel}")
+
+
+def _check_naturals(values: Any) -> None:
+    # The values stay out of the message: they may be anything, of any size.
+    if type(values) is not tuple or len(values) > _MAX_DIMENSIONS:
+        raise IntegrityError("a size or stride must be a short tuple")
+    if not all(type(value) is int and 0 <= value <= MAX_NUMBER for value in values):
+        raise IntegrityError(f"a size, stride, offset or length must be in 0..{MAX_NUMBER}")
+
+
+# Calls that are carried out, by functions of ours.
+_BUILDERS = {
+    "torch._utils._rebuild_tensor": View,
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: View(storage, offset, size, stride),
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch.Size": lambda values=(): values,
+    "collections.OrderedDict": lambda: {},
+    "builtins.set": lambda values=(): values,
+    "copyreg._reconstructor": lambda kind, *_: Stub(kind.name),
+}
+# Other calls that saved networks make; nothing reads what they return.
+_HARMLESS = {
+    *("builtins.frozenset", "builtins.complex", "builtins.slice", "_codecs.encode", "functools.partial"),
+    *("collections.defaultdict", "collections.deque", "torch.device", "numpy.dtype"),
+    *("numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
+    *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"),
+}
+_CALLABLE = _BUILDERS.keys() | _HARMLESS
+
+
+class InertUnpickler(pickle._Unpickler):
+    """Python's unpickler, made inert: it imports, calls, hashes and allocates nothing at the file's wish.
+
+    The one in C would not do: it hashes any key of a dict, and allocates a memo as long as the file says.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.foreign: set[str] = set()
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Global:
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        found = Global(f"{module}.{name}")
+        if module.partition(".")[0] != "torch" and found.name not in _CALLABLE:
+            self.foreign.add(found.name)
+        return found
+
+    def persistent_load(self, identifier: Any) -> Any:
+        if type(identifier) is not tuple or len(identifier) not in (4, 5, 6):
+            raise IntegrityError("it refers to something that is no storage")
+        if identifier[0] == "module":  # before torch 1.6: a class and its source text
+            return identifier[1]
+        label, kind, key, _, numel, *view = identifier
+        if label != "storage" or type(kind) is not Global or kind.name not in _STORAGE_DTYPES or type(key) is not str:
+            raise IntegrityError("a storage is of an unknown kind")
+        if any(part is not None for part in view):
+            raise IntegrityError("a storage is part of another one")
+        _check_naturals((numel,))
+        storage = Storage(key, _STORAGE_DTYPES[kind.name], numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise IntegrityError("a storage is of two kinds")
+        return storage
+
+    def call(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        name = function.name if type(function) is Global else type(function).__name__
+        if type(args) is not tuple or len(args) > _MAX_ARGUMENTS or name not in _CALLABLE:
+            raise IntegrityError(f"it calls {name}, which saved networks do not")
+        self.append(_BUILDERS[name](*args) if name in _BUILDERS else Stub(name))
+
+    def make_object(self) -> None:
+        _args, kind = self.stack.pop(), self.stack.pop()
+        self.append(Stub(kind.name))
+
+    def make_object_with_keywords(self) -> None:
+        self.stack.pop()
+        self.make_object()
+
+    def set_state(self) -> None:
+        state = self.stack.pop()
+        state = state[0] if type(state) is tuple and state else state  # attributes, then those in slots
+        target = self.stack[-1]
+        if type(target) is Stub and type(state) is dict:
+            target.state = state
+        elif type(target) not in (Stub, dict):
+            raise IntegrityError(f"it sets the state of a {type(target).__name__}")
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items_of_top([key, value])
+
+    def set_items(self) -> None:
+        self.set_items_of_top(self.pop_mark())
+
+    def make_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self.set_items_of_top(items)
+
+    def set_items_of_top(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is dict:
+            # Names alone are of use. Other keys are not hashed, which for some would take for ever.
+            target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) is str)
+        elif type(target) is not Stub:
+            raise IntegrityError(f"it sets items of a {type(target).__name__}")
+
+    def make_list(self) -> None:
+        self.append(self.pop_mark())
+
+    def refuse(self) -> None:
+        raise IntegrityError("it uses an opcode that saved networks do not")
+
+    dispatch = {  # noqa: RUF012, as in the base class
+        **pickle._Unpickler.dispatch,
+        pickle.REDUCE[0]: call,
+        pickle.NEWOBJ[0]: make_object,
+        pickle.NEWOBJ_EX[0]: make_object_with_keywords,
+        pickle.BUILD[0]: set_state,
+        pickle.SETITEM[0]: set_item,
+        pickle.SETITEMS[0]: set_items,
+        pickle.DICT[0]: make_dict,
+        pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,
+        pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
+        pickle.FROZENSET[0]: make_list,
+        **dict.fromkeys((pickle.INST[0], pickle.OBJ[0], pickle.PERSID[0], pickle.BYTEARRAY8[0]), refuse),
+        **dict.fromkeys((pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]), refuse),
+        **dict.fromkeys((pickle.NEXT_BUFFER[0], pickle.READONLY_BUFFER[0]), refuse),
+    }
