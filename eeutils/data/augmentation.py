@@ -5,8 +5,9 @@ Every image gets its own draw without a loop over images: flips and shifts are o
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -74,10 +75,12 @@ def check_normalized(images: Tensor) -> None:
         return
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if images.dtype == torch.uint8:
-        if high == 1:
-            raise ValueError("images of uint8 must be in 0..255, got none above 1; multiply floats by 255 first")
-    elif (low >= 0 and high <= 1 and high - low > 0.5) or max(-low, high) > 30:  # a blank image may be anywhere
-        raise ValueError(f"images must be normalised, got values in [{low:g}, {high:g}]; pass uint8 or normalise them")
+        wrong = high == 1
+    else:
+        wrong = (low >= 0 and high <= 1 and high - low > 0.5) or max(-low, high) > 30  # a blank image may lie in [0, 1]
+    if wrong:
+        expected = "uint8 in 0..255 or normalised floats"
+        raise ValueError(f"images must be {expected}, got {images.dtype} in [{low:g}, {high:g}]")
 
 
 @lru_cache(maxsize=16)
@@ -109,14 +112,11 @@ class Augmentation:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip must be True or False, got {self.flip!r}")
-        for name in ("translate", "cutout"):
-            if not isinstance(value := getattr(self, name), int) or value < 0:
-                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        rules = {"flip": (bool, 1), "translate": (int, math.inf), "cutout": (int, math.inf)}
+        for field in fields(self):
+            value, (kind, highest) = getattr(self, field.name), rules.get(field.name, (Real, 1))
+            if not isinstance(value, kind) or not 0 <= value <= highest:
+                raise ValueError(f"{field.name} must be {kind.__name__} in [0, {highest}], got {value!r}")
 
     @property
     def jitters(self) -> bool:

@@ -122,18 +122,14 @@ def read_torchvision_folder(root: Path, archive: CifarArchive) -> RawData:
     """Read torchvision's folder in `root`; torchvision checks the md5 of every file.
 
     Raises:
-        FileNotFoundError: if the folder does not exist.
         IntegrityError: if one of its files is missing or altered.
     """
-    folder = root / archive.folder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
     raw: RawData = {}
     for part, train in (("train", True), ("test", False)):
         try:
             dataset = archive.dataset(root, train=train)
         except RuntimeError as error:
-            raise IntegrityError(f"a file in {folder} is missing or altered") from error
+            raise IntegrityError(f"{root / archive.folder} is missing, incomplete or altered") from error
         raw[f"{part}_images"] = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         raw[f"{part}_labels"] = torch.tensor(dataset.targets, dtype=torch.uint8)
         raw["class_names"] = as_bytes(dataset.classes)

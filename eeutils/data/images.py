@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LARGEST_SIZE = 4096  # pixels per side of the square that an image becomes
 _MOST_PIXELS = 80_000_000  # of a file; Pillow warns of decompression bombs from 89 million on
 # Pillow opens more, such as PostScript, for which it starts Ghostscript. HEIF needs pillow-heif to have registered it.
-_FORMATS = "AVIF BMP GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI SGI TIFF WEBP".split()
+_FORMATS = ["AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"]
 
 
 def image_suffixes() -> set[str]:

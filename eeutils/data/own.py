@@ -79,10 +79,7 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
         folders = {"train": root}
     names = tuple(classes or (path.name for path in _folders(folders["train"])))
     skipped: Counter[str] = Counter()
-    files = {
-        part: [_image_files(each, skipped) for each in _class_folders(folder, names)]
-        for part, folder in folders.items()
-    }
+    files = {part: _image_files(folder, names, skipped) for part, folder in folders.items()}
     if skipped:
         found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common())
         warnings.warn(f"skipped files in {root} that are not images Pillow can read: {found}", stacklevel=2)
@@ -176,27 +173,22 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def _class_folders(root: Path, classes: Sequence[str]) -> list[Path]:
-    present = [path.name for path in _folders(root)]
-    if set(present) != set(classes) or len(classes) < 2:
-        expected = list(classes) if len(classes) > 1 else "at least two"
-        raise ValueError(f"{root} must have one folder per class, {expected}, got {present}")
-    return [root / name for name in classes]
-
-
-def _image_files(folder: Path, skipped: Counter[str]) -> list[Path]:
-    """Return the image files below a class's folder, and count the others by suffix."""
-    suffixes, files = image_suffixes(), []
-    for where, below, names in os.walk(folder, followlinks=True):
-        below[:] = filter(_is_visible, below)
-        for path in (Path(where, name) for name in names if _is_visible(name)):
-            if path.suffix.lower() in suffixes:
-                files.append(path)
-            else:
-                skipped[path.suffix.lower()] += 1
-    if not files:
-        raise ValueError(f"class folder {folder} must have images; add some or remove the folder")
-    return sorted(files)
+def _image_files(root: Path, classes: Sequence[str], skipped: Counter[str]) -> list[list[Path]]:
+    """Return the image files of each class, and count the other files by suffix."""
+    suffixes, by_class = image_suffixes(), {folder.name: [] for folder in _folders(root)}
+    for name, images in by_class.items():
+        for where, below, files in os.walk(root / name, followlinks=True):
+            below[:] = filter(_is_visible, below)
+            for path in (Path(where, file) for file in files if _is_visible(file)):
+                if path.suffix.lower() in suffixes:
+                    images.append(path)
+                else:
+                    skipped[path.suffix.lower()] += 1
+    expected = sorted(classes) if len(classes) > 1 else "at least two"
+    if sorted(name for name, images in by_class.items() if images) != expected:
+        counts = {name: len(images) for name, images in by_class.items()}
+        raise ValueError(f"{root} must have one folder of images per class, {expected}, got {counts}")
+    return [sorted(by_class[name]) for name in classes]
 
 
 def _opened(files: Sequence[Sequence[Path]]) -> Iterator[tuple["Image", int]]:

@@ -65,8 +65,6 @@ class Split:
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised images (n, C, H, W) float32, channels last, and labels (n,) in order, on `device`."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
         for start in range(0, len(self), batch_size):
             images = self.images[start : start + batch_size].to(device)
             labels = self.labels[start : start + batch_size].to(device)
@@ -119,17 +117,15 @@ class ImageData:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise TypeError or ValueError unless these are (N, C, H, W) uint8, with the way to convert them."""
+    """Raise TypeError or ValueError unless these are (N, C, H, W) uint8, with a hint how to convert them."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.from_numpy makes one")
-    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 4:
-        raise ValueError(
-            f"images must be (N, C, H, W), got {tuple(images.shape)}; from (N, H, W, C), images.permute(0, 3, 1, 2)"
-        )
-    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
-        hint = "; from floats in 0..1, (images * 255).round().byte()" if images.is_floating_point() else ""
+    swapped = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 4
+    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape or swapped:
+        hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
+        hint = "; convert (N, H, W, C) by images.permute(0, 3, 1, 2)" if swapped else hint
         found = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise ValueError(f"images must be uint8 of shape (N, C, H, W) with at least one image, got {found}{hint}")
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), at least one, got {found}{hint}")
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:

@@ -8,7 +8,7 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -113,11 +113,8 @@ def read_folder(folder: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> R
     Its files have no published hashes: names, numbers and sizes are checked, not what the images show.
 
     Raises:
-        FileNotFoundError: if the folder does not exist.
         IntegrityError: if a class, an image or a list is missing or wrong; the message names it.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
     return _read(folder, archive)
 
 
@@ -128,8 +125,6 @@ def read_zip(path: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawDat
         FileNotFoundError: if the file does not exist.
         IntegrityError: if it is not the official archive.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     check_hash(path, "md5", archive.md5)
     with zipfile.ZipFile(path) as file:
         return _read(zipfile.Path(file, f"{FOLDER}/"), archive)
@@ -150,10 +145,16 @@ def fetch_official_site(archive: TinyImageNetArchive, folder: Path, *, timeout_s
 
 
 def _read(root: Root, archive: TinyImageNetArchive) -> RawData:
-    ids = _class_ids(root, archive)
+    # A name with a slash in it could lead out of the folder.
+    ids = sorted({line for line in _lines(root, "wnids.txt") if re.fullmatch(r"n\d+", line)})
+    classes = {each: number for number, each in enumerate(ids)}
+    annotations = (line.split("\t")[:2] for line in _lines(root, "val/val_annotations.txt"))
+    test = {f"val/images/{row[0]}": classes[row[1]] for row in annotations if _is_known(row, classes)}
     train = [f"train/{each}/images/{each}_{number}.JPEG" for each in ids for number in range(archive.train_per_class)]
-    test = _annotations(root, ids, archive)
-    _check_complete(root, ids, [*train, *test])
+    missing = [name for name in [*train, *test] if not (root / name).is_file()]
+    if missing or (len(ids), len(test)) != (archive.num_classes, archive.num_test):
+        found = f"{len(ids)} of {archive.num_classes} classes, {len(test)} of {archive.num_test} test images"
+        raise IntegrityError(f"{root} is incomplete: it lists {found}, and lacks {a_few(missing) or 'none of them'}")
     return {
         "train_images": _decoded(root, train, archive.image_size, "training"),
         "train_labels": torch.arange(len(ids), dtype=torch.uint8).repeat_interleave(archive.train_per_class),
@@ -163,53 +164,23 @@ def _read(root: Root, archive: TinyImageNetArchive) -> RawData:
     }
 
 
+def _is_known(row: Sequence[str], classes: Mapping[str, int]) -> bool:
+    return len(row) == 2 and row[1] in classes and re.fullmatch(r"\w+\.JPEG", row[0]) is not None
+
+
 def _lines(root: Root, name: str) -> list[str]:
     try:
-        return [line for line in (root / name).read_text("utf-8").splitlines() if line.strip()]
+        return (root / name).read_text("utf-8").splitlines()
     except (OSError, KeyError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{root / name} is not a readable text file: {error}") from error
-
-
-def _class_ids(root: Root, archive: TinyImageNetArchive) -> list[str]:
-    """Return the WordNet number of each class, in alphabetical order."""
-    ids = sorted({line.strip() for line in _lines(root, "wnids.txt")})
-    if len(ids) != archive.num_classes or not all(re.fullmatch(r"n\d+", each) for each in ids):
-        raise IntegrityError(f"{root / 'wnids.txt'} must list {archive.num_classes} classes, got {a_few(ids)}")
-    return ids
 
 
 def _class_names(root: Root, ids: Sequence[str]) -> list[str]:
     """Return the first name that `words.txt` has for each class; all of its names where two classes share the first."""
     words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
-    if unnamed := [each for each in ids if not words.get(each, "").strip()]:
-        raise IntegrityError(f"{root / 'words.txt'} has no name for {a_few(unnamed)}")
-    short = {each: words[each].split(",")[0].strip() for each in ids}
+    short = {each: words.get(each, each).split(",")[0].strip() for each in ids}
     shared = Counter(short.values())
     return [short[each] if shared[short[each]] == 1 else words[each].strip() for each in ids]
-
-
-def _annotations(root: Root, ids: Sequence[str], archive: TinyImageNetArchive) -> dict[str, int]:
-    """Return the class of each test image, in the order of `val_annotations.txt`."""
-    file = "val/val_annotations.txt"
-    rows = [[*line.split("\t"), ""][:2] for line in _lines(root, file)]
-    classes = {each: number for number, each in enumerate(ids)}
-    # A name with a slash in it could lead out of the folder.
-    wrong = [name for name, each in rows if each.strip() not in classes or not re.fullmatch(r"\w+\.JPEG", name)]
-    found = {f"val/images/{name}": classes.get(each.strip(), -1) for name, each in rows}
-    if wrong or len(found) != archive.num_test:
-        reason = f"no known class for {a_few(wrong)}" if wrong else f"{len(found)} images"
-        raise IntegrityError(f"{root / file} must name the classes of {archive.num_test} images, got {reason}")
-    return found
-
-
-def _check_complete(root: Root, ids: Sequence[str], images: Sequence[str]) -> None:
-    """Raise IntegrityError if images are missing; of a class that is missing altogether, name the folder."""
-    folders = [f"train/{each}" for each in ids if not (root / f"train/{each}").is_dir()]
-    missing = [name for name in images if name.rsplit("/", 2)[0] not in folders and not (root / name).is_file()]
-    if folders or missing:
-        raise IntegrityError(
-            f"{root} lacks {len(folders)} class folders and {len(missing)} images: {a_few([*folders, *missing])}"
-        )
 
 
 def _decoded(root: Root, names: Sequence[str], size: int, what: str) -> Tensor:
@@ -220,11 +191,7 @@ def _decoded(root: Root, names: Sequence[str], size: int, what: str) -> Tensor:
     def decode(start: int) -> int:
         some = names[start : start + _IMAGES_A_TASK]
         for number, name in enumerate(some, start):
-            try:
-                file = io.BytesIO((root / name).read_bytes())
-            except zipfile.BadZipFile as error:
-                raise IntegrityError(f"{root / name} is damaged: {error}") from error
-            image = open_image(file, str(root / name))
+            image = open_image(io.BytesIO((root / name).read_bytes()), str(root / name))
             if image.size != (size, size):
                 raise IntegrityError(f"{root / name} must have {size} x {size} pixels, got {image.size}")
             pixels[number] = np.asarray(image).transpose(2, 0, 1)
