@@ -123,7 +123,7 @@ def test_fetch_official_site_reads_the_archive_quietly(official, small_raw, tmp_
     ],
 )
 def test_fetch_official_site_refuses_other_answers(official, tmp_path, answer, reason):
-    official.say("/cifar.tar.gz", **{"body": official.answers["/cifar.tar.gz"].body, **answer})
+    official.say("/cifar.tar.gz", **{"body": official.answers["/cifar.tar.gz"][0].body, **answer})
     with pytest.raises((ConnectionError, IntegrityError), match=reason):
         fetch_official_site(cifar.CIFAR10, tmp_path, timeout_s=0.3)
 
