@@ -67,14 +67,16 @@ def open_image(file: IO[bytes], name: str) -> "Image":
 
 def as_tensor(image: "Image", size: int | None) -> Tensor:
     """Return an image as (3, H, W) uint8; with a `size`, its middle square scaled to that size."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if size is not None and not 1 <= size <= _LARGEST_SIZE:
         raise ValueError(f"size must be in 1..{_LARGEST_SIZE}, got {size}")
     if image.mode != "RGB":
         image = _as_rgb(image)
     if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
