@@ -20,7 +20,8 @@ from eeutils.sources import progress_bar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_NAMES = {"train": ["train", "training"], "val": ["val", "valid", "validation"], "test": ["test", "testing"]}
+_PARTS = {name: part for part, names in _NAMES.items() for name in names}
 Labelled = tuple[Tensor, Tensor]
 
 
@@ -60,7 +61,7 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
     """Read a folder with one folder of images per class, as `load_image` reads each of them.
 
     The class folders may also be inside `train`, `val` and `test`; a missing `val` or `test` is held out of `train`.
-    Hidden files and folders are ignored. Files that are not images are skipped, with one warning that counts them.
+    Hidden files and folders are ignored. Everything else that is not an image is skipped, with one warning.
 
     Args:
         root: the folder; the names of the folders in it are the classes.
@@ -73,16 +74,17 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
         IntegrityError: if an image cannot be read; it names the file.
         ValueError: as `data_from_tensors` and `load_image` do, and if class folders are missing, unknown or empty.
     """
-    root = Path(root)
+    root, skipped = Path(root), Counter[str]()
     folders = {_PARTS[path.name]: path for path in _folders(root) if path.name in _PARTS}
-    if "train" not in folders or len(folders) < len(_folders(root)) or not _folders(folders["train"]):
+    if "train" in folders and _folders(folders["train"]):
+        skipped.update(f"folder {path.name}" for path in _folders(root) if path.name not in _PARTS)
+    else:
         folders = {"train": root}
     names = tuple(classes or (path.name for path in _folders(folders["train"])))
-    skipped: Counter[str] = Counter()
     files = {part: _image_files(folder, names, skipped) for part, folder in folders.items()}
     if skipped:
         found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common())
-        warnings.warn(f"skipped files in {root} that are not images Pillow can read: {found}", stacklevel=2)
+        warnings.warn(f"skipped in {root}, not images that can be read: {found}", stacklevel=2)
     parts = {part: _in_memory(_opened(each), sum(map(len, each)), size) for part, each in files.items()}
     return _data_from_parts(parts, names, **{"name": root.resolve().name, **kwargs})
 

