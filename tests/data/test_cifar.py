@@ -140,7 +140,7 @@ def test_fetch_official_site_writes_nothing_outside_its_folder(official, files, 
     official.say("/cifar.tar.gz", archive)
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
     (tmp_path / "inside").mkdir()
-    with pytest.raises(Exception, match="outside the destination|cifar-10-batches-py"):
+    with pytest.raises(Exception, match=r"outside the destination|cifar-10-batches-py"):
         fetch_official_site(replace(cifar.CIFAR10, archive_size=len(archive)), tmp_path / "inside")
     assert not list(tmp_path.glob("escaped*"))
     assert not Path("/escaped-of-cifar").exists()
