@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -112,11 +112,12 @@ class Augmentation:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        rules = {"flip": (bool, 1), "translate": (int, math.inf), "cutout": (int, math.inf)}
+        rules = {"flip": (bool, 1), "translate": (Integral, math.inf), "cutout": (Integral, math.inf)}
         for field in fields(self):
             value, (kind, highest) = getattr(self, field.name), rules.get(field.name, (Real, 1))
             if not isinstance(value, kind) or not 0 <= value <= highest:
                 raise ValueError(f"{field.name} must be {kind.__name__} in [0, {highest}], got {value!r}")
+            object.__setattr__(self, field.name, type(field.default)(value))  # a checkpoint must not hold numpy's
 
     @property
     def jitters(self) -> bool:

@@ -242,6 +242,12 @@ def test_augmentation_refuses(wrong):
         Augmentation(**wrong)
 
 
+def test_augmentation_holds_pythons_own_numbers():
+    augmentation = Augmentation(translate=np.int64(2), brightness=np.float32(0.5), contrast=1)
+    values = [augmentation.flip, augmentation.translate, augmentation.brightness, augmentation.contrast]
+    assert [type(value) for value in values] == [bool, int, float, float]
+
+
 def test_normalization_equals_torchvisions():
     images, normalization = random_images(6, 3, 9, 7), Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(normalization.mean, normalization.std)])
