@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LARGEST_SIZE = 4096  # pixels per side of the square that an image becomes
-_MOST_PIXELS = 80_000_000  # of a file; Pillow warns of decompression bombs from 89 million on
+_MOST_PIXELS = 65_000_000  # of a file: up to 0.8 GB while it is read
 # Pillow opens more, such as PostScript, for which it starts Ghostscript. HEIF needs pillow-heif to have registered it.
 _FORMATS = ["AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"]
 
@@ -60,7 +60,9 @@ def open_image(file: IO[bytes], name: str) -> "Image":
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many; scale it down")
             deep = ";16" in str(image.tile)  # 16 bits per channel in the file
-            return _as_rgb(ImageOps.exif_transpose(image), deep)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _as_rgb(image, deep)
     except Exception as error:  # Pillow raises what it pleases
         raise IntegrityError(f"{name} is not a readable image: {error}") from error
 
@@ -71,12 +73,13 @@ def as_tensor(image: "Image", size: int | None) -> Tensor:
 
     if size is not None and not 1 <= size <= _LARGEST_SIZE:
         raise ValueError(f"size must be in 1..{_LARGEST_SIZE}, got {size}")
-    if image.mode != "RGB":
-        image = _as_rgb(image)
+    image = _as_rgb(image)
     if size is not None:
         side = min(image.size)
         left, top = ((length - side) // 2 for length in image.size)
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
+        if image.width != image.height:
+            image = image.crop((left, top, left + side, top + side))
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -94,4 +97,4 @@ def _as_rgb(image: "Image", deep: bool = False) -> "Image":
         raise ValueError("it has values of at most 12 bits in 16; save it with 8 bits per channel")
     if "transparency" in image.info:
         image = image.convert("RGBA")  # from a palette straight to RGB, Pillow would warn
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

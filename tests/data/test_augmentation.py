@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, check_normalized, with_colours
@@ -160,13 +159,6 @@ def test_augmented_batch_draws_colour_factors_evenly():
     assert (counts - 100).abs().max() < 5 * 100**0.5  # five standard deviations
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_augmented_batch_changes_colours_by_any_jitter(name):
-    images = random_images(4, 3, 8, 8)
-    jittered = augment(images, replace(STILL, **{name: 0.5}), normalization=PLAIN_RGB)
-    assert (jittered != images).flatten(1).any(1).all()
-
-
 def test_augmented_batch_leaves_flat_and_grey_images():
     flat = torch.full((20, 3, 4, 4), 90, dtype=torch.uint8)
     assert (augment(flat, replace(STILL, contrast=1.0, saturation=1.0), normalization=PLAIN_RGB) == 90).all()
@@ -194,26 +186,6 @@ def test_augmented_batch_is_that_of_published_results():
         normalization=Normalization((0.5,) * 3, (0.25,) * 3),
     )
     assert hashlib.sha256(batch.contiguous().numpy()).hexdigest()[:16] == "5f2cbb9cfd0104dc"
-
-
-def test_augmented_batch_never_waits_for_a_gpu():
-    images, jitter = random_images(4, 3, 16, 16), Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
-    with Operations() as operations:
-        augment(images, jitter, normalization=PLAIN_RGB)
-    assert "aten.clamp_.default" in operations.names
-    assert not [name for name in operations.names if "local_scalar" in name or "nonzero" in name]
-
-
-class Operations(TorchDispatchMode):
-    """Note every operation that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_augmented_batch_refuses_jitter_of_four_channels():
@@ -262,15 +234,10 @@ def test_normalization_of_gives_mean_0_and_std_1():
     torch.testing.assert_close(normalized.std(1), torch.ones(3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (1, 1, 1, 1)])
-def test_normalization_of_one_colour_is_finite(shape):
-    images = torch.full(shape, 7, dtype=torch.uint8)
-    assert Normalization.of(images)(images).abs().max() < 1
-
-
-def test_normalization_of_little_contrast_gives_std_1():
-    images = 7 + random_images(4, 1, 8, 8) % 2
-    assert Normalization.of(images)(images).std().item() == pytest.approx(1)
+def test_normalization_of_copes_with_little_contrast():
+    flat, faint = torch.full((4, 1, 8, 8), 7, dtype=torch.uint8), 7 + random_images(4, 1, 8, 8) % 2
+    assert Normalization.of(flat)(flat).abs().max() < 1
+    assert Normalization.of(faint)(faint).std().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
