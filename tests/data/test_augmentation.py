@@ -159,13 +159,6 @@ def test_augmented_batch_draws_colour_factors_evenly():
     assert (counts - 100).abs().max() < 5 * 100**0.5  # five standard deviations
 
 
-def test_augmented_batch_leaves_flat_and_grey_images():
-    flat = torch.full((20, 3, 4, 4), 90, dtype=torch.uint8)
-    assert (augment(flat, replace(STILL, contrast=1.0, saturation=1.0), normalization=PLAIN_RGB) == 90).all()
-    grey = random_images(20, 1, 4, 4)
-    assert torch.equal(augment(grey, replace(STILL, saturation=1.0)), grey.float())
-
-
 @given(amount=st.floats(0.05, 1), cutout=st.integers(0, 3), seed=st.integers(0, 1000))
 def test_augmented_batch_draws_the_same_shifts_with_jitter(amount, cutout, seed):
     images = random_images(6, 1, 8, 8, seed=seed) // 2

@@ -1,4 +1,3 @@
-import io
 import shutil
 from pathlib import Path
 
@@ -7,9 +6,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import FakeData
 from torchvision.transforms.functional import pil_to_tensor
-from tqdm import tqdm
 
-from eeutils.data import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision, load_image, own
+from eeutils.data import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision, load_image
 from eeutils.data.augmentation import Normalization
 from eeutils.errors import IntegrityError
 
@@ -196,18 +194,6 @@ def test_data_from_folder_names_a_missing_folder_and_an_unreadable_image(folder,
 def test_data_from_folder_refuses_sizes_out_of_range(folder, size):
     with pytest.raises(ValueError, match=f"{size}"):
         data_from_folder(folder, size=size)
-
-
-def test_data_from_folder_shows_a_bar(folder, monkeypatch):
-    bars = []
-
-    def shown(description: str, total: int, unit: str) -> tqdm:
-        bars.append(tqdm(desc=description, total=total, unit=unit, file=io.StringIO()))
-        return bars[0]
-
-    monkeypatch.setattr(own, "progress_bar", shown)
-    data_from_folder(folder, size=8)
-    assert (bars[0].n, bars[0].total) == (40, 40)
 
 
 def test_data_from_torchvision_reads_pil_images():

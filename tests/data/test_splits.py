@@ -52,18 +52,13 @@ def test_stratified_holdout_depends_on_the_seed():
     [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 10), ([5, 5], 11), ([100, 2], 5), ([100, 2], 97)],
 )
 def test_stratified_holdout_refuses_to_lose_a_class(counts, holdout):
-    with pytest.raises(ValueError, match=f"cannot hold out {holdout} of {sum(counts)} images"):
+    with pytest.raises(ValueError, match=rf"'\d' has {min(counts)}"):
         stratified_holdout(split_of(counts), holdout, 0)
 
 
 def test_stratified_holdout_ignores_classes_without_images():
     kept, held = stratified_holdout(split_of([10, 0, 10]), 4, 0)
     assert (kept.labels.tolist(), held.labels.tolist()) == ([0] * 8 + [2] * 8, [0, 0, 2, 2])
-
-
-def test_stratified_holdout_names_the_smallest_class():
-    with pytest.raises(ValueError, match="'1' has 2"):
-        stratified_holdout(split_of([100, 2]), 5, 0)
 
 
 def good() -> dict:
@@ -145,21 +140,6 @@ def test_split_to_leaves_the_first_where_it_is():
     assert moved.images.device.type == moved.labels.device.type == "cuda"
     assert split.images.device.type == split.labels.device.type == "cpu"
     assert torch.equal(moved.images.cpu(), split.images)
-
-
-def test_split_and_image_data_are_shown_in_one_line():
-    many, few = split_of([1000, 200]), split_of([1, 2])
-    assert repr(many) == "Split(1,200 images, 1 x 2 x 2, of 2 classes)"
-    shown = "ImageData('mine': 1,200 training, 3 validation and 3 test images, 1 x 2 x 2, of 2 classes)"
-    assert repr(ImageData("mine", many, few, few)) == shown
-
-
-def test_image_data_shows_the_properties_of_train():
-    train = split_of([3, 3])
-    data = ImageData("own", train, train, train)
-    assert data.classes == ("0", "1")
-    assert data.normalization == GREY
-    assert data.image_shape == (1, 2, 2)
 
 
 @pytest.mark.parametrize(

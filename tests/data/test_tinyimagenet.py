@@ -13,7 +13,7 @@ from PIL import Image
 
 from eeutils.data import load_data, tinyimagenet
 from eeutils.data.cache import as_names
-from eeutils.data.tinyimagenet import FOLDER, TinyImageNetArchive, fetch_official_site, read_folder, read_zip
+from eeutils.data.tinyimagenet import FOLDER, TinyImageNetArchive, read_folder, read_zip
 from eeutils.errors import DataUnavailableError, IntegrityError
 
 IDS = ("n01", "n02", "n03")
@@ -156,26 +156,6 @@ def official(site, files, offline) -> TinyImageNetArchive:
     return vouched(content, url=f"{site.url}/tiny.zip")
 
 
-def test_fetch_official_site_reads_the_archive_quietly(official, files, tmp_path, capfd):
-    assert_right(fetch_official_site(official, tmp_path), files)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"body": b"\n<!doctype html><p>We have moved", "kind": "text/html"},
-        {"body": b"busy", "status": 503},
-        {"ends_after": 1000},
-        {"silent_after": 1000},
-    ],
-)
-def test_fetch_official_site_refuses_other_answers(official, site, tmp_path, answer):
-    site.say("/tiny.zip", **{"body": site.answers["/tiny.zip"][0].body, **answer})
-    with pytest.raises((ConnectionError, IntegrityError)):
-        fetch_official_site(official, tmp_path, timeout_s=0.3)
-
-
 # The whole way: sources, cache, splits.
 
 
@@ -224,9 +204,3 @@ def test_load_tinyimagenet_names_all_sources_in_order(offline, folder, monkeypat
     places = [message.index(part) for part in parts]
     assert places == sorted(places)
     assert left_behind() == []
-
-
-def test_tinyimagenet_archive_has_the_official_sizes():
-    content = TinyImageNetArchive().content
-    assert content["train_images"].shape == (100_000, 3, 64, 64)
-    assert content["test_images"].shape == (10_000, 3, 64, 64)
