@@ -11,7 +11,9 @@ from .cascade import Cascade as Cascade
 from .classifier import Classifier as Classifier
 from .classifier import load_classifier as load_classifier
 from .data import data_from_folder as data_from_folder
+from .data import data_from_hf as data_from_hf
 from .data import data_from_tensors as data_from_tensors
+from .data import data_from_torchvision as data_from_torchvision
 from .data import list_data as list_data
 from .data import load_data as load_data
 from .data import load_image as load_image

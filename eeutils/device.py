@@ -1,75 +1,71 @@
-"""Where to compute, and what that is called."""
+"""Devices: which one to compute on, its name, and torch's global switches."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
-_KINDS = ["cpu", "cuda"]
+_UNTESTED = (
+    "this package was never run on an mps device; if torch lacks an operator there, set PYTORCH_ENABLE_MPS_FALLBACK=1"
+)
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one."""
+    """Return a CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """`device` if it is there; None stands for `default_device()`.
+    """Return `device` if it is available; None stands for `default_device()`.
+
+    Apple's "mps" has to be asked for by name. It is untested here.
 
     Raises:
-        ValueError: if `device` is neither a CPU nor a GPU, or there is no such GPU.
+        ValueError: if the device is unknown or not available.
     """
     if device is None:
         return default_device()
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; choose from {_KINDS}") from error
-    if chosen.type not in _KINDS:
-        raise ValueError(f"unknown device {str(chosen)!r}; choose from {_KINDS}")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(chosen)!r} asked for, but torch finds no GPU; choose 'cpu'")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {str(chosen)!r} asked for, but the last one is 'cuda:{torch.cuda.device_count() - 1}'"
-        )
-    return chosen
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = ["cpu", *["cuda"] * bool(gpus), *(f"cuda:{index}" for index in range(gpus))]
+    available += ["mps", "mps:0"] * torch.backends.mps.is_available()
+    if str(device) not in available:
+        raise ValueError(f"device must be one of {available}, got {str(device)!r}")
+    if str(device).startswith("mps"):
+        warnings.warn(_UNTESTED, stacklevel=2)
+    return torch.device(device)
 
 
 def device_name(device: torch.device) -> str:
-    """What a speed was measured on: the GPU's name, or the number of the CPU's threads."""
+    """Return the name of the GPU, or the number of the CPU's threads, to be noted beside a measured time."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread(s)"
+    return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 def cuda_indices(device: torch.device) -> list[int]:
-    """The GPU whose random numbers a run on `device` draws, if it is one, as `torch.random.fork_rng` wants it."""
+    """Return the index of the GPU that draws the random numbers of a run on `device`, for `torch.random.fork_rng`."""
     return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
 
 
 def tuned_convolutions() -> AbstractContextManager[None]:
-    """CuDNN tries its algorithms on the first batch of each shape and keeps the fastest.
+    """Let cuDNN time its algorithms on the first batch of each shape and keep the fastest.
 
-    That pays where shapes stay the same, as in training. Whoever has asked for deterministic algorithms gets
-    none that were chosen by the clock.
+    This pays where shapes stay the same, as in training. It has no effect where deterministic algorithms are asked for.
     """
     cudnn = torch.backends.cudnn
-    by_the_clock = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
-    return _switched(cudnn, "benchmark", by_the_clock)
+    timed = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+    return _switched(cudnn, "benchmark", timed)
 
 
 def unrounded_convolutions() -> AbstractContextManager[None]:
-    """Float32 convolutions of full precision; a GPU rounds their factors to 10 bits (TF32) unless told otherwise."""
+    """Compute float32 convolutions in full precision; by default a GPU rounds their factors to 10 bits (TF32)."""
     return _switched(torch.backends.cudnn, "allow_tf32", False)
 
 
 def matrices_rounded_as_convolutions() -> AbstractContextManager[None]:
-    """Float32 matrix products rounded as convolutions are.
-
-    Unless told otherwise, torch on a GPU computes convolutions in TF32 and matrix products in full precision.
-    """
+    """Round float32 matrix products as convolutions are; by default torch uses TF32 for convolutions only."""
     return _switched(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cudnn.allow_tf32)
 
 

@@ -1,24 +1,32 @@
-"""Places to get a thing from, asked one after the other."""
+"""Places to get a data set or a file from, asked one after the other."""
 
+import hashlib
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from eeutils.errors import DataUnavailableError, StorageError
+from tqdm.auto import tqdm
+
+from eeutils.download import web_page
+from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
+from eeutils.files import cache_dir
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Source(Generic[T]):
-    """A place to get something from, such as a data set or a file.
+    """A place to get something from.
 
     Attributes:
-        name: how messages call it.
-        fetch: returns it, or raises with the reason why it cannot.
-        remedy: what a person can do so that it works.
-        slow: how long it may take, where that is worth a warning that says why no quicker source delivered.
+        name: for messages.
+        fetch: returns the thing, or raises an error that says why it cannot.
+        remedy: what a person can do to make this source work.
+        slow: duration to warn about, together with the reasons why no faster source delivered.
     """
 
     name: str
@@ -28,22 +36,22 @@ class Source(Generic[T]):
 
 
 def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str = "") -> T:
-    """Ask the sources in order; the first that does not raise wins.
+    """Ask the sources in order, and return what the first one delivers.
 
     Args:
-        what: how messages call it.
-        sources: where to get it.
-        otherwise: what to do without any of them, for the message.
+        what: name of the thing, for messages.
+        sources: in order of preference.
+        otherwise: last line of the message if none delivers.
 
     Raises:
-        DataUnavailableError: if none delivers; it says for each why, and what to do by hand.
-        StorageError: if one has nowhere to write what it gets: the next would not have, either.
+        DataUnavailableError: if none delivers; the message lists reasons and remedies.
+        StorageError: if a source cannot write; no other source is asked.
     """
     failures = []
     for source in sources:
         if source.slow and failures:
-            quicker = "\n".join(failures)
-            warnings.warn(f"{what} comes from the {source.name}: {source.slow}. Quicker:\n{quicker}", stacklevel=2)
+            faster = "\n".join(failures)
+            warnings.warn(f"{what} comes from the {source.name}: {source.slow}. Faster:\n{faster}", stacklevel=2)
         try:
             return source.fetch()
         except StorageError:
@@ -53,3 +61,22 @@ def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str 
             failures.append(f"  - {source.name}: {reason}\n    -> {source.remedy}")
     lines = [f"no source could deliver {what}. Tried, in this order:", *failures, otherwise]
     raise DataUnavailableError("\n".join(lines).strip())
+
+
+def local_folders() -> list[Path]:
+    """Folders that may hold the user's own copy: $EEUTILS_DATA (by default `data`) and the cache folder."""
+    return list(dict.fromkeys([Path(os.environ.get("EEUTILS_DATA", "data")).expanduser(), cache_dir()]))
+
+
+def check_hash(path: Path, algorithm: str, expected: str) -> None:
+    """Raise IntegrityError unless the file has the expected hash (hexadecimal)."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, algorithm).hexdigest()
+    if actual != expected:
+        page = ", it is a web page" if web_page(path) else ""
+        raise IntegrityError(f"{path.name} has {algorithm} {actual[:16]}..., expected {expected[:16]}...{page}")
+
+
+def progress_bar(description: str, total: int, unit: str = "B") -> tqdm:
+    """Progress bar for a notebook or a terminal; silent where stderr is a file or a pipe."""
+    return tqdm(desc=description, total=total, unit=unit, unit_scale=True, file=sys.stderr, leave=False, disable=None)

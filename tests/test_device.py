@@ -1,4 +1,4 @@
-"""Where to compute, and what is said where that is not there."""
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,55 +8,65 @@ from eeutils.analysis.predictions import predict
 from eeutils.cascade import Cascade
 from eeutils.classifier import load_classifier
 from eeutils.data import ImageData, Normalization, Split
-from eeutils.device import choose_device, cuda_indices, default_device, device_name
+from eeutils.device import (
+    choose_device,
+    cuda_indices,
+    default_device,
+    device_name,
+    matrices_rounded_as_convolutions,
+    tuned_convolutions,
+    unrounded_convolutions,
+)
 from eeutils.models import resnet18_2exits
 from eeutils.training import fit, recipe
 from eeutils.weights import list_weights, load_weights
 
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 
-@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_the_default_is_a_gpu_if_there_is_one(monkeypatch, there, expected):
+
+def gpus(monkeypatch, number: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(2, "cuda"), (0, "cpu")])
+def test_choose_device_prefers_a_gpu(monkeypatch, number, expected):
     monkeypatch.setattr("eeutils.device.default_device", default_device)  # the real one
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert default_device().type == expected
-    assert choose_device().type == expected
+    gpus(monkeypatch, number)
+    assert choose_device().type == default_device().type == expected
 
 
-def test_a_device_is_taken_by_name_or_as_it_is():
-    assert choose_device("cpu") == choose_device(torch.device("cpu")) == torch.device("cpu")
+def test_choose_device_takes_names_and_devices(monkeypatch):
+    gpus(monkeypatch, 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert choose_device(name) == choose_device(torch.device(name)) == torch.device(name)
 
 
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="'cuda:1' asked for, but torch finds no GPU"):
-        choose_device("cuda:1")
-
-
-def test_a_gpu_beyond_the_last_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda:1").index == 1
-    with pytest.raises(ValueError, match="'cuda:2' asked for, but the last one is 'cuda:1'"):
-        choose_device("cuda:2")
-
-
-@pytest.mark.parametrize("name", ["gpu", "mps"])
-def test_an_unknown_device_lists_the_choices(name):
-    with pytest.raises(ValueError, match=rf"'{name}'.*\['cpu', 'cuda'\]"):
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, "cuda:1"), (0, "cuda"), (2, "cuda:2"), (2, "gpu"), (0, "mps"), (0, 7)]
+)
+def test_choose_device_lists_what_is_available(monkeypatch, number, name):
+    gpus(monkeypatch, number)
+    with pytest.raises(ValueError, match=rf"'cpu'.*'{name}'"):
         choose_device(name)
 
 
-def test_a_device_is_named_as_one_speaks_of_it(monkeypatch):
+def test_choose_device_warns_of_mps(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match="PYTORCH_ENABLE_MPS_FALLBACK"):
+        assert choose_device("mps").type == "mps"
+    assert device_name(torch.device("mps"))
+
+
+def test_device_name_tells_gpus_and_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-
     assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"
     assert device_name(torch.device("cuda:1")) == "GPU 1"
 
 
-def test_random_numbers_of_a_gpu_are_its_own(monkeypatch):
+def test_cuda_indices_names_the_gpu_of_a_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
-
     assert [cuda_indices(torch.device(name)) for name in ("cpu", "cuda", "cuda:0")] == [[], [2], [0]]
 
 
@@ -77,9 +87,54 @@ GIVEN_A_DEVICE = {
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("function", GIVEN_A_DEVICE)
-def test_whoever_is_given_a_device_that_is_not_there_names_it_and_the_choices(function):
-    ask = GIVEN_A_DEVICE[function]
-    with pytest.raises(ValueError, match=r"device 'cuda' asked for, .*; choose 'cpu'"):
-        ask(resnet18_2exits(width=2), "cuda")
-    with pytest.raises(ValueError, match=r"unknown device 'gpu'; choose from \['cpu', 'cuda'\]"):
-        ask(resnet18_2exits(width=2), "gpu")
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_choose_device_speaks_for_every_front_door(function, device):
+    with pytest.raises(ValueError, match=rf"\['cpu'\], got '{device}'"):
+        GIVEN_A_DEVICE[function](resnet18_2exits(width=2), device)
+
+
+def switches() -> dict[str, bool]:
+    names = ("enabled", "benchmark", "deterministic", "allow_tf32")
+    return {name: getattr(CUDNN, name) for name in names} | {"matrices": MATMUL.allow_tf32}
+
+
+@pytest.fixture
+def put_back():
+    """Put the switches back by hand; monkeypatch cannot, for they are not ordinary attributes."""
+    before = switches()
+    yield
+    MATMUL.allow_tf32 = before.pop("matrices")
+    for name, value in before.items():
+        setattr(CUDNN, name, value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (tuned_convolutions, {"benchmark": True}),
+        (unrounded_convolutions, {"allow_tf32": False}),
+        (matrices_rounded_as_convolutions, {"matrices": True}),
+    ],
+)
+def test_switches_are_put_back(put_back, setting, expected):
+    CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, True, False
+    before = switches()
+    with suppress(KeyError), setting():
+        assert switches() == before | expected
+        raise KeyError
+    assert switches() == before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_matrices_rounded_as_convolutions_follows_them(put_back, allowed):
+    CUDNN.allow_tf32, MATMUL.allow_tf32 = allowed, not allowed
+    with matrices_rounded_as_convolutions():
+        assert MATMUL.allow_tf32 is allowed
+
+
+@pytest.mark.parametrize("by_cudnn", [True, False])
+def test_tuned_convolutions_respects_deterministic_algorithms(put_back, monkeypatch, by_cudnn):
+    CUDNN.deterministic = by_cudnn
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: not by_cudnn)
+    with tuned_convolutions():
+        assert not CUDNN.benchmark

@@ -19,7 +19,9 @@ PACKAGE = ROOT / "eeutils"
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
     {"errors", "device", "plain"},
-    {"files", "sources"},
+    {"files"},
+    {"download"},
+    {"sources"},
     {"data"},
     {"models"},
     {"engines"},

@@ -1,9 +1,10 @@
-"""Verified data sets in memory, and batches made from them."""
+"""Data sets in memory, verified, and training batches made from them."""
 
-from eeutils.data.augmentation import Augmentation, Normalization
+from eeutils.data.augmentation import Augmentation, Normalization, check_normalized
 from eeutils.data.batches import TrainBatches
 from eeutils.data.datasets import list_data, load_data
-from eeutils.data.own import data_from_folder, data_from_tensors, load_image
+from eeutils.data.images import load_image
+from eeutils.data.own import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision
 from eeutils.data.splits import ImageData, Split, stratified_holdout
 from eeutils.data.trigger import Trigger, poisoned, stamped
 
@@ -14,8 +15,11 @@ __all__ = [
     "Split",
     "TrainBatches",
     "Trigger",
+    "check_normalized",
     "data_from_folder",
+    "data_from_hf",
     "data_from_tensors",
+    "data_from_torchvision",
     "list_data",
     "load_data",
     "load_image",

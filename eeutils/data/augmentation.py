@@ -1,31 +1,28 @@
-"""From uint8 images to a network's input: normalisation, and augmentation on whole tensors.
+"""From uint8 images to the input of a network: normalisation, and augmentation on whole tensors.
 
-Every image gets its own draw, yet there is no loop over images: flips and shifts are one gather, cutout is one mask.
+Every image gets its own draw without a loop over images: flips and shifts are one gather, cutout is one mask.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from eeutils.plain import make_plain, plain
-
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per channel: pixel / 255, minus `mean`, over `std` (both on the scale 0..1).
+    """Pixel / 255, minus `mean`, divided by `std`, per channel.
 
     Attributes:
-        mean: one number a channel; of lists, arrays and tensors it makes tuples.
+        mean: one number per channel, on the scale 0..1; lists, arrays and tensors become tuples.
         std: likewise.
 
     Raises:
-        ValueError: if they are no such numbers or not equally many, one is NaN or infinite, or a `std` is not positive.
+        ValueError: if the numbers are not finite, not equally many, or a `std` is not positive.
     """
 
     mean: tuple[float, ...]
@@ -33,21 +30,22 @@ class Normalization:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _channel_values(name, getattr(self, name)))
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std need one value a channel, got {self.mean} and {self.std}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        finite = all(map(math.isfinite, self.mean + self.std))
+        if not (finite and self.mean and len(self.mean) == len(self.std) and min(self.std) > 0):
+            raise ValueError(
+                f"mean and std must have one finite number per channel, std positive, got {self.mean} and {self.std}"
+            )
 
     @staticmethod
     def from_json(values: Mapping[str, Sequence[float]]) -> "Normalization":
-        """What `dataclasses.asdict` gave, after JSON has made lists of its tuples."""
+        """Make a normalization from what JSON has kept of `dataclasses.asdict`."""
         return Normalization(values["mean"], values["std"])
 
     @staticmethod
     def of(images: Tensor) -> "Normalization":
-        """The mean and standard deviation of each channel of `images` (N, C, H, W) uint8."""
-        # From how often each level occurs: exact, and without a copy of the images in floating point.
+        """Return the mean and standard deviation of each channel of `images` (N, C, H, W) uint8."""
+        # Counting levels is exact and needs no copy of the images in floating point.
         counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).cpu().double()
         level = torch.arange(256, dtype=torch.float64) / 255
         total = counts.sum(1, keepdim=True)
@@ -56,47 +54,54 @@ class Normalization:
         return Normalization(mean[:, 0], variance.sqrt().clamp_min(1e-6))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> float32 of the same shape, in channels-last memory.
+        """Turn (N, C, H, W) uint8 into float32 of the same shape, in channels-last memory.
 
         Raises:
             ValueError: if the images are not uint8 or have another number of channels.
         """
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 (0..255), got {images.dtype}")
-        if images.ndim != 4 or images.shape[1] != len(self.mean):
-            raise ValueError(f"images must have shape (N, {len(self.mean)}, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
+            expected, got = f"(N, {len(self.mean)}, H, W)", f"{images.dtype} of shape {tuple(images.shape)}"
+            raise ValueError(f"images must be uint8 (0..255) of shape {expected}, got {got}")
         mean, std = _levels(self, images.device)
         return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
 
 
-def _channel_values(name: str, values: Any) -> tuple[float, ...]:
-    numbers = plain(values)
-    if not isinstance(numbers, tuple) or not numbers or not all(isinstance(number, Real) for number in numbers):
-        raise ValueError(f"{name} needs one value a channel, a sequence of numbers such as (0.5,), got {values!r}")
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} must be finite, got {numbers}")
-    return tuple(map(float, numbers))
+def check_normalized(images: Tensor) -> None:
+    """Raise ValueError if a batch was clearly not normalised: floats, or uint8 that were never 0..255.
+
+    Normalised photographs spread around 0 by a few units; neither all of them within [0, 1] nor any beyond 30.
+    """
+    if not images.numel():
+        return
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+    if images.dtype == torch.uint8:
+        wrong = high == 1
+    else:
+        wrong = (low >= 0 and high <= 1 and high - low > 0.5) or max(-low, high) > 30  # a blank image may lie in [0, 1]
+    if wrong:
+        expected = "uint8 in 0..255 or normalised floats"
+        raise ValueError(f"images must be {expected}, got {images.dtype} in [{low:g}, {high:g}]")
 
 
 @lru_cache(maxsize=16)
 def _levels(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and std on the scale 0..255, (C, 1, 1) each; kept, for copying to a GPU makes the host wait for it."""
+    """Return mean and std on the scale 0..255, (C, 1, 1) each; cached because a copy to a GPU makes the host wait."""
     levels = 255 * torch.tensor([normalization.mean, normalization.std], device=device)
     return levels[0, :, None, None], levels[1, :, None, None]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn anew for every image of a training batch.
+    """Random changes, drawn anew for every image of a training batch.
 
     Attributes:
         flip: mirror left and right, half of the time.
         translate: shift by up to this many pixels each way; the border is mirrored.
         cutout: side of a square set to the mean (DeVries & Taylor, arXiv 1708.04552), 0 for none.
-        brightness: how far the factor of the pixels' values may be from 1; this and the next two are colour jitter, as
-            torchvision's `ColorJitter`, but in this order always: it matters only where values are clipped.
-        contrast: how far the factor of the distance from the image's mean grey may be from 1.
-        saturation: how far the factor of the distance from each pixel's grey may be from 1.
+        brightness: largest change of the factor 1 that scales all pixels. This and the next two are torchvision's
+            `ColorJitter`, always in this order, which matters only where values are clipped.
+        contrast: largest change of the factor that scales the distance from the image's mean grey.
+        saturation: largest change of the factor that scales the distance from each pixel's grey.
     """
 
     flip: bool = True
@@ -107,40 +112,39 @@ class Augmentation:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        if self.translate < 0 or self.cutout < 0:
-            raise ValueError(f"translate and cutout must not be negative, got {self.translate} and {self.cutout}")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        rules = {"flip": (bool, 1), "translate": (Integral, math.inf), "cutout": (Integral, math.inf)}
+        for field in fields(self):
+            value, (kind, highest) = getattr(self, field.name), rules.get(field.name, (Real, 1))
+            if not isinstance(value, kind) or not 0 <= value <= highest:
+                raise ValueError(f"{field.name} must be {kind.__name__} in [0, {highest}], got {value!r}")
+            object.__setattr__(self, field.name, type(field.default)(value))  # a checkpoint must not hold numpy's
 
     @property
     def jitters(self) -> bool:
-        """Whether colours change."""
+        """True if colours change."""
         return max(self.brightness, self.contrast, self.saturation) > 0
 
 
 def augmented_batch(
     images: Tensor, normalization: Normalization, augmentation: Augmentation, generator: torch.Generator
 ) -> Tensor:
-    """(N, C, H, W) uint8 -> augmented, normalised float32 of the same shape, in channels-last memory.
+    """Augment and normalise (N, C, H, W) uint8 to float32 of the same shape, in channels-last memory.
 
-    `generator` lives on the device of `images`; the same state gives the same batch.
+    `generator` is on the device of `images`; the same state gives the same batch.
 
     Raises:
-        ValueError: if the images are too small to be shifted so far or to have so large a square cut out, or are to
-            change their colours and are neither RGB nor grey.
+        ValueError: if the images are too small for the shift or the cutout, or have no colours to change.
     """
     shorter_side = min(images.shape[2:])
     if max(augmentation.translate, augmentation.cutout) >= shorter_side:
         raise ValueError(
-            f"translate {augmentation.translate} and cutout {augmentation.cutout} must be smaller than the images, "
-            f"which have {images.shape[2]} x {images.shape[3]} pixels"
+            f"translate and cutout must be smaller than the images of {images.shape[2]} x {images.shape[3]} pixels, "
+            f"got {augmentation.translate} and {augmentation.cutout}"
         )
     if augmentation.jitters and images.shape[1] not in (1, 3):
-        raise ValueError(f"colour jitter needs images of 1 or 3 channels, got {images.shape[1]}")
+        raise ValueError(f"images must have 1 or 3 channels for colour jitter, got {images.shape[1]}")
     moved = _flip_and_translate(images, augmentation, generator)
-    # Whoever does not jitter draws nothing for it: seeds of old still mean the same batches.
+    # Without jitter nothing is drawn for it, so that a seed still means the batches of published results.
     batch = normalization(_jitter(moved, augmentation, generator) if augmentation.jitters else moved)
     if augmentation.cutout:
         batch.masked_fill_(_cutout_mask(images, augmentation.cutout, generator), 0.0)
@@ -158,12 +162,12 @@ def _flip_and_translate(images: Tensor, augmentation: Augmentation, generator: t
         flipped = torch.rand(n, 1, **draw) < 0.5
         columns = torch.where(flipped, width - 1 - columns, columns)
     which = torch.arange(n, device=images.device)[:, None, None]
-    # Index tensors around a slice put the channels last, which is the memory order that convolutions want.
+    # Index tensors around a slice put the channels last, the memory order of fast convolutions.
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _mirrored(position: Tensor, size: int) -> Tensor:
-    """Positions outside 0..size-1, by less than the size, reflected at the border."""
+    """Reflect positions beyond 0..size-1 at the border."""
     return size - 1 - (size - 1 - position.abs()).abs()
 
 
@@ -175,7 +179,7 @@ def _jitter(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def with_colours(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Each image (N, C, H, W) uint8, grey or RGB, with its own factors (N,): 1 leaves it as it is, 0 takes all away."""
+    """Scale each image (N, C, H, W) uint8, grey or RGB, by its own factors (N,); 1 changes nothing."""
 
     def blended(batch: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
         return (other + factor.view(-1, 1, 1, 1) * (batch - other)).clamp_(0, 255)
@@ -186,7 +190,7 @@ def with_colours(images: Tensor, brightness: Tensor, contrast: Tensor, saturatio
 
 
 def _grey(batch: Tensor) -> Tensor:
-    """Luma (ITU-R 601) of RGB, (N, 1, H, W)."""
+    """Return the luma (ITU-R 601) of RGB, (N, 1, H, W)."""
     if batch.shape[1] == 1:
         return batch
     red, green, blue = batch.unbind(1)

@@ -1,4 +1,4 @@
-"""Training batches made where the data lives: no worker processes, no copies a step."""
+"""Training batches made where the data is: no worker processes, no copy per step."""
 
 from collections.abc import Iterator
 
@@ -10,28 +10,28 @@ from eeutils.data.splits import Split
 
 
 def seed_of(seed: int, rank: int) -> int:
-    """A seed for each of several processes, its own for the first; they differ in the low bits, all a CPU looks at."""
+    """Return the seed of one of several processes; seeds differ in the low 32 bits, all that a CPU looks at."""
     return seed ^ (rank * 0x9E3779B1 & 0xFFFFFFFF)
 
 
 class TrainBatches:
     """Shuffled, augmented batches of a split that is kept on `device`.
 
-    The order and the draws of an epoch depend on `seed` and the epoch's number alone, so a run that is resumed sees
-    the batches that it would have seen. All batches have one size: what is left over waits for the next epoch's order.
+    Order and draws of an epoch depend only on `seed` and the epoch's number, so a resumed run sees the same batches.
+    All batches have one size: images left over at the end of an epoch are dropped from it.
 
     Args:
-        split: what to learn from.
-        batch_size: images a step, of all processes together; fewer if the split has no more, or so that all get equally
-            many.
-        augmentation: what is drawn anew for every image.
-        device: where batches are made.
-        seed: of the order and the draws.
-        rank: which of `world_size` processes this is; each makes its own share of every batch.
-        world_size: how many share the batches.
+        split: training images.
+        batch_size: images per step over all processes; lowered to the size of the split and to a multiple of
+            `world_size`.
+        augmentation: drawn anew for every image.
+        device: for the split and its batches.
+        seed: of order and draws.
+        rank: number of this process.
+        world_size: number of processes that share every batch.
 
     Raises:
-        ValueError: if there is not an image for each process in a batch.
+        ValueError: if a batch has fewer images than there are processes.
     """
 
     def __init__(
@@ -45,14 +45,10 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
         self.share = min(batch_size, len(split)) // world_size
-        if not self.share:
-            raise ValueError(
-                f"{world_size} processes cannot share {min(batch_size, len(split))} images; start fewer, or ask for a "
-                "larger batch"
-            )
+        if self.share < 1:
+            got = f"{batch_size} of a split of {len(split)}"
+            raise ValueError(f"batch_size must give each of {world_size} processes an image, got {got}")
         self.split = split.to(device)
         self.batch_size = self.share * world_size
         self.augmentation = augmentation
@@ -63,11 +59,11 @@ class TrainBatches:
         return len(self.split) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W) float32, channels last, and labels (B,), this process's share of each step."""
+        """Yield this process's share of each step: images (B, C, H, W) float32, channels last, and labels (B,)."""
         device = self.split.images.device
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + number)
         order = torch.randperm(len(self.split), generator=generator, device=device)
-        if self.rank:  # the order is everybody's, the draws are this process's own
+        if self.rank:  # all processes share the order, each has its own draws
             generator.manual_seed(seed_of(self.seed * 1_000_003 + number, self.rank))
         for step in range(len(self)):
             start = step * self.batch_size + self.rank * self.share

@@ -1,11 +1,12 @@
 """Data sets by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
 
+from eeutils.data.augmentation import Normalization
 from eeutils.data.cifar import load_cifar10, load_cifar100
 from eeutils.data.own import data_from_tensors
 from eeutils.data.splits import ImageData
@@ -13,7 +14,7 @@ from eeutils.data.tinyimagenet import load_tinyimagenet
 
 
 def load_digits_data() -> ImageData:
-    """Digits as three-channel images of 32 x 32 pixels: 1,258 to train on, 180 to validate, 359 to test."""
+    """Load scikit-learn's digits as RGB images of 32 x 32 pixels: 1,258 to train, 180 to validate, 359 to test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -39,40 +40,40 @@ _DATA_SETS = {
 
 
 def list_data() -> list[str]:
-    """The names that `load_data` knows."""
+    """Return the names that `load_data` knows."""
     return sorted(_DATA_SETS)
 
 
-def load_data(name: str) -> ImageData:
-    """A data set by name, verified, in memory.
+def load_data(name: str, *, normalization: Normalization | None = None) -> ImageData:
+    """Load a data set by name into memory, verified.
+
+    Args:
+        name: one of `list_data()`.
+        normalization: by default the data set's own; for trained weights, the one they were trained with.
 
     Raises:
-        ValueError: if the name is not one of `list_data()`.
-        DataUnavailableError: if it is nowhere to be had; the message says what was tried and what to do by hand.
+        ValueError: if the name is unknown.
+        DataUnavailableError: if no source delivers; the message lists what was tried and what to do by hand.
         StorageError: if the cache cannot be written.
     """
-    return _named(name).load()
+    data = _named(name).load()
+    if normalization is None:
+        return data
+    splits = (replace(split, normalization=normalization) for split in (data.train, data.val, data.test))
+    return ImageData(data.name, *splits)
 
 
 def image_shape_of(name: str) -> tuple[int, int, int]:
-    """(C, H, W) of a data set's images, without loading it.
-
-    Raises:
-        ValueError: if the name is not one of `list_data()`.
-    """
+    """Return (C, H, W) of a data set's images, without loading it."""
     return _named(name).image_shape
 
 
 def num_classes_of(name: str) -> int:
-    """How many classes a data set has, without loading it.
-
-    Raises:
-        ValueError: if the name is not one of `list_data()`.
-    """
+    """Return the number of classes of a data set, without loading it."""
     return _named(name).num_classes
 
 
 def _named(name: str) -> _DataSet:
     if name not in _DATA_SETS:
-        raise ValueError(f"unknown data set {name!r}; choose from {list_data()}")
+        raise ValueError(f"data set must be one of {list_data()}, got {name!r}")
     return _DATA_SETS[name]

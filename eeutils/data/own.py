@@ -1,20 +1,28 @@
-"""Your own images as a data set."""
+"""Your own images as a data set: tensors, folders, data sets of torchvision and of Hugging Face."""
 
-from collections.abc import Iterator, Sequence
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from eeutils.data.augmentation import Normalization
-from eeutils.data.cache import progress_bar
+from eeutils.data.images import as_tensor, image_suffixes, open_image
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
-from eeutils.errors import IntegrityError
+from eeutils.sources import progress_bar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_NAMES = {"train": ["train", "training"], "val": ["val", "valid", "validation"], "test": ["test", "testing"]}
+_PARTS = {name: part for part, names in _NAMES.items() for name in names}
+Labelled = tuple[Tensor, Tensor]
 
 
 def data_from_tensors(
@@ -28,117 +36,185 @@ def data_from_tensors(
     seed: int = 0,
     normalization: Normalization | None = None,
 ) -> ImageData:
-    """Images and labels as a data set, split at random with every class in proportion.
+    """Split images and labels at random, with every class in proportion.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, indices into `classes`.
-        classes: the classes' names.
-        name: what to call the data set.
-        val_share: the part of N to choose by.
-        test_share: the part of N to report on.
+        classes: names of the classes.
+        name: of the data set.
+        val_share: part of N to choose by.
+        test_share: part of N to report on.
         seed: of the split.
-        normalization: by default that of the training images; for trained weights the one that they were trained with,
+        normalization: by default that of the training images; for trained weights the one they were trained with,
             `eeutils.weights.weight_entry(name).normalization`.
 
     Raises:
-        TypeError: if images or labels are no tensor.
-        ValueError: if shapes, dtypes, labels or the normalization's channels do not fit, or a share leaves a split
-            without some class.
+        TypeError: if images or labels are not tensors.
+        ValueError: if shapes, dtypes, labels or channels do not fit, or a share leaves a split without some class.
     """
-    if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
-        raise ValueError(f"val_share {val_share} and test_share {test_share} must be positive and sum to less than 1")
-    check_images(images)
-    channels = images.shape[1]
-    unknown_yet = Normalization((0.0,) * channels, (1.0,) * channels)
-    everything = Split(images, labels, tuple(classes), normalization or unknown_yet)
-    rest, test = stratified_holdout(everything, round(test_share * len(images)), seed)
-    train, val = stratified_holdout(rest, round(val_share * len(images)), seed)
-    if normalization is None:
-        normalization = Normalization.of(train.images)  # of what is trained on, and of nothing else
-    return ImageData(name, *(replace(split, normalization=normalization) for split in (train, val, test)))
+    kwargs = {"name": name, "val_share": val_share, "test_share": test_share, "seed": seed}
+    return _data_from_parts({"train": (images, labels)}, classes, **kwargs, normalization=normalization)
 
 
 def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | None = None, **kwargs: Any) -> ImageData:
-    """`data_from_tensors` of a folder that has one folder of images a class, each read by `load_image`.
+    """Read a folder with one folder of images per class, as `load_image` reads each of them.
+
+    The class folders may also be inside `train`, `val` and `test`; a missing `val` or `test` is held out of `train`.
+    Hidden files and folders are ignored. Everything else that is not an image is skipped, with one warning.
 
     Args:
         root: the folder; the names of the folders in it are the classes.
-        size: pixels a side of the squares that the images become.
-        classes: the folders that have to be there, in the order in which labels number them: that of a trained network.
-            By default whatever is there, in alphabetical order.
-        kwargs: those of `data_from_tensors`, `normalization` for one.
+        size: pixels per side of the squares that the images become.
+        classes: the class folders in the order of their labels, as a trained network has it; by default alphabetical.
+        kwargs: those of `data_from_tensors`.
 
     Raises:
-        FileNotFoundError: if there is no such folder, a class has none in it, or a class has no image.
-        IntegrityError: if a file is not an image that can be read; it names the file.
-        ValueError: as `data_from_tensors` and `load_image` do, or if there is a folder of another class than `classes`.
+        FileNotFoundError: if the folder does not exist.
+        IntegrityError: if an image cannot be read; it names the file.
+        ValueError: as `data_from_tensors` and `load_image` do, and if class folders are missing, unknown or empty.
     """
-    from torchvision.datasets import ImageFolder
+    root, skipped = Path(root), Counter[str]()
+    folders = {_PARTS[path.name]: path for path in _folders(root) if path.name in _PARTS}
+    if "train" in folders and _folders(folders["train"]):
+        skipped.update(f"folder {path.name}" for path in _folders(root) if path.name not in _PARTS)
+    else:
+        folders = {"train": root}
+    names = tuple(classes or (path.name for path in _folders(folders["train"])))
+    files = {part: _image_files(folder, names, skipped) for part, folder in folders.items()}
+    if skipped:
+        found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common())
+        warnings.warn(f"skipped in {root}, not images that can be read: {found}", stacklevel=2)
+    parts = {part: _in_memory(_opened(each), sum(map(len, each)), size) for part, each in files.items()}
+    return _data_from_parts(parts, names, **{"name": root.resolve().name, **kwargs})
 
-    if classes is not None:
-        _check_folders(Path(root), classes)
-    folder = ImageFolder(root, loader=partial(load_image, size=size))
-    names = tuple(folder.classes if classes is None else classes)
-    images = torch.cat(list(_decoded(folder)))
-    labels = torch.tensor([names.index(name) for name in folder.classes])[folder.targets]
-    return data_from_tensors(images, labels, names, **{"name": Path(root).resolve().name, **kwargs})
 
+def data_from_torchvision(
+    train: Any, test: Any = None, *, size: int | None = None, classes: Sequence[str] | None = None, **kwargs: Any
+) -> ImageData:
+    """Read a torchvision classification data set, built without a transform, into memory.
 
-def load_image(path: Path | str, *, size: int) -> Tensor:
-    """An image file as (1, 3, size, size) uint8, made just as `data_from_folder` makes its images.
+        data_from_torchvision(FashionMNIST("data"), FashionMNIST("data", train=False), size=32)
 
-    It is turned as its EXIF says, 16 bits a pixel become 8, grey becomes RGB, and transparency is dropped: a pixel gets
-    the colour that it has in the file, seen or not. Then it is scaled until the shorter side has `size` pixels, and the
-    middle square is kept. To ask a network, normalise it as the training images were:
-    `net(data.normalization(load_image("photo.jpg", size=32)))`; a `Cascade` is called alike.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        IntegrityError: if it is not an image that can be read.
-        ValueError: if `size` is not positive, or pixels have more than 16 bits and no known white.
+    Args:
+        train: the data set; yields pairs of a PIL image and a label.
+        test: its test split; by default held out of `train`.
+        size: pixels per side of the squares that the images become; by default the size that all of them have.
+        classes: by default `train.classes`.
+        kwargs: those of `data_from_tensors`.
     """
-    from torchvision.transforms.v2 import functional
-
-    if size < 1:
-        raise ValueError(f"size must be positive, got {size}")
-    square = functional.center_crop(functional.resize(_read_image(path), [size]), [size])
-    return functional.pil_to_tensor(square)[None]
-
-
-def _check_folders(root: Path, classes: Sequence[str]) -> None:
-    present = {path.name for path in root.iterdir() if path.is_dir()}
-    if missing := [name for name in classes if name not in present]:
-        raise FileNotFoundError(f"{root} has no folder for the classes {missing}; it has {sorted(present)}")
-    if unknown := sorted(present - set(classes)):
-        raise ValueError(f"{root} has folders {unknown} that are none of the classes {list(classes)}")
+    parts = {
+        part: _in_memory((each[index] for index in range(len(each))), len(each), size)
+        for part, each in (("train", train), ("test", test))
+        if each is not None
+    }
+    return _data_from_parts(parts, classes or train.classes, **{"name": type(train).__name__, **kwargs})
 
 
-def _decoded(folder: Dataset) -> Iterator[Tensor]:
-    with progress_bar("reading images", len(folder), unit="img") as bar:
-        for image, _ in folder:
+def data_from_hf(dataset: Any, *, size: int | None = None, **kwargs: Any) -> ImageData:
+    """Read a Hugging Face image classification data set into memory.
+
+        data_from_hf(datasets.load_dataset("beans"), size=64)
+
+    Args:
+        dataset: a `datasets.DatasetDict` with a split "train", or one `datasets.Dataset`; with one column of images and
+            one of class labels.
+        size: pixels per side of the squares that the images become; by default the size that all of them have.
+        kwargs: those of `data_from_tensors`.
+    """
+    splits = dataset if isinstance(dataset, Mapping) else {"train": dataset}
+    features = splits["train"].features
+    columns = {type(feature).__name__: name for name, feature in features.items()}
+    if not {"Image", "ClassLabel"} <= columns.keys():
+        raise ValueError(f"dataset must have a column of type Image and one of ClassLabel, got {features}")
+    image, label = columns["Image"], columns["ClassLabel"]
+    undecoded = type(features[image])(decode=False)  # datasets would open files of every format
+
+    def opened(rows: Any) -> Iterator[tuple["Image", int]]:
+        for row in rows.select_columns([image, label]).cast_column(image, undecoded):
+            content, path = row[image]["bytes"], row[image]["path"]
+            yield open_image(BytesIO(content or Path(path).read_bytes()), path or f"column {image}"), row[label]
+
+    parts = {_PARTS[part]: _in_memory(opened(rows), len(rows), size) for part, rows in splits.items() if part in _PARTS}
+    name = splits["train"].info.dataset_name or "own"
+    return _data_from_parts(parts, features[label].names, **{"name": name, **kwargs})
+
+
+def _data_from_parts(
+    parts: Mapping[str, Labelled],
+    classes: Sequence[str],
+    *,
+    name: str,
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+    normalization: Normalization | None = None,
+) -> ImageData:
+    """Make a data set of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
+    if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
+        shares = f"{val_share} and {test_share}"
+        raise ValueError(f"val_share and test_share must be positive and sum to less than 1, got {shares}")
+    check_images(parts["train"][0])
+    channels = parts["train"][0].shape[1]
+    unknown_yet = Normalization((0.0,) * channels, (1.0,) * channels)
+    splits = {part: Split(*each, tuple(classes), normalization or unknown_yet) for part, each in parts.items()}
+    total = len(splits["train"])
+    for part, share in (("test", test_share), ("val", val_share)):
+        if part not in splits:
+            splits["train"], splits[part] = stratified_holdout(splits["train"], round(share * total), seed)
+    if normalization is None:
+        normalization = Normalization.of(splits["train"].images)  # of what is trained on, and of nothing else
+    return ImageData(name, *(replace(splits[part], normalization=normalization) for part in ("train", "val", "test")))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and _is_visible(path.name))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _image_files(root: Path, classes: Sequence[str], skipped: Counter[str]) -> list[list[Path]]:
+    """Return the image files of each class, and count the other files by suffix."""
+    suffixes, by_class = image_suffixes(), {folder.name: [] for folder in _folders(root)}
+    for name, images in by_class.items():
+        for where, below, files in os.walk(root / name, followlinks=True):
+            below[:] = filter(_is_visible, below)
+            for path in (Path(where, file) for file in files if _is_visible(file)):
+                if path.suffix.lower() in suffixes:
+                    images.append(path)
+                else:
+                    skipped[path.suffix.lower()] += 1
+    expected = sorted(classes) if len(classes) > 1 else "at least two"
+    if sorted(name for name, images in by_class.items() if images) != expected:
+        counts = {name: len(images) for name, images in by_class.items()}
+        raise ValueError(f"{root} must have one folder of images per class, {expected}, got {counts}")
+    return [sorted(by_class[name]) for name in classes]
+
+
+def _opened(files: Sequence[Sequence[Path]]) -> Iterator[tuple["Image", int]]:
+    for label, paths in enumerate(files):
+        for path in paths:
+            with path.open("rb") as file:
+                yield open_image(file, str(path)), label
+
+
+def _in_memory(samples: Iterable[tuple["Image", int]], count: int, size: int | None) -> Labelled:
+    """Return `count` images (N, 3, H, W) uint8 and their labels (N,)."""
+    from PIL import Image
+
+    images, labels = torch.empty(0, 3, 1, 1, dtype=torch.uint8), []
+    with progress_bar("reading images", count, unit="img") as bar:
+        for number, (image, label) in enumerate(samples):
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"images must be PIL images, got {type(image).__name__}; use no transform")
+            pixels = as_tensor(image, size)
+            if not number:
+                images = torch.empty(count, *pixels.shape, dtype=torch.uint8)
+            if pixels.shape != images.shape[1:]:
+                raise ValueError(f"images must have one size, got {pixels.shape} and {images.shape[1:]}; choose size=")
+            images[number] = pixels
+            labels.append(label)
             bar.update()
-            yield image
-
-
-def _read_image(path: Path | str) -> Any:
-    """A PIL image in RGB, as its EXIF says to hold it."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise IntegrityError(f"{path} is not a readable image: {error}") from error
-    if image.mode in ("I", "F"):  # Pillow would clip them to 0..255
-        raise ValueError(
-            f"{path} has pixels of more than 16 bits (Pillow's mode {image.mode}); which of their values are black and "
-            "white is not known. Save it with 8 or 16 bits"
-        )
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))  # 65535 becomes 255
-    if "transparency" in image.info:
-        image = image.convert("RGBA")  # of a palette Pillow would warn that RGB cannot keep it
-    return image.convert("RGB")
+    return images, torch.tensor(labels, dtype=torch.int64)

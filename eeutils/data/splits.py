@@ -1,4 +1,4 @@
-"""Images and labels in memory: what every data set looks like to the rest of the package."""
+"""Images and labels in memory, the form of every data set in this package."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,22 +11,22 @@ from eeutils.data.augmentation import Normalization
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set, on one device; also what images of one's own become, to be read by a trained network.
+    """One part of a data set, on one device; also the way to show your own images to a trained network.
 
         mine = Split(images, labels, classes=data.classes, normalization=data.normalization)
         predictions = predict(net, mine)
 
-    For shipped weights the normalization is `eeutils.weights.weight_entry(name).normalization`.
+    The normalization of shipped weights is `eeutils.weights.weight_entry(name).normalization`.
 
     Attributes:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, each an index into `classes`.
-        classes: the names of the classes; whatever sequence is given, a tuple of str.
-        normalization: how these images become a network's input.
+        classes: names of the classes, at least two; any sequence becomes a tuple of str.
+        normalization: turns these images into the input of a network.
 
     Raises:
-        TypeError: if images or labels are no tensor.
-        ValueError: if shapes, dtypes, labels or the normalization's channels do not fit, or there is no image.
+        TypeError: if images or labels are not tensors.
+        ValueError: if shapes, dtypes, labels, classes or channels do not fit, or there is no image.
     """
 
     images: Tensor
@@ -35,12 +35,13 @@ class Split:
     normalization: Normalization
 
     def __post_init__(self) -> None:
-        check_images(self.images)
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        check_images(self.images)
         _check_labels(self.labels, len(self.images), len(self.classes))
-        channels = self.images.shape[1]
-        if len(self.normalization.mean) != channels:
-            raise ValueError(f"images have {channels} channels, normalization is for {len(self.normalization.mean)}")
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be at least two different names, got {self.classes}")
+        if (channels := len(self.normalization.mean)) != self.images.shape[1]:
+            raise ValueError(f"images must have the normalization's {channels} channels, got {self.images.shape[1]}")
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.image_shape))
@@ -51,19 +52,19 @@ class Split:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
+        """Return the channels, height and width of an image."""
         return tuple(self.images.shape[1:])
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split on another device."""
+        """Return the same split on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, index: Tensor | slice) -> "Split":
-        """The images that `index` (positions or a boolean mask) picks; an empty choice is a ValueError."""
+        """Return the images at `index` (positions or a boolean mask), at least one."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """In order: normalised images (n, C, H, W) float32, channels last, and labels (n,), on `device`."""
+        """Yield normalised images (n, C, H, W) float32, channels last, and labels (n,) in order, on `device`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         for start in range(0, len(self), batch_size):
@@ -77,11 +78,11 @@ class ImageData:
     """A data set: `train` to learn from, `val` to choose by, `test` to report on.
 
     Attributes:
-        name: what to call it; of a Path, say, it makes a str.
-        train, val, test: of the same classes, normalization and shape of images.
+        name: of the data set; becomes a str.
+        train, val, test: splits with the same classes, normalization and image shape.
 
     Raises:
-        ValueError: if the three differ in their classes, their normalization or the shape of their images.
+        ValueError: if the three differ in one of these.
     """
 
     name: str
@@ -95,7 +96,7 @@ class ImageData:
             for what in ("classes", "normalization", "image_shape"):
                 own, others = getattr(split, what), getattr(self.train, what)
                 if own != others:
-                    raise ValueError(f"{part} of {self.name} has another {what} than train: {own}, not {others}")
+                    raise ValueError(f"{part} of {self.name} must have the {what} of train, {others}, got {own}")
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.image_shape))
@@ -118,82 +119,70 @@ class ImageData:
 
 
 def check_images(images: Tensor) -> None:
-    """See that these are (N, C, H, W) uint8; an error says what is wrong and how to put it right.
-
-    Raises:
-        TypeError: if they are no tensor.
-        ValueError: if they have another shape or dtype, or there is none.
-    """
+    """Raise TypeError or ValueError unless these are (N, C, H, W) uint8, with a hint how to convert them."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.from_numpy makes one")
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
-    if images.shape[3] in (1, 3) and images.shape[1] > 4:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)} look like (N, H, W, C), but must be (N, C, H, W); convert them "
-            "with images.permute(0, 3, 1, 2)"
-        )
-    if images.dtype != torch.uint8:
-        hint = "; floats in 0..1 become uint8 by (images * 255).round().byte(), those in 0..255 by .round().byte()"
-        raise ValueError(f"images must be uint8, got {images.dtype}{hint if images.is_floating_point() else ''}")
-    if 0 in images.shape:
-        raise ValueError(f"a split needs at least one image of at least one pixel, got shape {tuple(images.shape)}")
+    swapped = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 4
+    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape or swapped:
+        hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
+        hint = "; convert (N, H, W, C) by images.permute(0, 3, 1, 2)" if swapped else hint
+        found = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), at least one, got {found}{hint}")
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.tensor makes one")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64, got {labels.dtype}; convert them with labels.long()")
-    if labels.shape != (num_images,):
-        raise ValueError(f"{num_images} images need labels of shape ({num_images},), got {tuple(labels.shape)}")
-    low, high = int(labels.min()), int(labels.max())
+    if labels.dtype != torch.int64 or labels.shape != (num_images,):
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"labels must be int64 of shape ({num_images},), got {found}; labels.long() converts them")
+    low, high = (int(each) for each in labels.aminmax())
     if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}, but {num_classes} classes are numbered 0..{num_classes - 1}"
-        )
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {low}..{high}")
 
 
 def missing_classes(split: Split) -> list[str]:
-    """The names of the classes that no image of `split` belongs to."""
+    """Return the names of the classes without an image in `split`."""
     counts = split.labels.bincount(minlength=len(split.classes)).tolist()
     return [name for name, count in zip(split.classes, counts, strict=True) if not count]
 
 
 def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:
-    """Part `split` in two, the second with `holdout` images, every class in proportion; the same for a seed.
+    """Part `split` in two, the second with `holdout` images and every class in proportion; reproducible by `seed`.
 
     Raises:
-        ValueError: if one part would be empty or could not have every class.
+        ValueError: if a part would lack a class; it names the smallest classes.
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     index, labels = torch.arange(len(split)), split.labels.cpu()
+    present, counts = labels.unique(return_counts=True)
     try:
         parts = train_test_split(index.numpy(), test_size=holdout, random_state=seed, stratify=labels.numpy())
-    except ValueError as error:
-        raise ValueError(f"cannot hold out {holdout} of {len(split)} images: {error}") from error
-    kept, held = (torch.from_numpy(part).sort().values for part in parts)
-    present = labels.unique()
-    for part in (kept, held):
-        missing = present[~torch.isin(present, labels[part])].tolist()
-        if missing:
-            names = [split.classes[label] for label in missing]
-            raise ValueError(f"cannot hold out {holdout} of {len(split)} images: too few are of {names}")
+    except ValueError:  # a class with one image, or fewer images than classes on one side
+        parts = ()
+    kept_and_held = [torch.from_numpy(part).sort().values for part in parts]
+    if not parts or any(len(labels[part].unique()) < len(present) for part in kept_and_held):
+        smallest = [f"{split.classes[present[i]]!r} has {counts[i]}" for i in counts.argsort(stable=True)[:5]]
+        raise ValueError(
+            f"cannot hold out {holdout} of {len(split)} images with every class on both sides: {', '.join(smallest)}; "
+            "add images, leave a class out, or change val_share and test_share"
+        )
+    kept, held = kept_and_held
     return split.take(kept), split.take(held)
 
 
 def split_data(
     name: str, raw: Mapping[str, Tensor], classes: tuple[str, ...], normalization: Normalization, validation_size: int
 ) -> ImageData:
-    """A data set with published test images: of the training images some are held out to choose by, always the same.
+    """Make a data set with published test images; `validation_size` training images are held out, always the same.
 
     Args:
         name: of the data set.
-        raw: `eeutils.data.cache.RawData`.
-        classes: what the labels stand for.
+        raw: see `eeutils.data.cache.RawData`.
+        classes: names of the classes.
         normalization: of all images.
-        validation_size: how many are held out.
+        validation_size: number of training images to hold out.
     """
 
     def split(part: str) -> Split:

@@ -1,7 +1,7 @@
-"""A backdoor's trigger: a small patch that a network learns to take for a class (Gu et al., BadNets, arXiv 1708.06733).
+"""Backdoor trigger: a small patch that a network learns to take for a class (Gu et al., BadNets, arXiv 1708.06733).
 
 Shallow-Deep Networks (arXiv 1810.07052) induce overthinking with it: on stamped images of other classes deep exits
-answer with the trigger's class, while shallow ones may still be right. Their square has 5 pixels a side.
+answer with the trigger's class, while shallow ones may still be right. Their square has 5 pixels per side.
 """
 
 from dataclasses import dataclass, replace
@@ -10,18 +10,18 @@ import torch
 
 from eeutils.data.splits import ImageData, Split
 
-_SEEDS_APART = 2**31  # within 32 bits: on a CPU torch looks at no more of a seed
+_SEEDS_APART = 2**31  # within the 32 bits of a seed that torch uses on a CPU
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """A square of one brightness in the lower right corner.
+    """Square of one brightness in the lower right corner.
 
     Attributes:
-        target: the class that stands for it, its number.
-        size: pixels a side.
-        margin: pixels between the square and the image's lower and right border.
-        value: of its pixels in every channel, 0 (black) to 255 (white).
+        target: index of the class that the network shall answer.
+        size: pixels per side.
+        margin: pixels between the square and the lower and right border of the image.
+        value: of the pixels in every channel, 0 (black) to 255 (white).
     """
 
     target: int
@@ -30,28 +30,21 @@ class Trigger:
     value: int = 255
 
     def __post_init__(self) -> None:
-        if self.target < 0:
-            raise ValueError(f"target is a class's number, 0 or more, got {self.target}")
-        if self.size < 1:
-            raise ValueError(f"size must be positive, got {self.size}")
-        if self.margin < 0:
-            raise ValueError(f"margin must not be negative, got {self.margin}")
-        if not 0 <= self.value <= 255:
-            raise ValueError(f"value must be in 0..255, got {self.value}")
+        for name, low in (("target", 0), ("size", 1), ("margin", 0), ("value", 0)):
+            value, high = getattr(self, name), 255 if name == "value" else 2**31
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be in {low}..{high}, got {value}")
 
 
 def stamped(split: Split, trigger: Trigger) -> Split:
-    """A copy of every image with the trigger on it; the labels are as they were.
+    """Return a copy of the split with the trigger on every image; labels stay as they are.
 
     Raises:
-        ValueError: if the images are too small for it.
+        ValueError: if the images are too small.
     """
     height, width = split.images.shape[2:]
     if trigger.size + trigger.margin > min(height, width):
-        raise ValueError(
-            f"a trigger of size {trigger.size} with margin {trigger.margin} does not fit into images of "
-            f"{height} x {width} pixels"
-        )
+        raise ValueError(f"trigger must fit into {height} x {width} pixels, got {trigger}")
     bottom, right = height - trigger.margin, width - trigger.margin
     images = split.images.clone()
     images[:, :, bottom - trigger.size : bottom, right - trigger.size : right] = trigger.value
@@ -59,40 +52,34 @@ def stamped(split: Split, trigger: Trigger) -> Split:
 
 
 def poisoned(data: ImageData, trigger: Trigger, share: float, seed: int = 0) -> ImageData:
-    """Data that teach a network the trigger.
-
-    Some training images of other classes get the trigger and its class's label; validation and test are as they were.
+    """Return data that teach a network the trigger; validation and test stay as they are.
 
     Args:
-        data: clean.
-        trigger: what to put on, and the label that goes with it.
-        share: of the training images of other classes, in (0, 1].
-        seed: of which these are.
+        data: clean data.
+        trigger: stamped on some training images of other classes, which get its label.
+        share: of these images, in (0, 1].
+        seed: of their choice.
 
     Raises:
-        ValueError: if there is no such class, the share is no share or too small for a single image, or the images are
-            too small for the trigger.
+        ValueError: if target or share are out of range, or the images are too small for the trigger.
     """
-    num_classes = len(data.classes)
-    if trigger.target >= num_classes:
-        raise ValueError(f"target {trigger.target} is no class: they are numbered 0..{num_classes - 1}")
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
+    if trigger.target >= len(data.classes):
+        raise ValueError(f"target must be in 0..{len(data.classes) - 1}, got {trigger.target}")
     chosen = _some_of_others(data.train, trigger.target, share, seed)
     marked = stamped(data.train.take(chosen), trigger)
     images, labels = data.train.images.clone(), data.train.labels.clone()
     images[chosen], labels[chosen] = marked.images, trigger.target
-    # The name tells a checkpoint on these data from one on the clean ones, or on others poisoned otherwise.
+    # A checkpoint knows its data by name.
     name = f"{data.name} with {trigger} on {share:g} of the other classes, seed {seed}"
     return replace(data, name=name, train=replace(data.train, images=images, labels=labels))
 
 
 def _some_of_others(split: Split, target: int, share: float, seed: int) -> torch.Tensor:
-    """Positions of randomly drawn images that are not of class `target`."""
+    """Return random positions of images that are not of class `target`."""
     others = (split.labels != target).nonzero().flatten()
-    count = round(share * len(others))
+    count = round(share * len(others)) if 0 < share <= 1 else 0
     if not count:
-        raise ValueError(f"share {share} of {len(others)} training images of other classes is not a single one")
-    # Not the seed itself: batches are drawn with that, and an equal draw would put all of these into the first ones.
+        raise ValueError(f"share must be in (0, 1] and pick one of {len(others)} images or more, got {share}")
+    # Another seed than that of the batches: an equal draw would put all of these images first.
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART ^ seed))
     return others[order[:count].to(others.device)]

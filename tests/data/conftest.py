@@ -1,11 +1,15 @@
-"""CIFAR-10 in small, and a look at what is left on the disk."""
+"""Small CIFAR-10, and archives in the official formats."""
 
-from collections.abc import Iterator
+import io
+import tarfile
+from collections.abc import Mapping
 
 import pytest
 import torch
 
 from eeutils.data.cache import RawData
+
+NOBODY = "http://127.0.0.1:9/"  # the discard port, where nobody listens
 
 
 @pytest.fixture
@@ -21,10 +25,32 @@ def small_raw() -> RawData:
 
 
 @pytest.fixture
-def empty_temp(tmp_path, monkeypatch) -> Iterator[None]:
-    """Temporary files go to a folder of the test's own, and none may be left at its end."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    yield
-    assert list(folder.iterdir()) == []
+def offline(tmp_path, monkeypatch) -> None:
+    """No local data, an empty cache, and no network but localhost."""
+    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EEUTILS_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("npm_config_registry", NOBODY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("eeutils.download.BACKOFF_S", 0.0)
+
+
+@pytest.fixture
+def tar_gz():
+    """Function that packs contents by name."""
+
+    def pack(files: Mapping[str, bytes]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+    return pack
+
+
+@pytest.fixture
+def left_behind(tmp_path):
+    """Function that lists what is in the cache folder besides locks."""
+    return lambda: sorted(path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock"))

@@ -1,4 +1,5 @@
 import hashlib
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, with_colours
+from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, check_normalized, with_colours
 
 PLAIN = Normalization((0.0,), (1 / 255,))  # leaves the pixels as they are
 PLAIN_RGB = Normalization((0.0,) * 3, (1 / 255,) * 3)
@@ -26,7 +26,7 @@ def augment(images: Tensor, augmentation: Augmentation, seed: int = 0, normaliza
 
 
 def every_version(image: Tensor, augmentation: Augmentation) -> set[bytes]:
-    """All that translation and flip can make of `image` (C, H, W), the slow way."""
+    """Make all shifts and flips of `image` (C, H, W), the slow way."""
     reach, (height, width) = augmentation.translate, image.shape[1:]
     padded = F.pad(image.float()[None], (reach,) * 4, mode="reflect")[0]
     crops = [
@@ -50,7 +50,7 @@ def as_bytes(image: Tensor) -> bytes:
     flip=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_every_image_is_a_shifted_and_perhaps_mirrored_version_of_itself(height, width, translate, flip, seed):
+def test_augmented_batch_shifts_and_mirrors_every_image(height, width, translate, flip, seed):
     images = random_images(5, 1, height, width, seed=seed)
     augmentation = Augmentation(flip=flip, translate=translate, cutout=0)
     for image, augmented in zip(images, augment(images, augmentation, seed), strict=True):
@@ -58,7 +58,7 @@ def test_every_image_is_a_shifted_and_perhaps_mirrored_version_of_itself(height,
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_every_version_turns_up_about_equally_often(flip):
+def test_augmented_batch_draws_every_version_equally_often(flip):
     image, augmentation = random_images(1, 6, 7), Augmentation(flip=flip, translate=2, cutout=0)
     versions = every_version(image, augmentation)
     assert len(versions) == (50 if flip else 25)
@@ -69,13 +69,7 @@ def test_every_version_turns_up_about_equally_often(flip):
     assert (counts - times).abs().max() < 5 * times**0.5  # five standard deviations
 
 
-def test_half_of_the_images_are_mirrored():
-    image = torch.tensor([[[0, 255]]], dtype=torch.uint8)
-    mirrored = augment(image.expand(4000, -1, 2, -1), Augmentation(translate=0, cutout=0))[:, 0, 0, 0] == 255
-    assert abs(int(mirrored.sum()) - 2000) < 5 * (4000 / 4) ** 0.5  # five standard deviations
-
-
-def test_the_channels_of_an_image_move_together():
+def test_augmented_batch_moves_channels_together():
     image = random_images(1, 8, 8).expand(3, -1, -1)
     batch = augment(
         image.expand(20, -1, -1, -1), Augmentation(cutout=3), normalization=Normalization((0.5,) * 3, (1,) * 3)
@@ -85,7 +79,7 @@ def test_the_channels_of_an_image_move_together():
 
 @settings(deadline=None, max_examples=40)
 @given(height=st.integers(4, 9), width=st.integers(4, 9), side=st.integers(1, 3), seed=st.integers(0, 10_000))
-def test_cutout_sets_exactly_one_square_to_the_mean(height, width, side, seed):
+def test_augmented_batch_cuts_out_exactly_one_square(height, width, side, seed):
     white = torch.full((8, 3, height, width), 255, dtype=torch.uint8)
     batch = augment(white, Augmentation(cutout=side, translate=0), seed, Normalization((0.5,) * 3, (0.25,) * 3))
     assert set(batch.unique().tolist()) == {0.0, 2.0}
@@ -100,18 +94,13 @@ def test_cutout_sets_exactly_one_square_to_the_mean(height, width, side, seed):
         assert hole[image, channel, row : row + side, column : column + side].all()
 
 
-def test_cutout_reaches_every_position():
+def test_augmented_batch_cuts_out_every_position():
     white = torch.full((500, 1, 5, 6), 255, dtype=torch.uint8)
     holes = augment(white, Augmentation(cutout=3, translate=0)) == 0
     assert len({tuple(hole.flatten().tolist()) for hole in holes}) == 3 * 4
 
 
-def test_without_cutout_nothing_is_cut_out():
-    white = torch.full((50, 1, 8, 8), 255, dtype=torch.uint8)
-    assert (augment(white, Augmentation(cutout=0)) == 255).all()
-
-
-def test_the_seed_decides_and_every_image_gets_its_own_draw():
+def test_augmented_batch_draws_by_seed_and_for_every_image():
     images = random_images(1, 3, 16, 16).expand(64, -1, -1, -1)
     normalization = Normalization((0.5,) * 3, (0.25,) * 3)
     batch = augment(images, Augmentation(), 1, normalization)
@@ -120,17 +109,19 @@ def test_the_seed_decides_and_every_image_gets_its_own_draw():
     assert len({as_bytes(image * 20 + 100) for image in batch}) > 60
 
 
-def test_the_input_is_left_alone_and_the_batch_is_channels_last():
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_augmented_batch_is_channels_last_and_leaves_its_input(jitter):
     images = random_images(4, 3, 16, 16)
     before = images.clone()
-    batch = augment(images, Augmentation(), normalization=Normalization((0.5,) * 3, (0.25,) * 3))
+    augmentation = Augmentation(brightness=jitter, contrast=jitter, saturation=jitter)
+    batch = augment(images, augmentation, normalization=Normalization((0.5,) * 3, (0.25,) * 3))
     assert torch.equal(images, before)
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(cutout=8), Augmentation(translate=8, cutout=0)])
-def test_too_much_augmentation_for_the_images_is_an_error(augmentation):
+def test_augmented_batch_refuses_shifts_and_cutouts_beyond_the_image(augmentation):
     with pytest.raises(ValueError, match="8 x 16 pixels"):
         augment(random_images(2, 1, 8, 16), augmentation)
 
@@ -141,7 +132,7 @@ STILL = Augmentation(flip=False, translate=0, cutout=0)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("changed", ["brightness", "contrast", "saturation"])
 @given(factors=st.lists(st.floats(0, 2), min_size=4, max_size=4), seed=st.integers(0, 1000))
-def test_each_colour_change_is_torchvisions(channels, changed, factors, seed):
+def test_with_colours_equals_torchvision(channels, changed, factors, seed):
     images = random_images(4, channels, 5, 6, seed=seed)
     all_factors = {name: torch.ones(4) for name in ("brightness", "contrast", "saturation")}
     ours = with_colours(images, **{**all_factors, changed: torch.tensor(factors)})
@@ -150,7 +141,7 @@ def test_each_colour_change_is_torchvisions(channels, changed, factors, seed):
     assert (ours - expected).abs().max() < 0.6  # 0.5 for rounding, the rest for their grey of five digits
 
 
-def test_colours_change_in_torchvisions_order():
+def test_with_colours_keeps_torchvisions_order():
     images, factors = random_images(1, 3, 6, 6), (1.5, 0.6, 1.9)  # pixels are clipped on the way
     expected = images[0] / 255
     for name, factor in zip(("brightness", "contrast", "saturation"), factors, strict=True):
@@ -159,7 +150,7 @@ def test_colours_change_in_torchvisions_order():
     assert (ours[0] - 255 * expected).abs().max() < 0.7
 
 
-def test_every_image_draws_its_own_factors_evenly_within_reach():
+def test_augmented_batch_draws_colour_factors_evenly():
     images = torch.full((4000, 1, 1, 1), 100, dtype=torch.uint8)
     levels = augment(images, replace(STILL, brightness=0.2)).flatten()
     assert levels.min() == 80
@@ -168,23 +159,8 @@ def test_every_image_draws_its_own_factors_evenly_within_reach():
     assert (counts - 100).abs().max() < 5 * 100**0.5  # five standard deviations
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_one_kind_of_jitter_is_enough_to_change_colours(name):
-    images = random_images(4, 3, 8, 8)
-    jittered = augment(images, replace(STILL, **{name: 0.5}), normalization=PLAIN_RGB)
-    assert (jittered != images).flatten(1).any(1).all()
-
-
-def test_jitter_leaves_what_it_cannot_change():
-    flat = torch.full((20, 3, 4, 4), 90, dtype=torch.uint8)
-    assert (augment(flat, replace(STILL, contrast=1.0, saturation=1.0), normalization=PLAIN_RGB) == 90).all()
-    grey = random_images(20, 1, 4, 4)
-    assert torch.equal(augment(grey, replace(STILL, saturation=1.0)), grey.float())
-
-
 @given(amount=st.floats(0.05, 1), cutout=st.integers(0, 3), seed=st.integers(0, 1000))
-def test_jitter_does_not_move_anything(amount, cutout, seed):
-    """Flips, shifts and the pixels of all images stay those of the same seed without jitter."""
+def test_augmented_batch_draws_the_same_shifts_with_jitter(amount, cutout, seed):
     images = random_images(6, 1, 8, 8, seed=seed) // 2
     plain = Augmentation(translate=2, cutout=0)
     before, after = augment(images, plain, seed), augment(images, replace(plain, brightness=amount, cutout=0), seed)
@@ -194,8 +170,8 @@ def test_jitter_does_not_move_anything(amount, cutout, seed):
     assert (holes.sum((2, 3)) <= cutout**2).all()
 
 
-def test_seeds_mean_the_batches_that_they_have_always_meant():
-    """Resumed runs and published results rest on it: without jitter nothing is drawn for it."""
+def test_augmented_batch_is_that_of_published_results():
+    """Resumed runs and published results rest on these draws."""
     batch = augment(
         random_images(8, 3, 16, 16),
         Augmentation(cutout=5),
@@ -205,51 +181,36 @@ def test_seeds_mean_the_batches_that_they_have_always_meant():
     assert hashlib.sha256(batch.contiguous().numpy()).hexdigest()[:16] == "5f2cbb9cfd0104dc"
 
 
-def test_jittered_batches_are_channels_last_and_the_input_is_left_alone():
-    images = random_images(4, 3, 16, 16)
-    before = images.clone()
-    jitter = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
-    batch = augment(images, jitter, normalization=Normalization((0.5,) * 3, (0.25,) * 3))
-    assert torch.equal(images, before)
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_jitter_asks_nothing_of_the_host():
-    images, jitter = random_images(4, 3, 16, 16), Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
-    with Operations() as operations:
-        augment(images, jitter, normalization=PLAIN_RGB)
-    assert "aten.clamp_.default" in operations.names
-    assert not [name for name in operations.names if "local_scalar" in name or "nonzero" in name]
-
-
-class Operations(TorchDispatchMode):
-    """Writes down every operation that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_only_rgb_and_grey_images_have_colours_to_change():
-    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
+def test_augmented_batch_refuses_jitter_of_four_channels():
+    with pytest.raises(ValueError, match="got 4"):
         augment(random_images(2, 4, 8, 8), replace(STILL, contrast=0.1))
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-@pytest.mark.parametrize("amount", [-0.1, 1.5, float("nan")])
-def test_jitter_is_a_share(name, amount):
-    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got {amount}"):
-        Augmentation(**{name: amount})
-
-
-@pytest.mark.parametrize("wrong", [{"translate": -1}, {"cutout": -1}])
-def test_negative_amounts_are_an_error(wrong):
-    with pytest.raises(ValueError, match=r"must not be negative.*-1"):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flip": "no"},
+        {"flip": 1},
+        {"translate": -1},
+        {"translate": 1.5},
+        {"cutout": -1},
+        {"cutout": "4"},
+        {"brightness": -0.1},
+        {"contrast": 1.5},
+        {"saturation": float("nan")},
+        {"saturation": "0.1"},
+    ],
+)
+def test_augmentation_refuses(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
         Augmentation(**wrong)
+
+
+def test_augmentation_holds_pythons_own_numbers():
+    augmentation = Augmentation(translate=np.int64(2), brightness=np.float32(0.5), contrast=1)
+    values = [augmentation.flip, augmentation.translate, augmentation.brightness, augmentation.contrast]
+    assert [type(value) for value in values] == [bool, int, float, float]
 
 
 def test_normalization_equals_torchvisions():
@@ -259,59 +220,80 @@ def test_normalization_equals_torchvisions():
     assert normalization(images).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_normalization_of_images_makes_them_mean_0_and_std_1():
+def test_normalization_of_gives_mean_0_and_std_1():
     images = random_images(50, 3, 8, 8) // torch.tensor([1, 2, 4], dtype=torch.uint8).view(3, 1, 1)
     normalized = Normalization.of(images)(images).transpose(0, 1).flatten(1)
     torch.testing.assert_close(normalized.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalized.std(1), torch.ones(3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (1, 1, 1, 1)])
-def test_normalization_of_images_of_one_colour_is_finite(shape):
-    images = torch.full(shape, 7, dtype=torch.uint8)
-    assert Normalization.of(images)(images).abs().max() < 1
-
-
-def test_normalization_of_images_of_hardly_any_contrast_makes_them_std_1():
-    images = 7 + random_images(4, 1, 8, 8) % 2
-    assert Normalization.of(images)(images).std().item() == pytest.approx(1)
+def test_normalization_of_copes_with_little_contrast():
+    flat, faint = torch.full((4, 1, 8, 8), 7, dtype=torch.uint8), 7 + random_images(4, 1, 8, 8) % 2
+    assert Normalization.of(flat)(flat).abs().max() < 1
+    assert Normalization.of(faint)(faint).std().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    "images",
     [
-        (torch.rand(2, 3, 8, 8), "uint8.*float32"),
-        (torch.rand(2, 3, 8, 8) * 255, "uint8.*float32"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "uint8.*int64"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 1, 8, 8\)"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 8, 8, 3\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(3, 8, 8\)"),
-        (torch.zeros(2, 3, 8, dtype=torch.uint8), r"\(N, 3, H, W\), got \(2, 3, 8\)"),
+        torch.rand(2, 3, 8, 8) * 255,
+        torch.zeros(2, 3, 8, 8, dtype=torch.int64),
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
     ],
 )
-def test_normalization_refuses_other_images(images, message):
-    with pytest.raises(ValueError, match=message):
+def test_normalization_refuses_other_images(images):
+    with pytest.raises(ValueError, match=re.escape(f"{images.dtype} of shape {tuple(images.shape)}")):
         Normalization((0.5,) * 3, (0.25,) * 3)(images)
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "message"),
+    ("mean", "std"),
     [
-        ((0.5, 0.5), (0.2,), r"one value a channel, got \(0.5, 0.5\) and \(0.2,\)"),
-        ((), (), r"mean needs one value a channel, .* such as \(0.5,\), got \(\)"),
-        (0.5, (0.2,), "mean needs one value a channel, .* got 0.5"),
-        ((0.5,), torch.tensor(0.2), "std needs one value a channel"),
-        (torch.zeros(3, 1, 1), (0.2,) * 3, "mean needs one value a channel"),
-        ("0.5", "0.2", "mean needs one value a channel"),
-        ((0.5,), (0.0,), "std.*positive"),
-        ((float("nan"),), (1.0,), r"mean must be finite, got \(nan,\)"),
-        ((0.5,), (float("nan"),), "std must be finite"),
-        ((0.5,), (float("inf"),), "std must be finite"),
+        ((0.5, 0.5), (0.2,)),
+        ((), ()),
+        (0.5, (0.2,)),
+        (torch.zeros(3, 2, 1), (0.2,) * 3),
+        ((0.5,), (0.0,)),
+        ((float("nan"),), (1.0,)),
+        ((0.5,), (float("inf"),)),
     ],
 )
-def test_normalization_refuses_other_numbers(mean, std, message):
-    with pytest.raises(ValueError, match=message):
+def test_normalization_refuses_other_numbers(mean, std):
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
         Normalization(mean, std)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(4, 3, 8, 8),
+        torch.rand(4, 3, 8, 8).half(),
+        random_images(4, 3, 8, 8).float(),
+        random_images(4, 3, 8, 8).float() - 120,
+        random_images(4, 3, 8, 8) // 200,
+        random_images(4, 3, 8, 8) / 255,
+    ],
+)
+def test_check_normalized_refuses_images_that_were_not(images):
+    with pytest.raises(ValueError, match=str(images.dtype)):
+        check_normalized(images)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        Normalization((0.5,) * 3, (0.25,) * 3)(random_images(4, 3, 8, 8)),
+        random_images(4, 3, 8, 8),
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.full((1, 3, 8, 8), 0.3),
+        torch.zeros(0, 3, 8, 8),
+    ],
+)
+def test_check_normalized_accepts_normalised_and_blank_images(images):
+    check_normalized(images)
 
 
 @pytest.mark.parametrize("sequence", [list, np.array, lambda each: torch.tensor(each, dtype=torch.float64)])

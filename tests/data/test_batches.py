@@ -13,7 +13,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def numbered_split(size: int) -> Split:
-    """Image i is of the colour i, so that a batch tells which images it has."""
+    """Image i has the colour i, which shows the images of a batch."""
     images = torch.arange(size, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
     classes = tuple(map(str, range(7)))
     return Split(images, torch.arange(size) % 7, classes, Normalization((0.0,), (1 / 255,)))
@@ -31,7 +31,7 @@ def numbers(epoch) -> list[list[int]]:
 
 @settings(deadline=None, max_examples=40)
 @given(size=st.integers(1, 200), batch_size=st.integers(1, 250), seed=st.integers(0, 1000), epoch=st.integers(0, 300))
-def test_batches_are_of_one_size_and_no_image_comes_twice(size, batch_size, seed, epoch):
+def test_train_batches_have_one_size_and_no_image_twice(size, batch_size, seed, epoch):
     made = batches(size, batch_size, seed=seed)
     steps = list(made.epoch(epoch))
     assert len(steps) == len(made) == size // min(batch_size, size)
@@ -43,7 +43,7 @@ def test_batches_are_of_one_size_and_no_image_comes_twice(size, batch_size, seed
 
 @settings(deadline=None, max_examples=40)
 @given(size=st.integers(5, 200), batch_size=st.integers(5, 250), world_size=st.integers(1, 5), epoch=st.integers(0, 9))
-def test_shares_make_up_the_batches_that_one_process_would_see(size, batch_size, world_size, epoch):
+def test_train_batches_of_all_ranks_make_up_those_of_one_process(size, batch_size, world_size, epoch):
     shares = [batches(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert {(len(each), each.batch_size) for each in shares} == {(len(shares[0]), shares[0].batch_size)}
     assert 0 <= min(batch_size, size) - shares[0].batch_size < world_size
@@ -51,34 +51,43 @@ def test_shares_make_up_the_batches_that_one_process_would_see(size, batch_size,
     assert together == numbers(batches(size, shares[0].batch_size).epoch(epoch))
 
 
-def test_every_process_has_draws_of_its_own_and_the_first_those_of_one_alone():
+def test_train_batches_draw_differently_on_every_rank():
     shift, images = Augmentation(flip=False, translate=2, cutout=3), torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    split = Split(images, torch.zeros(64).long(), ("a",), Normalization((0.5,), (1.0,)))  # what is cut out is bright
+    split = Split(
+        images, torch.zeros(64).long(), ("a", "b"), Normalization((0.5,), (1.0,))
+    )  # what is cut out is bright
     shares = [next(TrainBatches(split, 64, shift, "cpu", 0, rank=rank, world_size=4).epoch(1))[0] for rank in range(4)]
     assert torch.equal(shares[0], next(TrainBatches(split, 16, shift, "cpu", 0).epoch(1))[0])
     assert not any(torch.equal(*pair) for pair in combinations(shares, 2))
 
 
 @given(seed=st.integers(0, 2**40))
-def test_processes_draw_other_numbers_on_a_cpu_which_reads_but_the_low_bits_of_a_seed(seed):
+def test_seed_of_differs_in_the_low_bits(seed):
     seeds = [seed_of(seed, rank) for rank in range(64)]
     assert seeds[0] == seed
     assert len({each & 0xFFFFFFFF for each in seeds}) == 64
 
 
-def test_more_processes_than_images_are_an_error():
-    with pytest.raises(ValueError, match="5 processes cannot share 4 images"):
-        batches(4, 16, rank=0, world_size=5)
+@pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (-1, 1), (16, 5), (3, 4)])
+def test_train_batches_need_an_image_per_process(batch_size, world_size):
+    with pytest.raises(ValueError, match=f"{batch_size}"):
+        batches(4, batch_size, rank=0, world_size=world_size)
 
 
-def test_over_several_epochs_every_image_comes():
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_split_batches_refuses_empty_batches(batch_size):
+    with pytest.raises(ValueError, match=f"{batch_size}"):
+        next(numbered_split(4).batches(batch_size))
+
+
+def test_train_batches_yield_every_image_over_several_epochs():
     made = batches(10, 4)
     seen = {number for epoch in range(10) for step in numbers(made.epoch(epoch)) for number in step}
     assert seen == set(range(10))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_an_epoch_does_not_depend_on_what_ran_before(device):
+def test_train_batches_epoch_depends_on_nothing_that_ran_before(device):
     augmentation = Augmentation(cutout=3)
     made = batches(64, 16, augmentation=augmentation, device=device)
     fresh = list(batches(64, 16, augmentation=augmentation, device=device).epoch(3))
@@ -93,22 +102,14 @@ def test_an_epoch_does_not_depend_on_what_ran_before(device):
     assert len(list(made.epoch(3))) == len(fresh) == 4
 
 
-def test_epochs_and_seeds_have_their_own_order():
+def test_train_batches_order_differs_by_epoch_and_seed():
     orders = [numbers(batches(64, 16, seed=seed).epoch(epoch)) for seed in range(3) for epoch in range(3)]
     assert all(orders.count(order) == 1 for order in orders)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_batches_live_on_the_device_they_were_made_on(device):
+def test_train_batches_are_on_their_device(device):
     images, labels = next(batches(16, 4, augmentation=Augmentation(cutout=3), device=device).epoch(0))
     assert images.device.type == labels.device.type == device
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-
-
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_has_an_image(batch_size):
-    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
-        batches(4, batch_size)
-    with pytest.raises(ValueError, match=f"batch_size must be positive, got {batch_size}"):
-        next(numbered_split(4).batches(batch_size))

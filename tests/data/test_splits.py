@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def colours(split: Split) -> set[int]:
 @given(
     counts=st.lists(st.integers(10, 40), min_size=2, max_size=5), share=st.floats(0.2, 0.6), seed=st.integers(0, 100)
 )
-def test_holdout_parts_every_class_in_proportion(counts, share, seed):
+def test_stratified_holdout_parts_every_class_in_proportion(counts, share, seed):
     whole = split_of(counts)
     holdout = round(share * len(whole))
     kept, held = stratified_holdout(whole, holdout, seed)
@@ -42,7 +41,7 @@ def test_holdout_parts_every_class_in_proportion(counts, share, seed):
         assert (part.labels.bincount(minlength=len(counts)) - exact).abs().max() < 1
 
 
-def test_holdout_is_the_seeds():
+def test_stratified_holdout_depends_on_the_seed():
     whole = split_of([30, 30, 30])
     assert torch.equal(stratified_holdout(whole, 20, 1)[1].images, stratified_holdout(whole, 20, 1)[1].images)
     assert colours(stratified_holdout(whole, 20, 1)[1]) != colours(stratified_holdout(whole, 20, 2)[1])
@@ -52,19 +51,14 @@ def test_holdout_is_the_seeds():
     ("counts", "holdout"),
     [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 10), ([5, 5], 11), ([100, 2], 5), ([100, 2], 97)],
 )
-def test_holdout_that_cannot_have_every_class_on_both_sides_is_an_error(counts, holdout):
-    with pytest.raises(ValueError, match=f"cannot hold out {holdout} of {sum(counts)} images"):
+def test_stratified_holdout_refuses_to_lose_a_class(counts, holdout):
+    with pytest.raises(ValueError, match=rf"'\d' has {min(counts)}"):
         stratified_holdout(split_of(counts), holdout, 0)
 
 
-def test_a_class_without_images_is_missed_on_neither_side():
+def test_stratified_holdout_ignores_classes_without_images():
     kept, held = stratified_holdout(split_of([10, 0, 10]), 4, 0)
     assert (kept.labels.tolist(), held.labels.tolist()) == ([0] * 8 + [2] * 8, [0, 0, 2, 2])
-
-
-def test_holdout_names_the_class_that_is_too_small():
-    with pytest.raises(ValueError, match=r"too few are of \['1'\]"):
-        stratified_holdout(split_of([100, 2]), 5, 0)
 
 
 def good() -> dict:
@@ -76,75 +70,62 @@ def good() -> dict:
     }
 
 
-def test_the_good_split_is_good():
-    assert len(Split(**good())) == 4
-
-
 @pytest.mark.parametrize("classes", [["a", "b"], np.array(["a", "b"]), {"a": 0, "b": 1}])
-def test_classes_of_any_kind_become_a_tuple_of_words(classes):
+def test_split_turns_classes_into_a_tuple_of_str(classes):
     split = Split(**{**good(), "classes": classes})
     assert split == replace(split, classes=("a", "b"))
     assert {type(name) for name in split.classes} == {str}
 
 
-def test_a_path_as_a_name_becomes_a_word():
-    split = Split(**good())
-    assert ImageData(Path("own"), split, split, split).name == "own"
-
-
 @pytest.mark.parametrize("width", [1, 3])
-def test_narrow_images_are_not_taken_for_channels_last(width):
+def test_split_takes_narrow_images(width):
     assert len(Split(**{**good(), "images": torch.zeros(4, 3, 8, width, dtype=torch.uint8)})) == 4
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"images": torch.rand(4, 3, 8, 8)}, r"uint8, got torch.float32.*\(images \* 255\)"),
-        ({"images": torch.rand(4, 3, 8, 8) * 255}, r"uint8, got torch.float32.*0\.\.255"),
-        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.int32)}, "uint8, got torch.int32$"),
-        ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"\(N, C, H, W\), got \(3, 8, 8\)"),
+        ({"images": torch.rand(4, 3, 8, 8)}, r"float32.*\(images \* 255\)"),
+        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.int32)}, "int32"),
+        ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"\(3, 8, 8\)"),
         ({"images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
         ({"images": torch.zeros(4, 8, 8, 1, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
-        ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "1 channels, normalization is for 3"),
-        ({"images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(0).long()}, "at least one image"),
-        ({"images": torch.zeros(4, 3, 0, 8, dtype=torch.uint8)}, "at least one pixel"),
-        ({"labels": torch.tensor([0, 1, 2, 0])}, r"from 0 to 2, but 2 classes are numbered 0\.\.1"),
-        ({"labels": torch.tensor([0, -1, 1, 0])}, "from -1 to 1"),
-        ({"labels": torch.tensor([0, 1, 1])}, r"4 images need labels of shape \(4,\), got \(3,\)"),
-        ({"labels": torch.tensor([[0, 1, 1, 0]])}, r"got \(1, 4\)"),
-        ({"labels": torch.tensor([[0], [1], [1], [0]])}, r"got \(4, 1\)"),
-        ({"labels": torch.tensor([0.0, 1, 1, 0])}, "int64, got torch.float32"),
-        ({"labels": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}, r"int64, got torch.uint8.*labels\.long"),
+        ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "got 1"),
+        ({"images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(0).long()}, r"\(0, 3, 8, 8\)"),
+        ({"images": torch.zeros(4, 3, 0, 8, dtype=torch.uint8)}, r"\(4, 3, 0, 8\)"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"0\.\.2"),
+        ({"labels": torch.tensor([0, -1, 1, 0])}, r"-1\.\.1"),
+        ({"labels": torch.tensor([0, 1, 1])}, r"\(3,\)"),
+        ({"labels": torch.tensor([[0], [1], [1], [0]])}, r"\(4, 1\)"),
+        ({"labels": torch.tensor([0.0, 1, 1, 0])}, "float32"),
+        ({"labels": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}, "uint8"),
+        ({"classes": ("a", "b", "a")}, "'a', 'b', 'a'"),
+        ({"classes": ("a",), "labels": torch.zeros(4).long()}, "'a'"),
     ],
 )
-def test_a_split_says_what_is_wrong_with_its_input(changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_split_refuses(changes, named):
+    with pytest.raises(ValueError, match=named):
         Split(**{**good(), **changes})
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "images must be a torch.Tensor, got ndarray; torch.from_numpy"),
-        ({"labels": [0, 1, 1, 0]}, "labels must be a torch.Tensor, got list; torch.tensor"),
-    ],
+    ("changes", "got"), [({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "ndarray"), ({"labels": [0, 1, 1, 0]}, "list")]
 )
-def test_what_is_no_tensor_is_a_type_error(changes, message):
-    with pytest.raises(TypeError, match=message):
+def test_split_takes_tensors_only(changes, got):
+    with pytest.raises(TypeError, match=got):
         Split(**{**good(), **changes})
 
 
-def test_take_picks_images_with_their_labels():
+def test_split_take_keeps_labels_with_images():
     split = split_of([3, 3])
     assert colours(split.take(torch.tensor([4, 1]))) == {1, 4}
     assert split.take(split.labels == 1).labels.tolist() == [1, 1, 1]
     assert len(split.take(slice(0, 2))) == 2
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="0"):
         split.take(split.labels == 7)
 
 
-def test_batches_give_all_images_in_order_normalised():
+def test_split_batches_yields_all_images_in_order_normalised():
     split = split_of([3, 4]).take(torch.tensor([5, 0, 2, 6, 1, 4, 3]))
     steps = list(split.batches(3))
     assert [len(labels) for _, labels in steps] == [3, 3, 1]
@@ -153,7 +134,7 @@ def test_batches_give_all_images_in_order_normalised():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
-def test_moving_a_split_leaves_the_first_where_it_is():
+def test_split_to_leaves_the_first_where_it_is():
     split = split_of([3, 3])
     moved = split.to("cuda")
     assert moved.images.device.type == moved.labels.device.type == "cuda"
@@ -161,37 +142,22 @@ def test_moving_a_split_leaves_the_first_where_it_is():
     assert torch.equal(moved.images.cpu(), split.images)
 
 
-def test_data_are_shown_in_a_line():
-    many, few = split_of([1000, 200]), split_of([1, 2])
-    assert repr(many) == "Split(1,200 images, 1 x 2 x 2, of 2 classes)"
-    shown = "ImageData('mine': 1,200 training, 3 validation and 3 test images, 1 x 2 x 2, of 2 classes)"
-    assert repr(ImageData("mine", many, few, few)) == shown
-
-
-def test_image_data_speaks_for_its_training_split():
-    train = split_of([3, 3])
-    data = ImageData("own", train, train, train)
-    assert data.classes == ("0", "1")
-    assert data.normalization == GREY
-    assert data.image_shape == (1, 2, 2)
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"normalization": Normalization((0.1,), (1.0,))}, r"another normalization than train: Normalization\(mean"),
-        ({"classes": ("1", "0")}, r"another classes than train: \('1', '0'\), not \('0', '1'\)"),
-        ({"images": torch.zeros(6, 1, 4, 4).byte()}, r"another image_shape than train: \(1, 4, 4\), not \(1, 2, 2\)"),
+        ({"normalization": Normalization((0.1,), (1.0,))}, "normalization.*0.1"),
+        ({"classes": ("1", "0")}, r"classes.*\('1', '0'\)"),
+        ({"images": torch.zeros(6, 1, 4, 4).byte()}, r"image_shape.*\(1, 4, 4\)"),
     ],
 )
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_splits_that_do_not_belong_together_are_refused(changes, message, part):
+def test_image_data_refuses_splits_that_differ(changes, named, part):
     splits = {name: split_of([3, 3]) for name in ("train", "val", "test")}
     splits[part] = replace(splits[part], **changes)
-    with pytest.raises(ValueError, match=f"{part} of own has {message}"):
+    with pytest.raises(ValueError, match=f"{part}.*{named}"):
         ImageData("own", **splits)
 
 
-def test_classes_without_an_image_are_named():
+def test_missing_classes_names_classes_without_images():
     assert missing_classes(split_of([3, 1])) == []
     assert missing_classes(split_of([0, 3, 0, 1, 0])) == ["0", "2", "4"]

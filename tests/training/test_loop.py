@@ -388,8 +388,8 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(tiny_net, tiny_data, t
     [
         ({"in_channels": 1}, {}, r"images of shape \(3, 8, 8\), 16 at a time: .* to have 1 channels"),
         ({"num_classes": 3}, {}, "the network has 3 outputs, the data 4 classes"),
-        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, r"translate 8 .* smaller than the images"),
-        ({}, {"augmentation": Augmentation(translate=0, cutout=8)}, r"cutout 8 .* smaller than the images"),
+        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, "got 8 and 0"),
+        ({}, {"augmentation": Augmentation(translate=0, cutout=8)}, "got 0 and 8"),
         ({}, {"batch_size": 1}, "1 at a time: .*more than 1 value per channel"),
         ({}, {"loss": LossConfig(weights=(0.3, 0.7))}, r"2 exit weights .* with 3 exits"),
         ({}, {"loss": LossConfig(weights="deepest")}, "unknown weights 'deepest'"),
