@@ -426,10 +426,11 @@ def test_load_state_executes_nothing(tmp_path):
         load_state(tmp_path / "state.pt")
 
 
-def saved(tmp: Path, kind: str) -> bytes:
-    save_tensors(tmp / "tensors", TENSORS, {"about": "it"})
-    save_state(tmp / "state", STATE)
-    return (tmp / kind).read_bytes()
+def saved(folder: Path, kind: str) -> bytes:
+    if not (folder / kind).exists():
+        save_tensors(folder / "tensors", TENSORS, {"about": "it"})
+        save_state(folder / "state", STATE)
+    return (folder / kind).read_bytes()
 
 
 def read(path: Path, kind: str) -> object:
