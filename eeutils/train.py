@@ -128,7 +128,7 @@ def train(run: TrainingRun) -> None:
         _take_over(net, _trained_network(run.start_from), run.train.trained)
     checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
     history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
-    if not workers.writes:
+    if not workers.is_first:
         return
     history.save_csv(run.folder / "history.csv")
     save_tensors(run.folder / "weights.safetensors", net.state_dict())

@@ -1,6 +1,25 @@
-"""Checkpoints: a training run between two epochs, on disk, whole or not at all; and which run one is of."""
+"""Checkpoints: a training run on disk, and which run a checkpoint belongs to.
 
-from collections.abc import Iterable
+A checkpoint is a dict in a file of `torch.save` with a checksum (`eeutils.files.save_state`):
+
+    net         state_dict of the network as `fit` returns it: with `average_decay`, the average of its weights
+    raw         state_dict with the weights that the optimizer updates; the same without `average_decay`
+    optimizer   state_dict
+    scaler      state_dict of the fp16 loss scaler, empty without one
+    epoch       finished epochs
+    step        steps done in the epoch after them
+    losses      sum of each exit's loss over these steps
+    rows        history of the finished epochs
+    config      the `TrainConfig`, as JSON has it
+    loss        name of a loss function given to `fit`
+    data        fingerprint of the dataset
+"""
+
+import json
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,117 +28,104 @@ import torch
 from torch import Tensor
 
 from eeutils.data import ImageData
-from eeutils.errors import IntegrityError
-from eeutils.files import atomic_path, sha256_of_tensor, storage_error
-from eeutils.plain import plain
+from eeutils.files import damaged, exclusive, load_state, sha256_of_tensor
 from eeutils.training.config import TrainConfig
 
-_KEYS = {"epoch", "rows", "config", "data", "net", "optimizer", "scaler"}
-# Fields of the config that a run may be resumed with changed: how a machine computes it, not what.
-_MACHINE_FIELDS = ("precision", "compile")
-# After how many epochs a run ends shapes all of its schedule, so that a finished one cannot simply be made longer.
-_HOW_TO_GO_ON = (
-    ", which is finished (to train its network further, fit it with another checkpoint; of eeutils.train, "
-    "--start-from <its folder> --out <a new one> takes over backbone and last exit)"
-)
-# What of the data a checkpoint remembers, and how a message says that it was another.
-_DATA_DIFFERENCES = {
-    "name": "another name",
-    "images": "another number or shape of images",
-    "classes": "other classes",
-    "train_images": "other training images",
-    "train_labels": "other training labels",
-    "normalization": "another normalization",
-}
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, and lists and dicts of them) to `path`.
-
-    Raises:
-        StorageError: if it cannot be written; an earlier checkpoint of that name is then still there.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-    except RuntimeError as error:  # how torch reports a full disk
-        raise storage_error(path, error) from error
+_KEYS = {"net", "raw", "optimizer", "scaler", "epoch", "step", "losses", "rows", "config", "loss", "data"}
+_MACHINE_FIELDS = ("precision", "compile")  # a run may be resumed with other values of these
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
+    """Read a checkpoint onto the CPU; nothing in it is executed.
 
     Raises:
-        IntegrityError: if the file is truncated or no checkpoint.
-        OSError: if it is not there or must not be read.
+        OSError: if the file cannot be opened.
+        IntegrityError: if it is damaged or not a checkpoint.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
-        raise IntegrityError(f"{path} is not a readable checkpoint ({error}); remove it to start afresh") from error
+    state = load_state(path)
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
-        raise IntegrityError(f"{path} is no checkpoint of a training run; use another file, or remove it")
+        raise damaged(path, "not a training checkpoint")
     return state
 
 
-def data_identity(data: ImageData) -> dict[str, Any]:
-    """By what a checkpoint is told from one on other data."""
+def locked(path: Path | None) -> AbstractContextManager[None]:
+    """Keep other processes from training into `path`.
+
+    Raises:
+        StorageError: if one does already; it says which.
+    """
+    return nullcontext() if path is None else exclusive(path, wait=False)
+
+
+@contextmanager
+def sigterm_noted(path: Path | None) -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets; the process exits after the block.
+
+    Without a checkpoint, or outside the main thread, SIGTERM keeps its effect.
+    """
+    noted = threading.Event()
+    if path is None or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if noted.is_set():
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of a config as JSON has them, lists for tuples."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def fingerprint(data: ImageData) -> dict[str, Any]:
+    """Fingerprint of a dataset."""
     train = data.train
     return {
         "name": data.name,
-        "images": tuple(train.images.shape),
-        "classes": tuple(train.classes),
-        "train_images": sha256_of_tensor(train.images),
-        "train_labels": sha256_of_tensor(train.labels),
-        # Rounded: the very last digits of a sum may depend on the machine.
+        "classes": list(train.classes),
+        "shape": list(train.images.shape),
+        "images": sha256_of_tensor(train.images),
+        "labels": sha256_of_tensor(train.labels),
+        # The last digits of a sum depend on the machine.
         "normalization": [round(level, 6) for level in (*train.normalization.mean, *train.normalization.std)],
     }
 
 
-def difference_between(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str]) -> str:
-    """What else than this run a checkpoint is of, in words; empty if it is of this one.
+def difference(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str]) -> str:
+    """Say in which way a checkpoint belongs to another run; empty if it belongs to this one.
 
     Args:
         saved: the checkpoint.
         here: what this run would save now.
-        frozen: the tensors of the network that this run leaves as they are.
+        frozen: tensors of the network that this run leaves unchanged.
     """
-    if changed := _changed_fields(saved["config"], here["config"]):
-        words = " and ".join(f"{name}={there!r}, not {wanted!r}" for name, (there, wanted) in changed.items())
+    before, now = _flat(saved["config"]) | {"loss": saved["loss"]}, _flat(here["config"]) | {"loss": here["loss"]}
+    changed = [name for name in now if name not in _MACHINE_FIELDS and before.get(name) != now[name]]
+    if changed:
+        words = ", ".join(f"{name}={before.get(name)!r} instead of {now[name]!r}" for name in changed)
         is_finished = saved["epoch"] == saved["config"]["epochs"]
-        return f"a run with {words}" + (_HOW_TO_GO_ON if is_finished and "epochs" in changed else "")
-    data = here["data"] | saved["data"]  # one from before a field was there says nothing about it
-    if changed := [words for name, words in _DATA_DIFFERENCES.items() if data[name] != here["data"][name]]:
-        return f"a run on other data ({data['name']}): {', '.join(changed)}"
-    if _shapes(saved["net"]) != _shapes(here["net"]):
+        return words + (" and is finished" if is_finished and "epochs" in changed else "")
+    if changed := [name for name, value in here["data"].items() if saved["data"].get(name) != value]:
+        return f"other data ({saved['data']['name']}: other {', '.join(changed)})"
+    ours, theirs = here["raw"], saved["raw"]
+    if _shapes(ours) != _shapes(theirs):
         return "another network"
-    if _group_sizes(saved["optimizer"]) != _group_sizes(here["optimizer"]):
-        return "a run with another optimizer"
-    if changed := [name for name in frozen if not torch.equal(saved["net"][name], here["net"][name].cpu())]:
-        return f"a run on another backbone or last exit ({changed[0]} differs)"
+    if changed := [name for name in frozen if not torch.equal(theirs[name], ours[name].cpu())]:
+        return f"another backbone or last exit ({changed[0]} differs)"
     return ""
 
 
-def _changed_fields(saved: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What each field was in a checkpoint and is here; one from before a field was there has its default."""
-    before, now = {**_flat(asdict(TrainConfig())), **_flat(saved)}, _flat(here)
-    names = [name for name, value in now.items() if name not in _MACHINE_FIELDS and before[name] != value]
-    return {name: (before[name], now[name]) for name in names}
-
-
 def _flat(config: dict[str, Any], part: str = "") -> dict[str, Any]:
-    """Fields of a config and of its parts, such as "loss.weights"; older checkpoints have lists for tuples."""
+    """Flatten a config with its parts, to names such as "loss.weights"."""
     flat = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{part}{name}.") if isinstance(value, dict) else {part + name: plain(value)}
+        flat |= _flat(value, f"{part}{name}.") if isinstance(value, dict) else {part + name: value}
     return flat
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _group_sizes(state: dict[str, Any]) -> list[int]:
-    return [len(group["params"]) for group in state["param_groups"]]
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}

@@ -1,9 +1,13 @@
-"""What happened in a training run, epoch by epoch."""
+"""Losses and accuracies of a training run, epoch by epoch, and its progress bar."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from eeutils.errors import IntegrityError
 from eeutils.files import atomic_path
@@ -13,8 +17,8 @@ from eeutils.files import atomic_path
 class History:
     """One row per epoch.
 
-    Columns: `epoch` (1 is the first), `learning_rate` at its end, `train_loss` (weighted), `train_loss_exit1`, ...,
-    `val_accuracy_exit1`, ... (0 to 1), `images_per_second` and `seconds` (training and validation).
+    Columns: `epoch` (from 1), `learning_rate` at its end, `train_loss` (the sum that is minimised), `train_loss_exit1`,
+    ..., `val_accuracy_exit1`, ... (0 to 1), `images_per_second` and `seconds` (training and validation).
     """
 
     rows: tuple[dict[str, float], ...]
@@ -26,7 +30,7 @@ class History:
         return f"{type(self).__name__}({len(self.rows)} epochs{ends})"
 
     def frame(self) -> pd.DataFrame:
-        """The rows as a DataFrame with the epoch as index."""
+        """Return the rows as a DataFrame indexed by epoch."""
         return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")
 
     def save_csv(self, path: Path | str) -> None:
@@ -49,4 +53,31 @@ class History:
         try:
             return History(tuple(pd.read_csv(path).astype({"epoch": int}).to_dict("records")))
         except (KeyError, ValueError) as error:
-            raise IntegrityError(f"{path} is no history of a training run: {error!r}") from error
+            raise IntegrityError(
+                f"{path} is damaged or not a history: {error!r}; restore it, or train again"
+            ) from error
+
+
+def by_exit(name: str, values: Tensor) -> dict[str, float]:
+    """Name the values of all exits (E,) as columns; a value () belongs to no exit."""
+    return {f"{name}_exit{number}": value for number, value in enumerate(values.tolist(), 1)} if values.ndim else {}
+
+
+def progress_bar(steps: int, steps_done: int, batch_size: int, shown: bool) -> tqdm:
+    """Create a bar that counts images on stderr."""
+    return tqdm(
+        total=steps * batch_size,
+        initial=steps_done * batch_size,
+        unit="img",
+        unit_scale=True,
+        smoothing=0.05,
+        disable=not shown,
+        file=sys.stderr,
+    )
+
+
+def show(bar: tqdm, loss: float, rows: Sequence[dict[str, float]]) -> None:
+    """Show the loss and the latest validation accuracies in the bar."""
+    last = rows[-1] if rows else {}
+    accuracy = " ".join(f"{share:.1%}" for name, share in last.items() if name.startswith("val_accuracy"))
+    bar.set_postfix_str(f"loss {loss:.3f}" + (f", val {accuracy}" if accuracy else ""))

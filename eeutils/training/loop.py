@@ -1,50 +1,53 @@
-"""Training: one loop for every network and recipe."""
+"""One training run: `fit`, what it does in an epoch, and what it does in a step."""
 
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import cached_property
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
+from tqdm import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
 from eeutils.data.batches import seed_of
 from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
+from eeutils.files import save_state
 from eeutils.models import MultiExitNet
 from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
-from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
-from eeutils.training.checks import check_fit
-from eeutils.training.compute import (
-    autocast_dtype,
-    compute_capability,
-    frozen_tensors,
-    should_compile,
-    start_training,
-    trained_part,
-    training_forward,
-)
+from eeutils.training.checkpoint import as_json, difference, fingerprint, load_checkpoint, locked, sigterm_noted
+from eeutils.training.compute import autocast_dtype, compute_capability, should_compile
 from eeutils.training.config import TrainConfig
-from eeutils.training.history import History
-from eeutils.training.losses import exit_losses, exit_weights
-from eeutils.training.optimizer import WeightAverage, create_optimizer, learning_rate, restore_optimizer
+from eeutils.training.history import History, by_exit, progress_bar, show
+from eeutils.training.losses import Loss, exit_losses, exit_weights
+from eeutils.training.optimizer import (
+    WeightAverage,
+    create_optimizer,
+    frozen_tensors,
+    gradients_for,
+    learning_rate,
+    restore_optimizer,
+    set_modes,
+    trained_part,
+)
 from eeutils.training.parallel import Workers
+from eeutils.training.preflight import check_fit
 
 _SECONDS_BETWEEN_REPORTS = 1.0
-# Where epochs take a second, on a large GPU, writing a hundred megabytes after each would be a good part of the time.
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0
-# Validation keeps no activations for a way back, so that it has room for more images at a time than training.
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # on a large GPU an epoch takes a second, and so does writing 100 MB
+# Validation keeps no activations, so that it has room for larger batches than training.
 _VALIDATION_BATCHES, _MOST_VALIDATION_IMAGES = 4, 500
-# Apart from the batches' own draws, which begin with the same seed.
-_DROPOUT_SEED = 0x5EED
+_DROPOUT_SEED = 0x5EED  # unlike the seeds of the batches
 
 
 def fit(
@@ -52,277 +55,251 @@ def fit(
     data: ImageData,
     config: TrainConfig,
     *,
+    loss: Loss | None = None,
+    on_epoch: Callable[[History], object] | None = None,
     checkpoint: Path | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> History:
-    """Train `net` in place on `data.train`; after each epoch measure it on `data.val`.
+    """Train `net` in place on `data.train`; measure it on `data.val` after each epoch.
 
-    With `checkpoint`, the run is saved there after every epoch, or every ten seconds where epochs are shorter, and at
-    the end. If the file exists, the run is resumed from it: killed and resumed, a run on the CPU ends with the very
-    weights that it would have had undisturbed. It may be resumed on another device and in another precision. If it is
-    finished, nothing is trained, and `net` gets its weights. A network is known by the names and shapes of its tensors
-    alone: give each variant with the same ones (another activation, stride or first weights) a file of its own.
-
-    In processes that torch.distributed has made known to each other all train one network together, see
-    `eeutils.training.parallel`; the first of them shows the progress and writes the checkpoint.
+    With `checkpoint`, the run is saved at the end of epochs, at most every ten seconds; SIGTERM saves after the current
+    step and raises SystemExit. Called again, `fit` resumes the run, or only loads a finished one. On a CPU, the weights
+    are bit-equal to those of an undisturbed run. `eeutils.training.checkpoint` describes the file,
+    `eeutils.training.parallel` training on several GPUs.
 
     Args:
-        net: the network; it ends on the device it came from and in the memory format it had, in evaluation mode. Of one
-            that `torch.compile` made, what it wraps is trained: whether training is compiled, `config.compile` says.
+        net: the network; it ends in evaluation mode, on its device and in its memory format.
         data: images and labels.
-        config: see `TrainConfig`; `recipe(name)` has some.
-        checkpoint: a file of this run's own.
+        config: a `TrainConfig`, such as `recipe("slim")`.
+        loss: a function of the logits of all exits, E times (N, C) float32, and labels (N,). It returns the loss of
+            each exit (E,), which `config.loss.weights` add up, or their sum (). By default `exit_losses`.
+        on_epoch: called with the history so far after each epoch; an exception ends the run.
+        checkpoint: a file for this run only. It identifies the network by names and shapes of tensors, and `loss` by
+            name.
         device: where to train; by default a GPU if there is one.
-        progress: show a bar with loss, validation accuracy of every exit, images/s and the time left; and say on stderr
-            if the checkpoint is of a finished run.
+        progress: show a progress bar on stderr.
 
     Raises:
-        TypeError: if `net` has no exits, `data` are no data set, or `config` is no config.
-        ValueError: if there is no such device, if network, data and augmentation do not fit together, if nothing is to
-            be trained, if a weight is NaN or infinite and no checkpoint replaces it, or if the checkpoint has epochs of
-            another config, network or data set (other training images, labels or normalization, whatever its name);
-            or, where exits alone are trained, of another backbone, or of another last exit if it stays, too.
+        TypeError: if `net` has no exits, or `data` or `config` is of another type.
+        ValueError: if network, data and config do not fit together, a weight is NaN or infinite, or the checkpoint
+            belongs to another run.
         IntegrityError: if the checkpoint is damaged.
+        StorageError: if the checkpoint cannot be written, or another process is training into it.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
-        StorageError: if a checkpoint cannot be written; the one before is still there.
-        KeyboardInterrupt: passed on; the last checkpoint stands.
     """
     device, net, workers = choose_device(device), uncompiled(net), Workers.of_this_run()
-    check_fit(net, data, config, workers.world_size)
     path = None if checkpoint is None else Path(checkpoint)
+    check_fit(net, data, config, loss, path, workers.world_size)
     home = next(net.parameters()).device
     try:
-        with channels_last(net.to(device)), tuned_convolutions():
-            run = _Run(net, data, config, device, workers)
-            run.resume(path)
-            if run.epoch == config.epochs and progress and workers.writes:
-                print(f"{path} has all {config.epochs} epochs of this run: nothing is trained", file=sys.stderr)
-            with run.bar(progress) as bar:
-                while run.epoch < config.epochs:
+        with (
+            locked(path if workers.is_first else None),
+            sigterm_noted(path) as sigterm,
+            channels_last(net.to(device)),
+            gradients_for(net, config.trained),
+            tuned_convolutions(),
+            torch.random.fork_rng(devices=cuda_indices(device)),
+        ):
+            run = _Run(net, data, config, loss, path, device, workers, sigterm)
+            run.resume()
+            if run.epoch == config.epochs and progress and workers.is_first:
+                print(f"{path} is finished: nothing is trained", file=sys.stderr)
+            total = config.epochs * len(run.batches)
+            with progress_bar(total, run.steps_done, run.batches.batch_size, progress and workers.is_first) as bar:
+                while run.epoch < config.epochs and not run.stopped:
                     run.train_epoch(bar)
-                    if run.is_worth_saving():
-                        run.save(path)
-            run.finish()
-    except KeyboardInterrupt:
-        kept = f"{path} has the epochs saved before; call fit again to go on" if path else "nothing was saved"
-        if workers.writes:
-            print(f"training was interrupted: {kept}", file=sys.stderr)
-        raise
+                    if on_epoch and not run.step:
+                        on_epoch(History(tuple(run.rows)))
+            net.load_state_dict(run.result.state_dict())
     finally:
         net.eval().to(home)
     return History(tuple(run.rows))
 
 
 class _Run:
-    """The moving parts of one training run; between epochs its state is exactly what a checkpoint holds."""
+    """State of one training run; a checkpoint holds all of it."""
 
     def __init__(
-        self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device, workers: Workers
+        self,
+        net: MultiExitNet,
+        data: ImageData,
+        config: TrainConfig,
+        loss: Loss | None,
+        path: Path | None,
+        device: torch.device,
+        workers: Workers,
+        sigterm: Event,
     ) -> None:
-        self.net, self.data, self.config, self.device, self.workers = net, data, config, device, workers
-        workers.follow_first([*net.parameters(), *_statistics(net)])
-        rank, world_size = workers.rank, workers.world_size
+        self.net, self.data, self.config = net, data, config
+        self.loss = loss or partial(exit_losses, config=config.loss)
+        self.loss_name = getattr(loss, "__qualname__", type(loss).__name__)
+        self.path, self.device, self.workers, self.sigterm, self.stopped = path, device, workers, sigterm, False
+        self.fingerprint = fingerprint(data) if path else {}
         self.batches = TrainBatches(
-            data.train, config.batch_size, config.augmentation, device, config.seed, rank=rank, world_size=world_size
+            data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(workers)
         )
         self.val = data.val.to(device)
-        self.trained = trained_part(net, config.trained)
-        self.parameters = list(self.trained.parameters())  # once: to walk the modules at every step would take its time
-        self.optimizer = create_optimizer(self.trained, config, device)
+        self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
         dtype = autocast_dtype(config.precision, compute_capability(device))
-        self.average = WeightAverage(self.net, config.average_decay) if config.average_decay else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-        steps = config.epochs * len(self.batches)
-        forward = training_forward(net, config.trained)
-        self.compiled = torch.compile(forward) if should_compile(config.compile, device, steps) else forward
-        self.epoch = 0
-        self.weights = self._exit_weights()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        is_compiled = should_compile(config.compile, device, config.epochs * len(self.batches))
+        self.forward = workers.wrapped(torch.compile(net) if is_compiled else net, device)
+        self.average = WeightAverage(net, config.average_decay) if config.average_decay else None
+        self.epoch, self.step = 0, 0
+        self.losses = torch.zeros((), device=device)  # sum over the steps of this epoch, (E,) or ()
         self.rows: list[dict[str, float]] = []
         self.saved_at = time.perf_counter()
 
-    @property
-    def images_per_epoch(self) -> int:
-        return len(self.batches) * self.batches.batch_size
-
-    def bar(self, shown: bool) -> tqdm:
-        return tqdm(
-            total=self.config.epochs * self.images_per_epoch,
-            initial=self.epoch * self.images_per_epoch,
-            unit="img",
-            unit_scale=True,
-            smoothing=0.05,
-            disable=not (shown and self.workers.writes),
-            file=sys.stderr,
-        )
-
     def train_epoch(self, bar: tqdm) -> None:
-        """One pass over the training split and one over the validation split; adds a row to the history."""
+        """Pass over the training split, validate, add a row to the history, save."""
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}")
-        started = time.perf_counter()
-        losses = self._pass_over_training_split(bar)
+        set_modes(self.net, self.config.trained)
+        self.weights = self._exit_weights()
+        first_step, started = self.step, time.perf_counter()
+        reported_at, reported_step = started, self.step
+        for images, labels in islice(self.batches.epoch(self.epoch), self.step, None):
+            self.losses = self.losses + self.train_step(images, labels)
+            self.step += 1
+            if self._must_stop():
+                self._report(bar, self.losses / self.step, self.step - reported_step)  # raises if the run diverged
+                self.workers.average(self.losses)
+                self.save()
+                return
+            if time.perf_counter() - reported_at > _SECONDS_BETWEEN_REPORTS:
+                self._report(bar, self.losses / self.step, self.step - reported_step)
+                reported_at, reported_step = time.perf_counter(), self.step
+        losses = self.losses / self.step
+        self._agree(losses)
+        self._report(bar, losses, self.step - reported_step)
         seconds_training = time.perf_counter() - started
-        accuracy = self._validate()
-        self.epoch += 1
-        row = {"epoch": self.epoch, "learning_rate": self._learning_rate(self.epoch * len(self.batches))}
-        row["train_loss"] = float(losses @ self.weights.cpu())
-        row |= {f"train_loss_exit{number}": loss for number, loss in enumerate(losses.tolist(), 1)}
-        row |= {f"val_accuracy_exit{number}": share for number, share in enumerate(accuracy.tolist(), 1)}
-        row["images_per_second"] = self.images_per_epoch / seconds_training
+        rate = learning_rate(self.config, self.steps_done, len(self.batches))
+        row = {"epoch": self.epoch + 1, "learning_rate": rate, "train_loss": float(self._objective(losses))}
+        row |= by_exit("train_loss", losses) | by_exit("val_accuracy", self._validate())
+        row["images_per_second"] = (self.step - first_step) * self.batches.batch_size / seconds_training
         row["seconds"] = time.perf_counter() - started
         self.rows.append(row)
-        self._show(bar, row["train_loss"])
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, torch.zeros_like(losses)
+        show(bar, row["train_loss"], self.rows)
+        is_due = time.perf_counter() - self.saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
+        if self._must_stop() or is_due or self.epoch == self.config.epochs:
+            self.save()
 
-    def _pass_over_training_split(self, bar: tqdm) -> Tensor:
-        """Mean loss of each exit over the epoch, (E,) on the CPU."""
-        start_training(self.net, self.config.trained)
-        self.weights = self._exit_weights()
-        total = torch.zeros(self.net.num_exits, dtype=torch.float32, device=self.device)
-        reported, pending = time.perf_counter(), 0
-        # Dropout and the like draw from the global generator: theirs, too, depends on the epoch's number alone.
-        with torch.random.fork_rng(devices=cuda_indices(self.device)):
-            seed = (self.config.seed * 1_000_003 + self.epoch) ^ _DROPOUT_SEED
-            torch.manual_seed(seed_of(seed, self.workers.rank))
-            for step, (images, labels) in enumerate(self.batches.epoch(self.epoch)):
-                total += self._step(images, labels, self.epoch * len(self.batches) + step)
-                pending += self.batches.batch_size
-                if time.perf_counter() - reported > _SECONDS_BETWEEN_REPORTS:
-                    self._report(bar, total / (step + 1), pending)
-                    reported, pending = time.perf_counter(), 0
-        mean = total / len(self.batches)
-        self._agree(mean)
-        self._report(bar, mean, pending)
-        return mean.cpu()
-
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One update of the weights. Nothing here waits for the device. Returns the exits' losses, (E,)."""
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Update the weights once and return the losses, (E,) or (). Nothing here waits for the device."""
+        number = self.steps_done
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step + 1) * group["lr_factor"]
+            group["lr"] = learning_rate(self.config, number + 1, len(self.batches)) * group["lr_factor"]
+        # Dropout draws from the global generator. Seeded at each step, a resumed run draws the same.
+        torch.manual_seed(seed_of((self.config.seed * 1_000_003 + number) ^ _DROPOUT_SEED, self.workers.rank))
         with self.autocast:
-            losses = exit_losses(self.compiled(images), labels, self.config.loss)
-        self.scaler.scale(losses @ self.weights).backward()
-        self.workers.average_gradients(self.parameters)
+            logits = self.forward(images)
+        losses = self.loss([each.float() for each in logits], labels)
+        self.scaler.scale(self._objective(losses)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(step)
+            self.average.update(number)
         return losses.detach()
 
-    def _agree(self, losses: Tensor) -> None:
-        """Give all processes the mean of their losses, (E,), and of what BatchNorm has seen where it was trained."""
-        self.workers.average([losses, *_statistics(self.trained)])
-        if self.average is not None:
-            self.workers.average(_statistics(trained_part(self.average.net, self.config.trained)))
+    def _objective(self, losses: Tensor) -> Tensor:
+        """Sum the exits' losses (E,) with their weights; a sum () stays."""
+        return losses @ self.weights if losses.ndim else losses
 
-    def _report(self, bar: tqdm, losses: Tensor, images: int) -> None:
-        """Move the bar on; about once a second, so that reading the losses costs nothing. Stops a diverged run."""
-        loss = float(losses @ self.weights)
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss became {loss}")
-        self._show(bar, loss)
-        bar.update(images)
+    @property
+    def steps_done(self) -> int:
+        return self.epoch * len(self.batches) + self.step
 
-    def _show(self, bar: tqdm, loss: float) -> None:
-        parts = [f"loss {loss:.3f}"]
-        if self.rows:
-            accuracy = [share for name, share in self.rows[-1].items() if name.startswith("val_accuracy")]
-            parts.append("val " + " ".join(f"{share:.1%}" for share in accuracy))
-        bar.set_postfix_str(", ".join(parts))
+    @property
+    def result(self) -> MultiExitNet:
+        """The network as `fit` returns it: the average, if weights are averaged."""
+        return self.net if self.average is None else self.average.net
 
-    def _diverged(self, what: str) -> TrainingDivergedError:
-        return TrainingDivergedError(
-            f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
-            f"learning_rate (now {self.config.learning_rate}) or check the images. The network's weights are spoilt; "
-            "a checkpoint, if any, is from before"
-        )
-
-    def _validate(self) -> Tensor:
-        """Accuracy of each exit on the validation split, (E,)."""
-        net = self.net if self.average is None else self.average.net
-        images = min(_VALIDATION_BATCHES * self.config.batch_size, _MOST_VALIDATION_IMAGES)
-        with self.autocast:
-            logits = collect_logits(net, self.val, batch_size=images)
-        if not logits.isfinite().all():  # the epoch's very last update can spoil weights without a loss that shows it
-            raise self._diverged("the network's answers became NaN or infinite")
-        return (logits.argmax(-1) == self.val.labels).float().mean(1).cpu()
+    def _must_stop(self) -> bool:
+        """Return True in all processes once SIGTERM has reached any of them."""
+        self.stopped = self.workers.any(self.sigterm.is_set())
+        if self.stopped:
+            self.sigterm.set()
+        return self.stopped
 
     def _exit_weights(self) -> Tensor:
-        """The weight of each exit's loss in the coming epoch, (E,) on the device."""
+        """Return the weight of each exit's loss in this epoch, (E,) on the device."""
         progress = (self.epoch + 1) / self.config.epochs
         weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate(self.config, step, len(self.batches))
+    def _agree(self, losses: Tensor) -> None:
+        """Give all processes the mean losses and the first one's BatchNorm statistics."""
+        self.workers.average(losses)
+        self.workers.copy_from_first([*self.net.buffers(), *self.result.buffers()])
 
-    def finish(self) -> None:
-        """Let the network end as what was validated."""
-        if self.average is not None:
-            self.net.load_state_dict(self.average.net.state_dict())
+    def _validate(self) -> Tensor:
+        """Return the accuracy of each exit on the validation split, (E,)."""
+        images = min(_VALIDATION_BATCHES * self.config.batch_size, _MOST_VALIDATION_IMAGES)
+        with self.autocast:
+            logits = collect_logits(self.result, self.val, batch_size=images)
+        if not logits.isfinite().all():  # the last step can spoil weights without a loss that shows it
+            raise self._diverged("the logits became NaN or infinite")
+        return (logits.argmax(-1) == self.val.labels).float().mean(1)
 
-    def resume(self, path: Path | None) -> None:
-        """Go on from `path` if it is there; if there is something to train, see that it can be written."""
-        if path is not None and path.exists():
-            self._restore(path)
-        check_weights(self.net)  # before they are written over a checkpoint: a run that diverged leaves such behind
-        if path is None:
-            return
-        # All have read by then what the first one is about to replace.
-        if len(set(self.workers.gather(self.epoch))) > 1:
-            raise ValueError(f"{path} is not the same for all processes: they need one folder that all can read")
+    def _report(self, bar: tqdm, losses: Tensor, steps: int) -> None:
+        """Move the bar on, or stop a diverged run. Reads the losses from the device, so only once a second."""
+        loss = float(self._objective(losses))
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}")
+        show(bar, loss, self.rows)
+        bar.update(steps * self.batches.batch_size)
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
+            f"learning_rate (now {self.config.learning_rate}) or check the images"
+        )
+
+    def resume(self) -> None:
+        """Continue from the checkpoint if it exists; find out before training whether it can be written."""
+        exists = self.path is not None and self.workers.is_first and self.path.exists()
+        if state := self.workers.share_from_first(load_checkpoint(self.path) if exists else None):
+            self._restore(state)
+        check_weights(self.net)  # before a network that diverged is written over a checkpoint
         if self.epoch < self.config.epochs:
-            self.save(path)  # an unwritable path is found out now, not after an epoch
+            self.save()
 
-    def is_worth_saving(self) -> bool:
-        """Whether this is the end, or enough has been done since the last time to be a loss."""
-        is_long_ago = time.perf_counter() - self.saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
-        return is_long_ago or self.epoch == self.config.epochs
-
-    def save(self, path: Path | None) -> None:
-        """Write all that changes in a run to `path`, if there is one."""
-        if path is None or not self.workers.writes:
-            return
-        save_checkpoint(path, self._state())
-        self.saved_at = time.perf_counter()
+    def save(self) -> None:
+        """Write the checkpoint, if there is to be one."""
+        if self.path is not None and self.workers.is_first:
+            save_state(self.path, self._state())
+            self.saved_at = time.perf_counter()
 
     def _state(self) -> dict[str, Any]:
-        state = {
-            "epoch": self.epoch,
-            "rows": self.rows,
-            "config": asdict(self.config),
-            "data": self.data_identity,
-            "net": self.net.state_dict(),
+        return {
+            "net": self.result.state_dict(),
+            "raw": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
+            "rows": self.rows,
+            "config": as_json(self.config),
+            "loss": self.loss_name,
+            "data": self.fingerprint,
         }
-        if self.average is not None:
-            state["average"] = self.average.net.state_dict()
-        return state
 
-    def _restore(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        # Looked at beforehand: load_state_dict would have changed some weights by the time it objects.
-        frozen = frozen_tensors(self.net, self.config.trained)
-        if difference := difference_between(state, self._state(), frozen):
-            if state["epoch"] == 0:
-                return  # nothing was learnt there that would be lost
-            raise ValueError(f"{path} is of {difference}; use another file, or remove it")
-        self.net.load_state_dict(state["net"])
-        if self.average is not None:
-            self.average.net.load_state_dict(state["average"])
+    def _restore(self, state: dict[str, Any]) -> None:
+        # Compared first: load_state_dict changes weights before it objects.
+        if reason := difference(state, self._state(), frozen_tensors(self.net, self.config.trained)):
+            if state["epoch"] == state["step"] == 0:
+                return  # nothing is lost
+            raise ValueError(
+                f"checkpoint {self.path} must be of this run, got {reason}; use another file, or remove it"
+            )
+        self.net.load_state_dict(state["raw"])
+        self.result.load_state_dict(state["net"])
         restore_optimizer(self.optimizer, state["optimizer"])
-        if state["scaler"].keys() == self.scaler.state_dict().keys():  # none is kept where losses are not scaled
+        if state["scaler"].keys() == self.scaler.state_dict().keys():  # precision may have changed
             self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.rows = state["epoch"], list(state["rows"])
-
-    @cached_property
-    def data_identity(self) -> dict[str, Any]:
-        """By what a checkpoint is told from one on other data; once a run, because the images are hashed."""
-        return data_identity(self.data)
-
-
-def _statistics(part: nn.Module) -> list[Tensor]:
-    """Floating buffers, BatchNorm's statistics for one; its count of batches is the same for all."""
-    return [tensor for tensor in part.buffers() if tensor.is_floating_point()]
+        self.epoch, self.step, self.rows = state["epoch"], state["step"], list(state["rows"])
+        self.losses = state["losses"].to(self.device)

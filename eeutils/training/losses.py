@@ -1,4 +1,4 @@
-"""The loss of a network with several exits."""
+"""Losses of a network with several exits."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,89 +8,83 @@ from torch.nn import functional as F
 
 from eeutils.training.config import LossConfig
 
-# UPF-DL-2020's weights for one, two and three exits.
-_UPF_WEIGHTS = {1: (1.0,), 2: (0.3, 0.7), 3: (0.2, 0.3, 0.5)}
+Loss = Callable[[list[Tensor], Tensor], Tensor]  # logits of E exits, labels (N,) -> (E,) or ()
+
+_UPF_WEIGHTS = {1: (1.0,), 2: (0.3, 0.7), 3: (0.2, 0.3, 0.5)}  # UPF-DL-2020
 
 
-def _deeper_counts_more(num_exits: int) -> tuple[float, ...]:
+def _deeper_counts_more(num_exits: int, _: float) -> tuple[float, ...]:
     """0.3/0.7 for two exits, 0.2/0.3/0.5 for three (UPF-DL-2020); proportional to depth for more."""
-    if num_exits in _UPF_WEIGHTS:
-        return _UPF_WEIGHTS[num_exits]
     total = num_exits * (num_exits + 1) / 2
-    return tuple(depth / total for depth in range(1, num_exits + 1))
+    return _UPF_WEIGHTS.get(num_exits) or tuple(depth / total for depth in range(1, num_exits + 1))
 
 
-def _deeper_mean_one(num_exits: int) -> tuple[float, ...]:
-    """The same ratios, averaging 1: a head then learns about as fast as a plain network's."""
-    return tuple(num_exits * weight for weight in _deeper_counts_more(num_exits))
+def _deeper_mean_one(num_exits: int, _: float) -> tuple[float, ...]:
+    """The same ratios with mean 1, so that a head learns about as fast as that of a plain network."""
+    return tuple(num_exits * weight for weight in _deeper_counts_more(num_exits, _))
 
 
-def _equal(num_exits: int) -> tuple[float, ...]:
+def _equal(num_exits: int, _: float) -> tuple[float, ...]:
     return (1 / num_exits,) * num_exits
 
 
-def _sdn_ramp(num_exits: int, progress: float) -> tuple[float, ...]:
-    """Shallow-Deep Networks' (arXiv 1810.07052, section 3): early exits hardly count at first, the last always by 1.
+def _sdn(num_exits: int, progress: float) -> tuple[float, ...]:
+    """Ramp of Shallow-Deep Networks (arXiv 1810.07052, section 3): early exits start near 0, the last one has 1.
 
-    An early exit's weight rises to the share of the cost at which such a network places it: 0.15, 0.3, ..., 0.9 for six
-    of them, and for another number evenly up to 0.9 as well.
+    Each early exit's weight rises to its share of the network's cost: 0.15, 0.3, ..., 0.9 for six early exits, and
+    evenly up to 0.9 for another number.
     """
     shares = [0.9 * number / (num_exits - 1) for number in range(1, num_exits)]
     return (*(min(share, 0.01 + progress * share) for share in shares), 1.0)
 
 
-_CONSTANT: dict[str, Callable[[int], tuple[float, ...]]] = {
+_SCHEMES = {
     "deeper_counts_more": _deeper_counts_more,
     "deeper_mean_one": _deeper_mean_one,
     "equal": _equal,
+    "sdn": _sdn,
 }
-_CHANGING: dict[str, Callable[[int, float], tuple[float, ...]]] = {"sdn": _sdn_ramp}
 
 
 def list_weight_schemes() -> list[str]:
-    """The names that `exit_weights` knows."""
-    return sorted([*_CONSTANT, *_CHANGING])
+    """Return the names that `exit_weights` knows."""
+    return sorted(_SCHEMES)
 
 
 def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float = 0.0) -> tuple[float, ...]:
-    """The weight of each exit's loss, shallowest first.
+    """Return the weight of each exit's loss, shallowest first.
 
     Args:
         weights: numbers, or one of `list_weight_schemes()`.
         num_exits: of the network.
-        progress: share of the run's epochs, the present one included; only "sdn" changes with it.
+        progress: share of the run's epochs, the current one included; only "sdn" changes with it.
 
     Raises:
         ValueError: if the name is unknown, or the numbers are negative, all zero or not one per exit.
     """
     if isinstance(weights, str):
-        if weights in _CHANGING:
-            return _CHANGING[weights](num_exits, progress)
-        if weights not in _CONSTANT:
-            raise ValueError(f"unknown weights {weights!r}; choose from {list_weight_schemes()}")
-        return _CONSTANT[weights](num_exits)
-    if len(weights) != num_exits:
-        raise ValueError(f"{len(weights)} exit weights {tuple(weights)} for a network with {num_exits} exits")
-    if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
-        raise ValueError(f"exit weights must not be negative or all zero, got {tuple(weights)}")
+        if weights not in _SCHEMES:
+            raise ValueError(f"weights must be numbers or one of {list_weight_schemes()}, got {weights!r}")
+        return _SCHEMES[weights](num_exits, progress)
+    if len(weights) != num_exits or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
+        raise ValueError(f"weights must be {num_exits} numbers, 0 or more and not all 0, got {tuple(weights)}")
     return tuple(weights)
 
 
 def exit_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) -> Tensor:
-    """The loss of each exit by itself, (E,); `logits` are E times (N, C), `labels` (N,).
+    """Return the loss of each exit (E,); `logits` are E times (N, C), `labels` (N,).
 
-    With self-distillation an early exit learns in part from the last one's answer, which it cannot move.
+    With self-distillation, early exits learn in part from the last one, which gets no gradient from them.
     """
-    logits = [answer.float() for answer in logits]  # under autocast they come in 16 bits: too few for a loss
-    hard = [F.cross_entropy(answer, labels, label_smoothing=config.label_smoothing) for answer in logits]
+    hard = [F.cross_entropy(each, labels, label_smoothing=config.label_smoothing) for each in logits]
     if not config.distillation:
         return torch.stack(hard)
     teacher = F.softmax(logits[-1].detach() / config.temperature, dim=-1)
-    # Times the temperature squared, so that the gradient's size does not depend on it (Hinton et al., 1503.02531).
+    # Times the temperature squared, so that gradients do not shrink with it (Hinton et al., 1503.02531).
     soft = [
         config.temperature**2
-        * F.kl_div(F.log_softmax(answer / config.temperature, dim=-1), teacher, reduction="batchmean")
-        for answer in logits[:-1]
+        * F.kl_div(F.log_softmax(each / config.temperature, dim=-1), teacher, reduction="batchmean")
+        for each in logits[:-1]
     ]
     mixed = [torch.lerp(own, taught, config.distillation) for own, taught in zip(hard, soft, strict=False)]
     return torch.stack([*mixed, hard[-1]])

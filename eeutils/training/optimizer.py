@@ -1,5 +1,7 @@
-"""The optimizer of a run: parameter groups, learning rates, averaged weights, resumed state."""
+"""Optimizer of a run: trained part, parameter groups, learning rate, weight average."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -11,10 +13,43 @@ from eeutils.training.config import TrainConfig
 from eeutils.training.muon import Muon
 
 
+def trained_part(net: MultiExitNet, trained: str) -> nn.Module:
+    """Return what `TrainConfig.trained` stands for: `net`, its exits, or all exits but the last."""
+    if trained == "all":
+        return net
+    exits = list(net.exits.values())
+    return nn.ModuleList(exits if trained == "exits" else exits[:-1])
+
+
+def frozen_tensors(net: MultiExitNet, trained: str) -> dict[str, Tensor]:
+    """Return the parameters and buffers of `net` that a run leaves unchanged, by name."""
+    moving = {id(tensor) for tensor in trained_part(net, trained).state_dict(keep_vars=True).values()}
+    return {name: tensor for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) not in moving}
+
+
+def set_modes(net: MultiExitNet, trained: str) -> None:
+    """Set the trained part to training mode and the rest to evaluation mode, which keeps BatchNorm's statistics."""
+    net.eval()
+    trained_part(net, trained).train()
+
+
+@contextmanager
+def gradients_for(net: MultiExitNet, trained: str) -> Iterator[None]:
+    """Compute gradients for the trained part only."""
+    frozen = [tensor for tensor in frozen_tensors(net, trained).values() if tensor.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
 def create_optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """What `config` asks for, on the parameters of `part`; a group's `lr_factor` is to be multiplied by its rate."""
+    """Create the optimizer of `part`; each parameter group multiplies the learning rate by its `lr_factor`."""
     groups = _parameter_groups(part, config)
-    # The fused kernel takes the loss scaler's verdict on the device; the others would ask the host at every step.
+    # The fused kernel reads the loss scaler's verdict on the device; the others would wait for it at every step.
     fused = device.type == "cuda"
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
@@ -26,23 +61,20 @@ def create_optimizer(part: nn.Module, config: TrainConfig, device: torch.device)
             groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
         )
     if config.momentum:
-        _begin_at_rest(optimizer)
+        _start_momentum_at_zero(optimizer)
     return optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take from `saved`, the state of an optimizer of the same config, what it has learnt.
-
-    The settings stay the optimizer's own: they follow from the config, or, which kernel steps, from the device.
-    """
+    """Load the state of an optimizer of the same config; settings, such as which kernel steps, stay the device's."""
     optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _begin_at_rest(optimizer: torch.optim.SGD) -> None:
-    """Let momentum begin at zero, which is what a first step makes of it anyway.
+def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+    """Create momentum buffers of zeros, which do not change the first step.
 
-    The fused kernel skips a step whose scaled gradients overflow, as the first ones in fp16 do, but torch keeps the
-    buffers that this step was to fill: memory of whatever was there before.
+    When the scaled gradients of the first step overflow, as in fp16, the fused kernel skips it and leaves the buffers
+    that torch would create for it uninitialised.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -50,9 +82,9 @@ def _begin_at_rest(optimizer: torch.optim.SGD) -> None:
 
 
 def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Weights, which decay; norms and biases, which do not; BatchNorm's biases, if they have a rate of their own.
+    """Group weights, which decay; norms and biases, which do not; BatchNorm's biases, if they have their own rate.
 
-    For Muon, the filters of all units but the stem, and of the exits, come first.
+    With Muon, the filters of exits and of all units but the stem come first.
     """
     rest = dict(part.named_parameters())
     faster, filters = [], []
@@ -74,7 +106,7 @@ def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """For the `step`-th update of the run, counted from 1; see `TrainConfig.schedule`. Always above 0."""
+    """Return the learning rate of the run's `step`-th update, counted from 1; see `TrainConfig.schedule`."""
     if config.schedule == "halving":
         return config.learning_rate * 0.5 ** ((step - 1) // (config.halve_every * steps_per_epoch))
     total = config.epochs * steps_per_epoch
@@ -82,38 +114,37 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         passed = sum(step > max(round(drop * total), 1) for drop in config.drops)
         return config.learning_rate * 0.1**passed
     rising = max(round(config.warmup * total), 1)
-    # To 0 after the last step and not with it, or that one would be computed for nothing.
+    # 0 after the last step, not at it: the last step would be computed for nothing.
     return config.learning_rate * min(step / rising, (total + 1 - step) / (total + 1 - rising))
 
 
 class WeightAverage:
-    """The exponential moving average of a network's weights and of BatchNorm's statistics (Polyak averaging).
+    """Exponential moving average of a network's weights and BatchNorm statistics (Polyak averaging).
 
-    torch.optim.swa_utils.AveragedModel does the same, but asks the device at every step how often it was called.
+    Unlike torch.optim.swa_utils.AveragedModel, it does not read its step count from the device.
 
     Args:
-        net: the network as it is before training.
-        decay: what an update leaves of the average; 0.999 looks back over about a thousand steps. The first updates
-            leave less, (1 + t) / (10 + t) after t of them: a short run, too, soon forgets the weights it began with.
+        net: the network before training.
+        decay: share of the average that an update keeps; 0.999 looks back about a thousand steps. Update t keeps at
+            most (1 + t) / (10 + t), so that a short run, too, forgets its first weights.
     """
 
     def __init__(self, net: MultiExitNet, decay: float) -> None:
         self.net = deepcopy(net).eval()
         self.decay = decay
-        self._own, self._latest = _tensors(self.net), _tensors(net)
+        self._average, self._latest = _averaged_tensors(self.net), _averaged_tensors(net)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the network's weights after update `step` of the run, counted from 0. Nothing waits for the device."""
+        """Add the network's weights after step `step` of the run, counted from 0. Nothing waits for the device."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._own, self._latest, 1 - decay)
+        torch._foreach_lerp_(self._average, self._latest, 1 - decay)
 
 
-def _tensors(net: MultiExitNet) -> list[Tensor]:
-    """Parameters and buffers as they live in `net`, save those that cannot be averaged.
+def _averaged_tensors(net: MultiExitNet) -> list[Tensor]:
+    """Return parameters and finite floating buffers: lerp makes NaN of the infinities in an attention mask.
 
-    BatchNorm's count of batches is no number to average, and of infinities, such as an attention mask has, lerp makes
-    NaN. A weight that is not finite is not left out: nobody would see that it went wrong.
+    Parameters stay in even if they are not finite, so that divergence shows in the average.
     """
     finite = [buffer for buffer in net.buffers() if buffer.isfinite().all()]
     return [tensor for tensor in (*net.parameters(), *finite) if tensor.is_floating_point()]

@@ -1,30 +1,38 @@
-"""One training run by several processes, a GPU each: `torchrun --nproc-per-node 4 -m eeutils.train slim`.
+"""One training run in several processes, one GPU each, started by torchrun.
 
-Each process has the whole network and all of the data, computes its share of every batch, and takes the same step as
-the others, on the mean of all gradients; so their weights stay alike. BatchNorm sees a process's share of a batch; its
-statistics are averaged when an epoch is over.
+On one machine with four GPUs:
 
-torch's DistributedDataParallel wants every parameter of its module trained in every step; here the early exits alone
-may be. What is trained has to be the same in all processes: a network that skips parts of itself at random will not do.
+    torchrun --nproc-per-node 4 -m eeutils.train slim
+
+On two machines, the same command on both:
+
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint <first machine>:29500 \\
+        -m eeutils.train slim
+
+Each process has the whole network and all data, and computes its share of every batch; DistributedDataParallel averages
+the gradients and copies the first process's BatchNorm statistics to the others. Only the first process writes files, so
+machines need not share a disk. All processes must use the same parameters in each step: a network that skips parts of
+itself at random does not qualify.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of this run, as one of them sees them.
+    """The processes of this run.
 
     Attributes:
-        rank: which of them this is, from 0.
-        world_size: how many there are.
+        rank: number of this process, from 0.
+        world_size: number of processes.
     """
 
     rank: int = 0
@@ -32,74 +40,68 @@ class Workers:
 
     @staticmethod
     def of_this_run() -> "Workers":
-        """Those that torch.distributed has been told of; otherwise this one alone."""
+        """Return the processes that torch.distributed knows of; without it, this one alone."""
         if dist.is_available() and dist.is_initialized():
             return Workers(dist.get_rank(), dist.get_world_size())
         return Workers()
 
     @property
-    def writes(self) -> bool:
-        """Whether this is the one that prints and saves for all."""
+    def is_first(self) -> bool:
         return self.rank == 0
 
-    @torch.no_grad()
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Make `tensors`, of any shapes and all of one dtype, the mean over all processes, in place."""
-        if self.world_size > 1 and tensors:
-            together = torch.cat([tensor.flatten() for tensor in tensors])
-            dist.all_reduce(together)
-            _put_back(together / self.world_size, tensors)
-
-    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Make the gradients of `parameters`, where there are any, the mean over all processes, in place."""
-        if self.world_size > 1:
-            self.average([each.grad for each in parameters if each.grad is not None])
-
-    @torch.no_grad()
-    def follow_first(self, tensors: Sequence[Tensor]) -> None:
-        """Make `tensors`, of any shapes and all of one dtype, what they are in the first process, in place."""
-        if self.world_size > 1 and tensors:
-            together = torch.cat([tensor.flatten() for tensor in tensors])
-            dist.broadcast(together, src=0)
-            _put_back(together, tensors)
-
-    def gather(self, value: int) -> list[int]:
-        """What each process says here; it goes on when all have said it."""
+    def wrapped(self, forward: nn.Module, device: torch.device) -> nn.Module:
+        """Return `forward` with gradients averaged over the processes in every backward pass."""
         if self.world_size == 1:
-            return [value]
-        said = [value] * self.world_size
-        dist.all_gather_object(said, value)
-        return said
+            return forward
+        from torch.nn.parallel import DistributedDataParallel
 
+        device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+        return DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
 
-def _put_back(together: Tensor, tensors: Sequence[Tensor]) -> None:
-    parts = together.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(list(tensors), [part.view(each.shape) for part, each in zip(parts, tensors, strict=True)])
+    @torch.no_grad()
+    def average(self, tensor: Tensor) -> None:
+        """Replace `tensor` by its mean over the processes."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+
+    @torch.no_grad()
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replace `tensors` by those of the first process."""
+        for tensor in tensors if self.world_size > 1 else ():
+            contiguous = tensor.contiguous()
+            dist.broadcast(contiguous, src=0)
+            tensor.copy_(contiguous)
+
+    def share_from_first(self, value: Any) -> Any:
+        """Return the first process's `value`."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def any(self, flag: bool) -> bool:
+        """Return True if `flag` is true in any process."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.uint8)  # on the CPU: nothing waits for the GPU
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
 
 
 @contextmanager
 def workers_of_torchrun() -> Iterator[None]:
-    """Within, the processes that torchrun started know of each other, and each has a GPU of its own, if there are any.
+    """Connect the processes that torchrun started, and give each a GPU if there are any.
 
-    A process that was started in another way is alone.
-
-    Raises:
-        ValueError: if there are more processes than GPUs, or they are on more than one machine.
+    Does nothing in a process that was started in another way.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return
-    processes, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if processes < int(os.environ["WORLD_SIZE"]):
-        raise ValueError("training on more than one machine has never been tried; start all processes on one")
     if torch.cuda.is_available():
-        if processes > torch.cuda.device_count():
-            raise ValueError(
-                f"{processes} processes want a GPU each, and there are {torch.cuda.device_count()}; start as many, or "
-                "hide them all to compute on the CPU (CUDA_VISIBLE_DEVICES=)"
-            )
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield
-    # Not after an error: while others compute together NCCL would wait here for ever, and torchrun for this process.
+    # Not after an error: NCCL would wait for the other processes, and torchrun for this one.
     dist.destroy_process_group()

@@ -1,0 +1,78 @@
+"""Typed fields of config dataclasses, checked when a config is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral, Real
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A requirement on a field's value beyond its type: `Annotated[float, Rule("below 1", lambda value: value < 1)]`.
+
+    Attributes:
+        requirement: completes "must be ..." in an error.
+        holds: the test.
+    """
+
+    requirement: str
+    holds: Callable[[Any], bool]
+
+
+Positive = Annotated[float, Rule("positive", lambda value: value > 0)]
+NotNegative = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
+Share = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+Count = Annotated[int, Rule("1 or more", lambda value: value >= 1)]
+CountOrZero = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
+
+
+def check_fields(config: Any) -> None:
+    """Check every field of a dataclass against its annotation; to be called in `__post_init__`.
+
+    Knows bool, int, finite float, str, Literal, tuple[item, ...], unions of these, classes, and `Rule`s. Numbers of
+    numpy become Python's own; lists and arrays become tuples.
+
+    Raises:
+        ValueError: if a value does not fit.
+    """
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        kind, *rules = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        given = getattr(config, name)
+        value = _converted(given, kind)
+        broken = [_words(kind)] if value is None else [rule.requirement for rule in rules if not rule.holds(value)]
+        if broken:
+            raise ValueError(f"{name} must be {broken[0]}, got {given!r}")
+        object.__setattr__(config, name, value)  # configs are frozen
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """Return `value` as `kind`, or None if it is of another kind."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in arguments else None
+    if origin is UnionType:
+        return next((fit for each in arguments if (fit := _converted(value, each)) is not None), None)
+    if origin is tuple:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        items = [_converted(each, arguments[0]) for each in value] if isinstance(value, list | tuple) else [None]
+        return None if None in items else tuple(items)
+    if kind is int:
+        return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if kind is float:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) else None
+    return value if isinstance(value, kind) else None
+
+
+def _words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {list(arguments)}"
+    if origin is UnionType:
+        return " or ".join(map(_words, arguments))
+    if origin is tuple:
+        return f"a sequence with each {_words(arguments[0])}"
+    return {int: "a whole number", float: "a finite number", bool: "True or False", str: "a name"}.get(
+        kind, f"of type {kind.__name__}"
+    )

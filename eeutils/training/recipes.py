@@ -1,0 +1,89 @@
+"""Training recipes by name."""
+
+from dataclasses import replace
+from typing import Any
+
+from eeutils.data import Augmentation
+from eeutils.training.config import LossConfig, TrainConfig
+
+# Shallow-Deep Networks (arXiv 1810.07052): the weight decay of each network, with and without exits.
+_SDN_WEIGHT_DECAY = {"vgg16": 5e-4, "wideresnet32_4": 5e-4, "resnet56": 1e-4, "mobilenet": 1e-4}
+_SDN_AUGMENTATION = Augmentation(cutout=0)
+# For Tiny ImageNet's 64 x 64 pixels their code shifts twice as far and changes colours, ColorJitter(0.2, 0.2, 0.2).
+_SDN_AUGMENTATION_64 = Augmentation(cutout=0, translate=8, brightness=0.2, contrast=0.2, saturation=0.2)
+_CNN = TrainConfig(epochs=100, batch_size=128, schedule="steps", nesterov=False, augmentation=_SDN_AUGMENTATION)
+_SDN = replace(_CNN, loss=LossConfig(weights="sdn"))
+# Exits for a trained CNN. The exits' weights hardly matter: no parameter is shared, and Adam divides by the scale.
+_IC_ONLY = TrainConfig(
+    epochs=25,
+    batch_size=128,
+    trained="early_exits",
+    optimizer="adam",
+    learning_rate=1e-3,
+    schedule="steps",
+    drops=(0.6,),
+    weight_decay=0.0,
+    augmentation=_SDN_AUGMENTATION,
+    loss=LossConfig(weights="equal"),
+)
+_SHALLOW_DEEP = {
+    **{f"cnn_{net}": replace(_CNN, weight_decay=decay) for net, decay in _SDN_WEIGHT_DECAY.items()},
+    **{f"sdn_{net}": replace(_SDN, weight_decay=decay) for net, decay in _SDN_WEIGHT_DECAY.items()},
+    "ic_only": _IC_ONLY,
+}
+
+_RECIPES = {
+    # For a GPU: batch size, schedule and augmentation after airbench (github.com/KellerJordan/cifar10-airbench).
+    "modern": TrainConfig(epochs=80, batch_size=500, learning_rate=0.2),
+    # For slim networks and short runs on a few CPU cores. Small batches, because on a CPU small steps cost no extra; no
+    # cutout, because slim networks underfit already; exit weights that average 1, because after 4 epochs at width 16
+    # three pyramid exits then reach 66.9/75.2/79.0 % on validation, against 65.4/74.2/78.4 % with a sum of 1.
+    "slim": TrainConfig(
+        epochs=16,
+        batch_size=128,
+        learning_rate=0.1,
+        augmentation=Augmentation(cutout=0),
+        loss=LossConfig(weights="deeper_mean_one"),
+    ),
+    # Optimizer, schedule, weight decay and augmentation (crop and flip) of UPF-DL-2020's notebooks; here norms and
+    # biases do not decay, and shifts mirror the border. Its three exits had RandomResizedCrop and 75 epochs or more.
+    "upf": TrainConfig(
+        epochs=150,
+        batch_size=256,
+        learning_rate=0.1,
+        schedule="halving",
+        momentum=0.6,
+        nesterov=False,
+        augmentation=Augmentation(cutout=0),
+    ),
+    # Shallow-Deep Networks: a CNN, a CNN trained with its exits, exits for a trained CNN. Optimizer, drops and weight
+    # decay are the paper's; here norms and biases do not decay, nor do exits for a trained CNN, and shifts mirror the
+    # border.
+    **_SHALLOW_DEEP,
+    **{
+        f"{name}_tinyimagenet": replace(config, augmentation=_SDN_AUGMENTATION_64)
+        for name, config in _SHALLOW_DEEP.items()
+    },
+    # Handwritten digits, which must not be mirrored: a minute's run for tests and first steps.
+    "digits": TrainConfig(epochs=6, batch_size=64, augmentation=Augmentation(flip=False, translate=2, cutout=0)),
+}
+
+
+def list_recipes() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(_RECIPES)
+
+
+def recipe(name: str, **changes: Any) -> TrainConfig:
+    """Return a recipe by name, with some fields changed: `recipe("modern", epochs=26)`.
+
+    Those of Shallow-Deep Networks are `cnn_<network>` and `sdn_<network>` (vgg16, resnet56, wideresnet32_4, mobilenet)
+    for CIFAR, and `ic_only` for the exits of a trained network; append `_tinyimagenet` for Tiny ImageNet. A shorter run
+    keeps the shape of the schedule.
+
+    Raises:
+        ValueError: if there is no such recipe, or a value does not fit.
+    """
+    if name not in _RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; choose from {list_recipes()}")
+    return replace(_RECIPES[name], **changes)
