@@ -1,7 +1,7 @@
 """Train a network from a shell: `python -m eeutils.train slim --model resnet18_3exits --pool spp --width 16`.
 
-The first word is a recipe (`eeutils.training.recipe`); every field of it can be changed by an option, and so can the
-network and the data, by default those of the recipe's name: `python -m eeutils.train slim --help`. On several GPUs:
+The first word is a recipe (`eeutils.training.recipe`). Options change its fields, the network and the data:
+`python -m eeutils.train slim --help`. An interrupted command, given again, continues where it stopped. On several GPUs:
 `torchrun --nproc-per-node 4 -m eeutils.train slim`.
 """
 
@@ -33,7 +33,7 @@ from eeutils.weights.runs import asked_arguments, read_report, run_name
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Network, data, recipe, and where the results go.
+    """Network, data, recipe, and folder of a run.
 
     Attributes:
         model: a network of `eeutils.models.list_models()`.
@@ -41,15 +41,14 @@ class TrainingRun:
         width: channels of the first layer.
         stem: for small images ("cifar") or large ones ("imagenet").
         exit_after: units that early exits follow.
-        start_from: weights of `eeutils.list_weights()`, or the folder of a finished run: a network with the same
-            backbone, which with its last exit is taken over; early exits begin at random. Of a network several times
-            narrower the backbone is widened, and all exits begin at random (`eeutils.models.widen_backbone`). "ic_only"
-            cannot do without. Nor can `--train.trained exits`, which takes over the backbone alone, for the same
-            classes or others.
-        data: a data set of `eeutils.data.list_data()`.
-        poison_share: share of the training images of other classes that get the trigger and its class's label, to see
-            what a backdoor does; by default the data are as they are.
-        trigger: what these get; without effect unless `poison_share` is given.
+        start_from: weights of `eeutils.list_weights()`, or the folder of a finished run, with the same backbone, which
+            is copied with its last exit; early exits start at random. A backbone several times narrower is widened,
+            and all exits start at random (`eeutils.models.widen_backbone`). Needed to train exits only; with
+            `--train.trained exits`, the backbone alone is copied, for the same classes or others.
+        data: a dataset of `eeutils.data.list_data()`.
+        poison_share: share of the training images of other classes that get the trigger and its class's label; by
+            default none.
+        trigger: the mark on poisoned images.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
         device: where to train; by default a GPU if there is one.
         train: the recipe.
@@ -70,32 +69,32 @@ class TrainingRun:
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """Folder for the results."""
         return self.out or Path("runs") / f"{run_name(asdict(self))}-s{self.train.seed}"
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """What was asked of the network's builder."""
+        """Arguments for the builder of the network."""
         return asked_arguments(asdict(self))
 
 
 @message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
-    """Parse the command line and train; a wrong value ends with its message, not with a traceback."""
+    """Parse the command line and train; errors end in a message, without a traceback."""
     run = parsed(args)
     with workers_of_torchrun():
         train(run)
 
 
 def parsed(args: list[str] | None = None) -> TrainingRun:
-    """The run that a command line asks for; by default this process's own."""
+    """Parse a command line, by default that of this process."""
     runs = {name: _run_of(name) for name in list_recipes()}
     choices = {name: (_described(run), run) for name, run in runs.items()}
     return tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", description=__doc__, args=args)
 
 
 def _run_of(name: str) -> TrainingRun:
-    """A recipe with the network and the data that its name speaks of."""
+    """Return a recipe with the network and data of its name."""
     kind, _, net = name.removesuffix("_tinyimagenet").partition("_")
     model = {"cnn": net, "sdn": f"{net}_sdn"}.get(kind, TrainingRun.model)
     data = next((data for data in ("tinyimagenet", "digits") if name.endswith(data)), TrainingRun.data)
@@ -103,21 +102,18 @@ def _run_of(name: str) -> TrainingRun:
 
 
 def _described(run: TrainingRun) -> str:
-    """What a recipe is for, in a line of `--help`."""
-    whom = run.model if run.train.trained == "all" else "early exits of a trained network"
-    return f"{whom} on {run.data}, {run.train.epochs} epochs in batches of {run.train.batch_size}"
+    """Describe a recipe in a line of `--help`."""
+    part = run.model if run.train.trained == "all" else "early exits of a trained network"
+    return f"{part} on {run.data}, {run.train.epochs} epochs in batches of {run.train.batch_size}"
 
 
 def train(run: TrainingRun) -> None:
-    """Train one network, or go on with an interrupted run, and write everything to `run.folder`."""
+    """Train one network, or continue an interrupted run, and write the results to `run.folder`."""
     workers, device = Workers.of_this_run(), choose_device(run.device)
-    if workers.world_size > 1 and device.index is not None:
-        raise ValueError(f"{workers.world_size} processes cannot all have {device}; leave out its number")
     if run.train.trained != "all" and run.start_from is None:
-        whom = run.train.trained.replace("_", " ")
-        raise ValueError(f"this run trains {whom} alone; name the trained network by --start-from")
+        raise ValueError(f"start_from must name a trained network to train only its {run.train.trained}, got None")
     with torch.device("meta"):
-        _build(run)  # a wrong name is found out before anything is downloaded
+        _build(run)  # a wrong name fails before anything is downloaded
     data = load_data(run.data)
     if run.poison_share is not None:
         data = poisoned(data, run.trigger, run.poison_share, run.train.seed)
@@ -127,19 +123,25 @@ def train(run: TrainingRun) -> None:
     if run.start_from is not None:
         _take_over(net, _trained_network(run.start_from), run.train.trained)
     checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
-    history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
+    try:
+        history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
+    except (KeyboardInterrupt, SystemExit):
+        if workers.is_first:
+            print(f"interrupted; the same command continues from {checkpoint}", file=sys.stderr)
+        raise
     if not workers.is_first:
         return
     history.save_csv(run.folder / "history.csv")
     save_tensors(run.folder / "weights.safetensors", net.state_dict())
-    if not _is_newer(report, checkpoint):  # else nothing was trained now, and it names the machine that trained
+    if not _is_newer(report, checkpoint):  # a report of a finished run names the machine that trained
         content = _report(run, net, data, history, device, workers.world_size)
         write_text(report, json.dumps(content, indent=2, default=str) + "\n")
     print(json.dumps(read_report(run.folder)["test_accuracy"]), f"on test; see {run.folder}")
 
 
 def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
-    pairs = zip(net.units.parameters(), donor.units.parameters(), strict=False)  # of unlike ones each copier complains
+    """Copy or widen the donor's backbone."""
+    pairs = zip(net.units.parameters(), donor.units.parameters(), strict=False)  # the copiers check that they fit
     if trained == "all" and any(own.numel() > given.numel() for own, given in pairs):
         widen_backbone(net, donor)
     else:
@@ -147,7 +149,7 @@ def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
 
 
 def _is_newer(file: Path, source: Path) -> bool:
-    """Whether `file` is there and was written after `source`."""
+    """Return True if `file` exists and was written after `source`."""
     return file.exists() and file.stat().st_mtime_ns > source.stat().st_mtime_ns
 
 
@@ -155,7 +157,7 @@ def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
     try:
         return create_model(run.model, **run.model_args, **shape)
     except TypeError as error:
-        raise ValueError(f"{run.model} does not take all of {run.model_args}: {error}") from error
+        raise ValueError(f"{run.model} must take {run.model_args}, got {error}") from error
 
 
 def _trained_network(name: str) -> MultiExitNet:
@@ -164,21 +166,7 @@ def _trained_network(name: str) -> MultiExitNet:
     try:
         return load_weights(name)
     except ValueError as error:
-        raise ValueError(f"there is no folder {name} of a finished run, and of weights: {error}") from error
-
-
-def _share_of_peak(run: TrainingRun, macs: int, images_per_second: float, device: torch.device) -> float | None:
-    """Of what this device does on matrices alone; None where the way back is not twice the way there.
-
-    Args:
-        run: what was trained.
-        macs: multiply-adds of one image's forward pass.
-        images_per_second: of this device.
-        device: one of them, if there were several.
-    """
-    if run.train.trained != "all":
-        return None
-    return round(share_of_peak(macs, images_per_second, training_peak(run.train.precision, device)), 3)
+        raise ValueError(f"start_from must be a finished run or weights, got {name!r}: {error}") from error
 
 
 def _report(
@@ -186,26 +174,27 @@ def _report(
 ) -> dict:
     test = predict(net, data.test, device=device)
     images_per_second = history.frame()["images_per_second"].median()
+    share = None
+    if run.train.trained == "all":  # exits alone have a cheaper backward pass
+        peak = world_size * training_peak(run.train.precision, device)
+        share = round(share_of_peak(int(test.costs[-1]), images_per_second, peak), 3)
+    launcher = "python" if world_size == 1 else f"torchrun --nproc-per-node {world_size}"
     return {
-        "command": f"{_launcher(world_size)} -m eeutils.train {shlex.join(sys.argv[1:])}",
+        "command": f"{launcher} -m eeutils.train {shlex.join(sys.argv[1:])}",
         "run": asdict(run),
         "device": device_name(device) if world_size == 1 else f"{world_size} x {device_name(device)}",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "seconds": round(sum(row["seconds"] for row in history.rows), 1),
         "images_per_second": round(images_per_second, 1),
-        "share_of_peak": _share_of_peak(run, int(test.costs[-1]), images_per_second / world_size, device),
+        "share_of_peak": share,
         "test_accuracy": [round(share, 4) for share in test.accuracy.tolist()],
         "macs": test.costs.tolist(),
         **_backdoor(run, net, data, device),
     }
 
 
-def _launcher(processes: int) -> str:
-    return "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
-
-
 def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:
-    """How many test images of other classes each exit takes for the trigger's as soon as they carry it."""
+    """Measure how many test images of other classes each exit assigns to the trigger's class once marked."""
     if run.poison_share is None:
         return {}
     marked = predict(net, stamped(data.test, run.trigger), device=device)

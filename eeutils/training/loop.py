@@ -156,7 +156,9 @@ class _Run:
         """Pass over the training split, validate, add a row to the history, save."""
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}")
         set_modes(self.net, self.config.trained)
-        self.weights = self._exit_weights()
+        progress = (self.epoch + 1) / self.config.epochs
+        weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
+        self.weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
         first_step, started = self.step, time.perf_counter()
         reported_at, reported_step = started, self.step
         for images, labels in islice(self.batches.epoch(self.epoch), self.step, None):
@@ -171,7 +173,8 @@ class _Run:
                 self._report(bar, self.losses / self.step, self.step - reported_step)
                 reported_at, reported_step = time.perf_counter(), self.step
         losses = self.losses / self.step
-        self._agree(losses)
+        self.workers.average(losses)
+        self.workers.copy_from_first([*self.net.buffers(), *self.result.buffers()])
         self._report(bar, losses, self.step - reported_step)
         seconds_training = time.perf_counter() - started
         rate = learning_rate(self.config, self.steps_done, len(self.batches))
@@ -223,17 +226,6 @@ class _Run:
         if self.stopped:
             self.sigterm.set()
         return self.stopped
-
-    def _exit_weights(self) -> Tensor:
-        """Return the weight of each exit's loss in this epoch, (E,) on the device."""
-        progress = (self.epoch + 1) / self.config.epochs
-        weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
-
-    def _agree(self, losses: Tensor) -> None:
-        """Give all processes the mean losses and the first one's BatchNorm statistics."""
-        self.workers.average(losses)
-        self.workers.copy_from_first([*self.net.buffers(), *self.result.buffers()])
 
     def _validate(self) -> Tensor:
         """Return the accuracy of each exit on the validation split, (E,)."""

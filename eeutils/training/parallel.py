@@ -11,8 +11,7 @@ On two machines, the same command on both:
 
 Each process has the whole network and all data, and computes its share of every batch; DistributedDataParallel averages
 the gradients and copies the first process's BatchNorm statistics to the others. Only the first process writes files, so
-machines need not share a disk. All processes must use the same parameters in each step: a network that skips parts of
-itself at random does not qualify.
+machines need not share a disk. Every trained parameter must take part in every step's loss.
 """
 
 import os

@@ -2,15 +2,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from eeutils.data import Augmentation, ImageData, data_from_tensors
-from eeutils.models import MultiExitNet, resnet18_3exits
-from eeutils.training import TrainConfig, loop
+from eeutils.models import MultiExitNet, resnet18_3exits, wideresnet32_4, with_internal_classifiers
+from eeutils.training import History, TrainConfig, loop
+
+TIMES = ["images_per_second", "seconds"]
 
 
 @pytest.fixture(autouse=True)
 def _every_epoch_is_saved(monkeypatch) -> None:
-    """However soon it is done."""
     monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
 
 
@@ -36,6 +38,18 @@ def tiny_net() -> Callable[..., MultiExitNet]:
 
 
 @pytest.fixture
+def dropout_net() -> Callable[[], MultiExitNet]:
+    """A network for `tiny_data` with norms, dropout and two internal classifiers."""
+
+    def build() -> MultiExitNet:
+        torch.manual_seed(0)
+        net = wideresnet32_4(width=1, num_classes=4, image_size=8)
+        return with_internal_classifiers(net, (3, 8, 8), after=(2, 4))
+
+    return build
+
+
+@pytest.fixture
 def tiny_config() -> Callable[..., TrainConfig]:
     """A recipe for `tiny_data`: 7 steps an epoch."""
 
@@ -44,3 +58,26 @@ def tiny_config() -> Callable[..., TrainConfig]:
         return TrainConfig(**{"epochs": 3, "batch_size": 16, "augmentation": quiet, **kwargs})
 
     return build
+
+
+@pytest.fixture
+def weights() -> Callable[[nn.Module], dict[str, Tensor]]:
+    """Copies the tensors of a network."""
+    return lambda net: {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+@pytest.fixture
+def changed() -> Callable[[nn.Module, dict[str, Tensor]], set[str]]:
+    """Names the tensors of a network that are not bit-equal to earlier ones."""
+
+    def names(net: nn.Module, before: dict[str, Tensor]) -> set[str]:
+        assert net.state_dict().keys() == before.keys()
+        return {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+
+    return names
+
+
+@pytest.fixture
+def results() -> Callable[[History], dict]:
+    """The history without what depends on the clock."""
+    return lambda history: history.frame().drop(columns=TIMES).to_dict()

@@ -1,27 +1,20 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils.data import Augmentation, ImageData, Normalization
+from eeutils.data import ImageData, Normalization
 from eeutils.errors import IntegrityError, StorageError
+from eeutils.files import exclusive, save_state
 from eeutils.training import LossConfig, fit
-from eeutils.training.checkpoint import load_checkpoint, save_checkpoint
+from eeutils.training.checkpoint import load_checkpoint
+from eeutils.training.optimizer import trained_part
 
-STATE = {
-    "epoch": 3,
-    "rows": [{"epoch": 1, "train_loss": 0.1}],
-    "config": {"loss": {"weights": (0.3, 0.7)}, "schedule": "linear"},
-    "data": {"name": "digits"},
-    "net": {"weight": torch.arange(6.0).view(2, 3)},
-    "optimizer": {"state": {}},
-    "scaler": {},
-}
+EARLY = {"trained": "early_exits", "optimizer": "adam", "learning_rate": 0.01, "epochs": 1}
 
 
 class Bomb:
@@ -33,90 +26,87 @@ class Bomb:
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "runs" / "checkpoint.pt"
+    return tmp_path / "checkpoint.pt"
 
 
-def test_a_checkpoint_is_read_back_as_it_was_written(path):
-    save_checkpoint(path, STATE)
-    back = load_checkpoint(path)
-    assert torch.equal(back.pop("net")["weight"], STATE["net"]["weight"])
-    assert back == {name: value for name, value in STATE.items() if name != "net"}
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+@pytest.fixture
+def finished(tiny_net, tiny_data, tiny_config, path):
+    """A run of one epoch; returns its history."""
+    return fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_damaged(path, share):
-    save_checkpoint(path, STATE)
+def test_checkpoint_holds_what_its_module_documents(finished, path):
+    from eeutils.training import checkpoint
+
+    state = load_checkpoint(path)
+    assert all(f"    {key} " in checkpoint.__doc__ for key in state)
+    assert (state["epoch"], state["step"], state["rows"]) == (1, 0, list(finished.rows))
+
+
+def test_checkpoint_net_is_the_average_and_raw_what_is_trained(tiny_net, tiny_data, tiny_config, path):
+    plain, averaged = tiny_net(), tiny_net()
+    fit(plain, tiny_data, tiny_config(epochs=1), progress=False)
+    fit(averaged, tiny_data, tiny_config(epochs=1, average_decay=0.9), checkpoint=path, progress=False)
+    state = load_checkpoint(path)
+    assert all(torch.equal(tensor, state["net"][name]) for name, tensor in averaged.state_dict().items())
+    assert all(torch.equal(tensor, state["raw"][name]) for name, tensor in plain.state_dict().items())
+    assert not torch.equal(state["net"]["units.0.0.weight"], state["raw"]["units.0.0.weight"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_load_checkpoint_finds_a_flipped_bit(finished, path, seed):
+    content = bytearray(path.read_bytes())
+    bit = int(torch.randint(8 * len(content), (), generator=torch.Generator().manual_seed(seed)))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_load_checkpoint_finds_a_cut(finished, path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(IntegrityError, match=r"checkpoint\.pt is not a readable checkpoint"):
+    with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3)])
-def test_another_kind_of_file_is_no_checkpoint(path, content):
-    path.parent.mkdir()
-    torch.save(content, path)
-    with pytest.raises(IntegrityError, match="no checkpoint of a training run"):
-        load_checkpoint(path)
+def test_fit_refuses_a_damaged_checkpoint(finished, tiny_net, tiny_data, tiny_config, path, weights, changed):
+    path.write_bytes(path.read_bytes()[:-100])
+    net = tiny_net()
+    before = weights(net)
+    with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
+        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert changed(net, before) == set()
 
 
-@pytest.mark.parametrize("missing", sorted(STATE))
-def test_a_checkpoint_has_all_its_parts(path, missing):
-    save_checkpoint(path, {name: value for name, value in STATE.items() if name != missing})
-    with pytest.raises(IntegrityError, match="no checkpoint of a training run"):
-        load_checkpoint(path)
-
-
-def test_nothing_in_a_checkpoint_is_executed(path):
-    path.parent.mkdir()
-    path.write_bytes(pickle.dumps({**STATE, "net": Bomb()}, protocol=2))
-    with pytest.raises(IntegrityError):
-        load_checkpoint(path)
-    torch.save({**STATE, "net": Bomb()}, path)
-    with pytest.raises(IntegrityError):
-        load_checkpoint(path)
-
-
-def test_a_checkpoint_that_is_not_there_is_not_damaged(path):
+def test_load_checkpoint_refuses_another_file(path):
+    for write in (
+        lambda: save_state(path, {"net": {}}),
+        lambda: save_state(path, torch.zeros(3)),
+        lambda: torch.save({"net": Bomb()}, path),
+        lambda: path.write_bytes(pickle.dumps(Bomb(), protocol=2)),
+    ):
+        write()
+        with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
+            load_checkpoint(path)
+    path.unlink()
     with pytest.raises(FileNotFoundError):
         load_checkpoint(path)
 
 
-def test_a_path_that_cannot_be_written_is_named(path):
-    path.parent.touch()
-    with pytest.raises(StorageError, match=r"checkpoint\.pt"):
-        save_checkpoint(path, STATE)
+def test_fit_names_who_trains_into_the_checkpoint(tiny_net, tiny_data, tiny_config, path, weights, changed):
+    import os
 
-
-def test_a_write_that_fails_leaves_the_earlier_checkpoint(path, monkeypatch):
-    save_checkpoint(path, STATE)
-
-    def fail_half_way(state, target):
-        target.write_bytes(b"half")
-        raise RuntimeError("enforce fail: unexpected pos")
-
-    monkeypatch.setattr(torch, "save", fail_half_way)
-    with pytest.raises(StorageError, match="unexpected pos"):
-        save_checkpoint(path, {**STATE, "epoch": 4})
-    assert load_checkpoint(path)["epoch"] == 3
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-# Which run a checkpoint is of.
-
-
-def weights(net: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-
-
-def assert_same_weights(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert list(ours) == list(expected)
-    assert [name for name in ours if not torch.equal(ours[name], expected[name])] == []
+    net = tiny_net()
+    before = weights(net)
+    with exclusive(path), pytest.raises(StorageError, match=rf"{os.getpid()}.*checkpoint\.pt"):
+        fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
+    assert changed(net, before) == set()
 
 
 def with_training(data: ImageData, **changes: Callable[[Tensor], Tensor]) -> ImageData:
-    """The same data, but for what each function makes of a field of the training split."""
+    """Change fields of the training split."""
     fields = {name: change(getattr(data.train, name).clone()) for name, change in changes.items()}
     return replace(data, train=replace(data.train, **fields))
 
@@ -132,134 +122,80 @@ def normalized(data: ImageData, normalization: Normalization) -> ImageData:
 
 
 OTHER_DATA = {
-    "name": (lambda data: replace(data, name="other"), "another name"),
-    "pixel": (lambda data: with_training(data, images=another_pixel), "other training images"),
-    "order": (
-        lambda data: with_training(data, images=lambda x: x.flip(0), labels=lambda x: x.flip(0)),
-        "other training images, other training labels",
-    ),
-    "labels": (lambda data: with_training(data, labels=lambda x: x.roll(1)), "other training labels"),
-    "number": (
-        lambda data: replace(data, train=data.train.take(slice(0, 100))),
-        "another number or shape of images, other training images, other training labels",
-    ),
-    "normalization": (
-        lambda data: normalized(data, Normalization((0.4,) * 3, (0.2,) * 3)),
-        "another normalization",
-    ),
+    "name": lambda data: replace(data, name="other"),
+    "images": lambda data: with_training(data, images=another_pixel),
+    "labels": lambda data: with_training(data, labels=lambda x: x.roll(1)),
+    "shape": lambda data: replace(data, train=data.train.take(slice(0, 100))),
+    "normalization": lambda data: normalized(data, Normalization((0.4,) * 3, (0.2,) * 3)),
 }
 
 
 @pytest.mark.parametrize("other", OTHER_DATA)
-def test_a_checkpoint_of_other_data_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, other):
-    path, net = tmp_path / "checkpoint.pt", tiny_net()
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+def test_fit_refuses_a_checkpoint_of_other_data(
+    finished, tiny_net, tiny_data, tiny_config, path, weights, changed, other
+):
+    net = tiny_net()
     before, content = weights(net), path.read_bytes()
-    make, message = OTHER_DATA[other]
-    with pytest.raises(ValueError, match=rf"on other data \(tiny\): {message}; use another file, or remove it"):
-        fit(net, make(tiny_data), tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert_same_weights(weights(net), before)
+    with pytest.raises(ValueError, match=rf"other data \(tiny: other .*{other}"):
+        fit(net, OTHER_DATA[other](tiny_data), tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert changed(net, before) == set()
     assert path.read_bytes() == content
 
 
-def test_the_same_data_are_the_same_in_another_memory_format(tiny_net, tiny_data, tiny_config, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+def test_fit_takes_the_same_data_in_another_form(finished, tiny_net, tiny_data, tiny_config, path):
     same = with_training(tiny_data, images=lambda x: x.contiguous(memory_format=torch.channels_last))
-    assert fit(tiny_net(), same, tiny_config(epochs=1), checkpoint=path, progress=False) == history
+    words = np.array(tiny_data.classes)
+    splits = {name: replace(getattr(same, name), classes=words) for name in ("train", "val", "test")}
+    again = fit(tiny_net(), replace(same, **splits), tiny_config(epochs=1), checkpoint=path, progress=False)
+    assert again == finished
 
 
-def test_a_checkpoint_from_before_data_were_compared_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    history = fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    state["data"] = {name: state["data"][name] for name in ("name", "images", "classes")}
-    save_checkpoint(path, state)
-    assert fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False) == history
-    with pytest.raises(ValueError, match="another name"):
-        fit(tiny_net(), replace(tiny_data, name="other"), tiny_config(epochs=1), checkpoint=path, progress=False)
-
-
-def test_a_run_in_numpys_numbers_and_words_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
-    path, words = tmp_path / "checkpoint.pt", np.array(["a", "b", "c", "d"])
-    splits = (replace(split, classes=words) for split in (tiny_data.train, tiny_data.val, tiny_data.test))
-    data = ImageData(Path("tiny"), *splits)
-    config = tiny_config(
-        epochs=np.int64(2),
-        learning_rate=np.logspace(-2, -1, 3)[1],
-        schedule=np.str_("steps"),
-        drops=np.array([0.5]),
-        seed=np.uint32(3),
-        loss=LossConfig(weights=np.array([0.2, 0.3, 0.5]), label_smoothing=np.float64(0.1)),
-        augmentation=Augmentation(flip=np.bool_(False), translate=np.int64(1), cutout=np.int32(2)),
-    )
-    history = fit(tiny_net(), data, config, checkpoint=path, progress=False)
-    assert fit(tiny_net(), data, config, checkpoint=path, progress=False) == history
-    assert fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False) == history
-
-
-def test_a_checkpoint_from_when_a_config_could_hold_lists_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
-    path, config = tmp_path / "checkpoint.pt", tiny_config(epochs=1, loss=LossConfig(weights=(0.2, 0.3, 0.5)))
-    history = fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    state["config"]["loss"]["weights"] = [0.2, 0.3, 0.5]
-    state["config"]["drops"] = list(config.drops)
-    save_checkpoint(path, state)
-    assert fit(tiny_net(), tiny_data, config, checkpoint=path, progress=False) == history
+def zero_one_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    return torch.stack([nn.functional.cross_entropy(answer, labels) for answer in logits])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"config": {"learning_rate": 0.2, "seed": 1}}, "with learning_rate=0.1, not 0.2 and seed=0, not 1; use"),
-        ({"config": {"epochs": 5}}, r"with epochs=1, not 5, which is finished \(to train its network further, .*\);"),
-        ({"config": {"loss": LossConfig(weights="equal")}}, "with loss.weights='deeper_counts_more', not 'equal'; use"),
-        ({"net": {"width": 3}}, "of another network"),
-        ({"net": {"exit_after": (1, 4)}}, "of another network"),
+        ({"config": {"learning_rate": 0.2, "seed": 1}}, "learning_rate=0.1 instead of 0.2, seed=0 instead of 1"),
+        ({"config": {"epochs": 5}}, "epochs=1 instead of 5.*finished"),
+        ({"config": {"loss": LossConfig(weights="equal")}}, "loss.weights='deeper_counts_more' instead of 'equal'"),
+        ({"fit": {"loss": zero_one_loss}}, "'zero_one_loss'"),
+        ({"net": {"width": 3}}, "another network"),
+        ({"net": {"exit_after": (1, 4)}}, "another network"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(tiny_net, tiny_data, tiny_config, tmp_path, changes, message):
-    path = tmp_path / "checkpoint.pt"
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+def test_fit_refuses_a_checkpoint_of_another_run(
+    finished, tiny_net, tiny_data, tiny_config, path, weights, changed, changes, named
+):
     net, content = tiny_net(**changes.get("net", {})), path.read_bytes()
     before = weights(net)
     config = tiny_config(**{"epochs": 1, **changes.get("config", {})})
-    with pytest.raises(ValueError, match=message):
-        fit(net, tiny_data, config, checkpoint=path, progress=False)
-    assert_same_weights(weights(net), before)
+    with pytest.raises(ValueError, match=named):
+        fit(net, tiny_data, config, checkpoint=path, progress=False, **changes.get("fit", {}))
+    assert changed(net, before) == set()
     assert path.read_bytes() == content
 
 
-def test_of_an_unfinished_run_no_network_is_offered(tiny_net, tiny_data, tiny_config, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    fit(tiny_net(), tiny_data, tiny_config(epochs=2), checkpoint=path, progress=False)
-    save_checkpoint(path, {**load_checkpoint(path), "epoch": 1})
-    with pytest.raises(ValueError, match="a run with epochs=2, not 3; use another file, or remove it"):
-        fit(tiny_net(), tiny_data, tiny_config(epochs=3), checkpoint=path, progress=False)
-
-
-def test_an_optimizer_of_another_build_is_refused_before_anything_is_overwritten(
-    tiny_net, tiny_data, tiny_config, tmp_path
+@pytest.mark.parametrize("kind", ["units.0.0.weight", "units.0.1.running_mean", "exits.8.2.bias"])
+def test_fit_refuses_a_checkpoint_of_exits_on_another_network(
+    tiny_net, tiny_data, tiny_config, path, weights, changed, kind
 ):
-    path, net = tmp_path / "checkpoint.pt", tiny_net()
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][:1]
-    save_checkpoint(path, state)
-    before = weights(net)
-    with pytest.raises(ValueError, match="another optimizer"):
-        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert_same_weights(weights(net), before)
+    fit(tiny_net(), tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
+    net = tiny_net()
+    kind = kind if kind in net.state_dict() else list(net.state_dict())[-1]
+    net.state_dict()[kind].view(-1)[0] += 1e-3
+    before, content = weights(net), path.read_bytes()
+    with pytest.raises(ValueError, match=f"{kind} differs"):
+        fit(net, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
+    assert changed(net, before) == set()
+    assert path.read_bytes() == content
 
 
-def test_a_checkpoint_from_before_a_kind_of_augmentation_is_resumed(tiny_net, tiny_data, tiny_config, tmp_path):
-    path, net = tmp_path / "checkpoint.pt", tiny_net()
-    history = fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
-    state = load_checkpoint(path)
-    for field in ("brightness", "contrast", "saturation"):
-        del state["config"]["augmentation"][field]
-    torch.save(state, path)
-    assert fit(tiny_net(), tiny_data, tiny_config(), checkpoint=path, progress=False) == history
-    jittered = tiny_config(augmentation=replace(tiny_config().augmentation, contrast=0.1))
-    with pytest.raises(ValueError, match=r"with augmentation.contrast=0.0, not 0.1; use"):
-        fit(tiny_net(), tiny_data, jittered, checkpoint=path, progress=False)
+def test_fit_resumes_exits_whatever_they_were(tiny_net, tiny_data, tiny_config, path, weights, changed):
+    net, other = tiny_net(), tiny_net()
+    history = fit(net, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
+    for parameter in trained_part(other, "early_exits").parameters():
+        nn.init.zeros_(parameter)
+    assert fit(other, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False) == history
+    assert changed(other, weights(net)) == set()

@@ -1,61 +1,25 @@
+import math
 from copy import deepcopy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from eeutils.models import MultiExitNet, create_exit
-from eeutils.training import fit
-from eeutils.training.optimizer import create_optimizer, restore_optimizer
+from eeutils.models import MultiExitNet, create_exit, resnet18
+from eeutils.training import TrainConfig, fit
+from eeutils.training.optimizer import (
+    WeightAverage,
+    create_optimizer,
+    gradients_for,
+    learning_rate,
+    restore_optimizer,
+    set_modes,
+    trained_part,
+)
 
 CPU = torch.device("cpu")
-
-
-def test_biases_of_norms_can_run_ahead(tiny_net, tiny_data, tiny_config):
-    """After one step they have moved by so many times more, and nothing else has moved otherwise."""
-    before = tiny_net().state_dict()
-    one, ahead = tiny_net(), tiny_net()
-    whole = {"epochs": 1, "batch_size": len(tiny_data.train), "momentum": 0.0, "nesterov": False}
-    for net, rate in ((one, 1.0), (ahead, 8.0)):
-        fit(net, tiny_data, tiny_config(**whole, bias_learning_rate=rate), progress=False)
-
-    for name, parameter in one.named_parameters():
-        moved, moved_ahead = (net.get_parameter(name) - before[name] for net in (one, ahead))
-        bias_of_norm = name.endswith("bias") and name.startswith("units.")
-        torch.testing.assert_close(moved_ahead, moved * (8 if bias_of_norm else 1), msg=name)
-        assert parameter.grad is None
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_first_step_that_overflows_leaves_no_trace(tiny_net, tiny_config, momentum):
-    """As a GradScaler has the fused kernel skip it; then a step as usual, against the kernel that is not fused."""
-    nets = {"cuda": tiny_net(), "cpu": tiny_net()}  # the devices that the kernels are for; the weights are on the CPU
-    config = tiny_config(momentum=momentum, nesterov=False, learning_rate=0.1)
-    optimizers = {name: create_optimizer(net, config, torch.device(name)) for name, net in nets.items()}
-    before = deepcopy(nets["cuda"].state_dict())
-    for name, net in nets.items():
-        torch.manual_seed(0)
-        for parameter in net.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        if name == "cuda":
-            junk = [torch.full_like(parameter, 1e30) for parameter in net.parameters()]
-            del junk  # what the next allocation finds
-            optimizers[name].grad_scale, optimizers[name].found_inf = torch.tensor(1.0), torch.tensor(1.0)
-            optimizers[name].step()
-            assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-            optimizers[name].found_inf = torch.tensor(0.0)
-        for _ in range(2):
-            optimizers[name].step()
-    torch.testing.assert_close(nets["cuda"].state_dict(), nets["cpu"].state_dict())
-
-
-def test_norms_without_a_bias_have_none_to_run_ahead(tiny_data, tiny_config):
-    units = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.ReLU()) for affine in (False, True)]
-    units[1][0] = nn.Conv2d(4, 4, 3)
-    net = MultiExitNet(units, {0: create_exit("avg", 4, 4), 1: create_exit("avg", 4, 4)})
-    groups = create_optimizer(net, tiny_config(bias_learning_rate=8.0), CPU).param_groups
-    assert [parameter is units[1][1].bias for parameter in groups[2]["params"]] == [True]
-    fit(net, tiny_data, tiny_config(epochs=1, bias_learning_rate=8.0), progress=False)
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -66,31 +30,95 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def test_set_modes_trains_the_trained_part(dropout_net):
+    net = dropout_net()
+    set_modes(net, "all")
+    assert all(module.training for module in net.modules())
+    set_modes(net, "early_exits")
+    training = {module for module in net.modules() if module.training}
+    assert training == set(trained_part(net, "early_exits").modules()) & set(net.modules())
+
+
+@pytest.mark.parametrize("trained", ["exits", "early_exits"])
+def test_gradients_for_reach_the_trained_part(dropout_net, trained):
+    net = dropout_net()
+    frozen = next(net.exits["2"].parameters()).requires_grad_(False)
+    with gradients_for(net, trained):
+        sum(answer.sum() for answer in net(torch.randn(2, 3, 8, 8)) if answer.requires_grad).backward()
+    reached = {id(parameter) for parameter in net.parameters() if parameter.grad is not None}
+    assert reached == {id(parameter) for parameter in trained_part(net, trained).parameters()} - {id(frozen)}
+    assert [each for each in net.parameters() if not each.requires_grad] == [frozen]
+
+
+def test_gradients_for_exits_stand_a_backbone_that_works_in_place():
+    units = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)]
+    net = MultiExitNet(units, {unit: nn.Sequential(nn.Flatten(), nn.Linear(144, 2)) for unit in (0, 1)})
+    with gradients_for(net, "early_exits"):
+        net(torch.randn(4, 3, 8, 8))[0].sum().backward()
+    assert {name for name, each in net.named_parameters() if each.grad is not None} == {
+        "exits.0.1.weight",
+        "exits.0.1.bias",
+    }
+
+
+def test_bias_learning_rate_multiplies_that_of_norms(tiny_net, tiny_data, tiny_config):
+    before = tiny_net().state_dict()
+    one, ahead = tiny_net(), tiny_net()
+    whole = {"epochs": 1, "batch_size": len(tiny_data.train), "momentum": 0.0, "nesterov": False}
+    for net, rate in ((one, 1.0), (ahead, 8.0)):
+        fit(net, tiny_data, tiny_config(**whole, bias_learning_rate=rate), progress=False)
+    for name, _ in one.named_parameters():
+        moved, moved_ahead = (net.get_parameter(name) - before[name] for net in (one, ahead))
+        bias_of_norm = name.endswith("bias") and name.startswith("units.")
+        torch.testing.assert_close(moved_ahead, moved * (8 if bias_of_norm else 1), msg=name)
+
+
+def test_bias_learning_rate_stands_norms_without_a_bias(tiny_config):
+    part = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4), create_exit("avg", 4, 4)
+    )
+    groups = create_optimizer(part, tiny_config(bias_learning_rate=8.0), CPU).param_groups
+    assert [parameter is part[2].bias for parameter in groups[2]["params"]] == [True]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_forgets_a_first_step_that_overflows(tiny_net, tiny_config, momentum):
+    """A GradScaler has the fused kernel skip such a step."""
+    nets = {"cuda": tiny_net(), "cpu": tiny_net()}  # the devices that the kernels are for; the weights are on the CPU
+    config = tiny_config(momentum=momentum, nesterov=False)
+    fused, plain = (create_optimizer(net, config, torch.device(name)) for name, net in nets.items())
+    before = deepcopy(nets["cuda"].state_dict())
+    junk = [torch.full_like(parameter, 1e30) for parameter in nets["cuda"].parameters()]
+    del junk  # what the next allocation finds
+    fused.grad_scale, fused.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+    step(nets["cuda"], fused)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in nets["cuda"].state_dict().items())
+    fused.found_inf = torch.tensor(0.0)
+    for _ in range(2):
+        step(nets["cuda"], fused)
+        step(nets["cpu"], plain)
+    torch.testing.assert_close(nets["cuda"].state_dict(), nets["cpu"].state_dict())
+
+
 @pytest.mark.parametrize("kind", ["sgd", "muon", "adam"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])  # the one that the kernel is for; the weights are on the CPU
-def test_a_run_goes_on_with_what_its_optimizer_has_learnt(tiny_net, tiny_config, kind, device):
-    """Also where an older version saved it, which had another name for a group's `lr_factor`."""
+def test_restore_optimizer_keeps_state_but_not_the_kernel(tiny_net, tiny_config, kind, device):
     net, resumed, config = tiny_net(), tiny_net(), tiny_config(optimizer=kind, bias_learning_rate=8.0)
     optimizer, fresh = create_optimizer(net, config, CPU), create_optimizer(resumed, config, torch.device(device))
     step(net, optimizer)
     resumed.load_state_dict(net.state_dict())
-    saved = deepcopy(optimizer.state_dict())
-    for group in saved["param_groups"]:
-        group["learning_rates"] = group.pop("lr_factor")
 
-    restore_optimizer(fresh, saved)
+    restore_optimizer(fresh, deepcopy(optimizer.state_dict()))
 
-    assert [group["lr_factor"] for group in fresh.param_groups][-3:] == [1.0, 1.0, 8.0]
     assert all(bool(group["fused"]) == (device == "cuda" and kind != "muon") for group in fresh.param_groups)
-    assert not any("learning_rates" in group for group in fresh.param_groups)
     step(net, optimizer)
     step(resumed, fresh)
     torch.testing.assert_close(resumed.state_dict(), net.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_what_has_two_dimensions_or_more_decays_by_its_gradient(tiny_config, kind):
-    """Where a gradient of 0 meets a decay, Adam moves a weight by the whole rate, AdamW by next to nothing."""
+def test_weight_decay_is_l2_on_two_dimensions_or_more(tiny_config, kind):
+    """With a gradient of 0, L2 makes Adam move a weight by the whole rate; AdamW would hardly move it."""
     part = nn.ModuleList([nn.LayerNorm((2, 4, 4)), nn.LayerNorm(4), nn.Linear(3, 3)])
     nn.init.constant_(part[2].weight, 1.0)
     before = deepcopy(part.state_dict())
@@ -102,3 +130,86 @@ def test_what_has_two_dimensions_or_more_decays_by_its_gradient(tiny_config, kin
     assert moved == {"0.weight", "2.weight"}
     rate = 0.1 if kind == "adam" else 0.1 * 1.9 * 0.01
     torch.testing.assert_close(part[2].weight, torch.full((3, 3), 1 - rate))
+
+
+def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
+    steps = range(1, config.epochs * steps_per_epoch + 1)
+    return [learning_rate(config, step, steps_per_epoch) for step in steps]
+
+
+def test_learning_rate_linear_by_hand():
+    rising = TrainConfig(epochs=5, learning_rate=0.9, warmup=0.2)
+    assert rates(rising, 2) == pytest.approx([0.45, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert rates(TrainConfig(epochs=4, learning_rate=0.4, warmup=0.0), 1) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_learning_rate_halving_by_hand():
+    config = TrainConfig(epochs=5, learning_rate=0.4, schedule="halving", halve_every=2)
+    assert rates(config, 2) == pytest.approx([0.4] * 4 + [0.2] * 4 + [0.1] * 2)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 390])
+def test_learning_rate_steps_by_hand(steps_per_epoch):
+    config = TrainConfig(epochs=20, learning_rate=0.4, schedule="steps", drops=(0.35, 0.6, 0.85))
+    epochs = [0.4] * 7 + [0.04] * 5 + [0.004] * 5 + [0.0004] * 3
+    assert rates(config, steps_per_epoch) == pytest.approx([rate for rate in epochs for _ in range(steps_per_epoch)])
+
+
+def test_learning_rate_rounds_shares_of_the_run():
+    assert 0.29 * 100 < 29
+    dropping = rates(TrainConfig(epochs=100, learning_rate=0.4, schedule="steps", drops=(0.29,)), 1)
+    assert dropping == pytest.approx([0.4] * 29 + [0.04] * 71)
+    rising = rates(TrainConfig(epochs=100, learning_rate=0.4, warmup=0.29), 1)
+    assert rising.index(max(rising)) == 28
+
+
+@given(
+    schedule=st.sampled_from(["linear", "halving", "steps"]),
+    epochs=st.integers(1, 30),
+    steps_per_epoch=st.integers(1, 30),
+    warmup=st.floats(0, 1, exclude_max=True),
+)
+def test_learning_rate_is_positive_and_reaches_the_configs(schedule, epochs, steps_per_epoch, warmup):
+    found = rates(TrainConfig(epochs=epochs, learning_rate=0.3, schedule=schedule, warmup=warmup), steps_per_epoch)
+    assert min(found) > 0
+    assert max(found) == pytest.approx(0.3)
+
+
+@given(values=st.lists(st.floats(-5, 5), min_size=1, max_size=5), decay=st.floats(0.1, 0.99))
+def test_weight_average_is_the_exponential_moving_average(values, decay):
+    net = resnet18(width=1)
+    weight, bias, mean = net.units[0][0].weight, net.units[0][1].bias, net.units[0][1].running_mean
+    expected = [float(tensor.detach().flatten()[0]) for tensor in (weight, bias, mean)]
+    average = WeightAverage(net, decay)
+    for step, value in enumerate(values):
+        with torch.no_grad():
+            for tensor in (weight, bias, mean):
+                tensor.fill_(value)
+        average.update(step)
+        kept = min(decay, (1 + step) / (10 + step))
+        expected = [kept * each + (1 - kept) * value for each in expected]
+    stem = average.net.units[0]
+    found = [float(tensor.detach().flatten()[0]) for tensor in (stem[0].weight, stem[1].bias, stem[1].running_mean)]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Has a mask as attention does, minus infinity above the diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+
+
+def test_weight_average_keeps_a_mask_and_shows_a_weight_that_is_not_finite():
+    net = resnet18(width=1)
+    net.units[0].append(Masked())
+    mask = net.units[0][-1].mask.clone()
+    with torch.no_grad():
+        net.units[0][0].weight[0] = math.inf
+    average = WeightAverage(net, 0.9)
+
+    average.update(0)
+
+    assert torch.equal(average.net.units[0][-1].mask, mask)
+    assert average.net.units[0][0].weight[0].isnan().all()

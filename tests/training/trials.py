@@ -1,8 +1,9 @@
-"""Training runs that are made to fail from outside: `python trials.py {killed,full_disk} FOLDER SEED`.
+"""Training runs that fail from outside: `python trials.py {killed,full_disk} FOLDER SEED`.
 
-Each run is a forked child, so that torch is imported once however often the child is killed.
+Each run is a forked child, so that torch is imported once however often a child is killed.
 """
 
+import io
 import json
 import os
 import random
@@ -21,9 +22,10 @@ from safetensors.torch import save_file
 from eeutils.data import ImageData, load_data
 from eeutils.errors import StorageError
 from eeutils.models import resnet18_3exits
-from eeutils.training import checkpoint, fit, loop, recipe
+from eeutils.training import fit, loop, recipe
+from eeutils.training.checkpoint import load_checkpoint
 
-EPOCHS, MOST_KILLS = 8, 4
+EPOCHS, MOST_KILLS = 5, 4
 
 
 @cache
@@ -52,6 +54,8 @@ def forked(task: Callable[[], None]) -> int:
         return child
     try:
         task()
+    except SystemExit as error:
+        os._exit(error.code)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         os._exit(1)
@@ -59,52 +63,54 @@ def forked(task: Callable[[], None]) -> int:
 
 
 def kill_during_write() -> None:
-    """From here on the third checkpoint is half written when the power fails."""
-    save, written = torch.save, []
+    """Kill this process when the third checkpoint is half written."""
+    written, fsync = [], os.fsync
 
-    def save_half(state: dict, path: Path) -> None:
-        save(state, path)
-        written.append(path)
+    def half_written(file: int) -> None:
+        written.append(file)
         if len(written) == 3:
-            os.truncate(path, path.stat().st_size // 2)
+            os.truncate(file, os.fstat(file).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
 
-    torch.save = save_half
+    os.fsync = half_written
 
 
 def killed(folder: Path, seed: int) -> None:
-    """Kill a run during a write, then at random moments, and let it finish at last; beside it one is undisturbed."""
+    """Kill a run during a write, then end it at random moments, and let it finish; beside it one is undisturbed."""
 
     def first() -> None:
         kill_during_write()
         run(folder)
 
+    def place() -> tuple[int, int]:
+        state = load_checkpoint(folder / "checkpoint.pt")
+        return state["epoch"], state["step"]
+
     _, status = os.waitpid(forked(lambda: run(folder.with_name("undisturbed"))), 0)
     assert status == 0
-    draw, kills = random.Random(seed), 0
+    draw = random.Random(seed)
     _, status = os.waitpid(forked(first), 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
-    epochs = [checkpoint.load_checkpoint(folder / "checkpoint.pt")["epoch"]]
-    for _ in range(MOST_KILLS):
+    places, ends = [place()], []
+    for number in range(MOST_KILLS):
         child = forked(lambda: run(folder))
         time.sleep(draw.uniform(0.1, 0.6))
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, (signal.SIGKILL, signal.SIGTERM)[number % 2])
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            break
-        kills += 1
-        epochs.append(checkpoint.load_checkpoint(folder / "checkpoint.pt")["epoch"])
+        ends.append(os.waitstatus_to_exitcode(status))
+        places.append(place())
     _, status = os.waitpid(forked(lambda: run(folder)), 0)
     assert status == 0
-    print(json.dumps({"kills": kills, "epochs": epochs}))
+    print(json.dumps({"ends": ends, "places": places}))
 
 
 def full_disk(folder: Path, seed: int) -> None:
     """Let the disk be full from the third checkpoint on: no file may grow beyond half of one."""
     del seed
-    save, calls = checkpoint.save_checkpoint, []
+    save, calls = loop.save_state, []
 
-    def save_with_less_and_less_room(path: Path, state: dict) -> None:
+    def save_with_little_room(path: Path, state: dict) -> None:
         calls.append(path)
         if len(calls) == 3:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -112,7 +118,7 @@ def full_disk(folder: Path, seed: int) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (half, resource.RLIM_INFINITY))
         save(path, state)
 
-    loop.save_checkpoint = save_with_less_and_less_room
+    loop.save_state = save_with_little_room
     try:
         run(folder)
     except StorageError as error:
@@ -122,7 +128,8 @@ def full_disk(folder: Path, seed: int) -> None:
 if __name__ == "__main__":
     action, place, chosen_seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    some_digits()  # once, in the parent, so that a child is soon at work; the same goes for what an optimiser imports
+    some_digits()  # once, in the parent; the same goes for what saving and an optimizer import
     torch.optim.SGD([torch.zeros(1)])
-    loop._SECONDS_BETWEEN_CHECKPOINTS = 0.0  # every epoch, however soon it is done
+    torch.save({}, io.BytesIO())
+    loop._SECONDS_BETWEEN_CHECKPOINTS = 0.0
     {"killed": killed, "full_disk": full_disk}[action](place, chosen_seed)

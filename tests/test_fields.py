@@ -1,0 +1,58 @@
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from eeutils.fields import Rule, check_fields
+
+
+@dataclass(frozen=True)
+class Config:
+    count: int = 1
+    rate: Annotated[float, Rule("positive", lambda value: value > 0)] = 0.5
+    nesterov: bool = True
+    kind: Literal["a", "b"] = "a"
+    weights: tuple[float, ...] | str = "equal"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", 1.0),
+        ("count", True),
+        ("count", "1"),
+        ("rate", float("inf")),
+        ("rate", float("nan")),
+        ("rate", 0.0),
+        ("rate", "0.1"),
+        ("rate", None),
+        ("nesterov", "no"),
+        ("nesterov", 1),
+        ("kind", "c"),
+        ("kind", None),
+        ("weights", 0.5),
+        ("weights", (0.5, "x")),
+        ("weights", [float("nan")]),
+    ],
+)
+def test_check_fields_refuses_a_value_of_another_kind(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} ") as error:
+        Config(**{name: value})
+    assert repr(value) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sequence", [tuple, list, np.array, torch.tensor])
+def test_check_fields_makes_tuples_of_sequences(sequence):
+    assert hash(Config(weights=sequence([0.25, 0.75]))) == hash(Config(weights=(0.25, 0.75)))
+
+
+def test_check_fields_makes_python_numbers():
+    config = Config(count=np.int64(3), rate=np.float32(0.5))
+    assert [(type(value), value) for value in (config.count, config.rate)] == [(int, 3), (float, 0.5)]
+    assert type(Config(rate=2).rate) is float

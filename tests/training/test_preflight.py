@@ -1,0 +1,106 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from eeutils.data import Augmentation
+from eeutils.models import MultiExitNet, resnet18
+from eeutils.training import LossConfig, fit
+from eeutils.training.optimizer import trained_part
+from eeutils.training.preflight import check_fit
+
+
+@pytest.mark.parametrize(
+    ("net", "config", "named"),
+    [
+        ({"in_channels": 1}, {}, r"\(3, 8, 8\), 16 at a time"),
+        ({"num_classes": 3}, {}, "3 outputs.* 4 classes"),
+        ({"num_classes": 9}, {}, "9 outputs.* 4 classes"),
+        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, "translate 8"),
+        ({}, {"batch_size": 1}, "1 at a time"),
+        ({}, {"loss": LossConfig(weights=(0.3, 0.7))}, r"3 numbers.*\(0.3, 0.7\)"),
+        ({}, {"loss": LossConfig(weights="deepest")}, "'deepest'"),
+    ],
+)
+def test_fit_names_a_misfit_before_training(
+    tiny_net, tiny_data, tiny_config, tmp_path, weights, changed, net, config, named
+):
+    built = tiny_net(**net)
+    before = weights(built)
+    with pytest.raises(ValueError, match=named):
+        fit(built, tiny_data, tiny_config(**config), checkpoint=tmp_path / "checkpoint.pt", progress=False)
+    assert changed(built, before) == set()
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_names_arguments_of_another_type(tiny_net, tiny_data, tiny_config):
+    with pytest.raises(TypeError, match=r"^config .* str"):
+        fit(tiny_net(), tiny_data, "slim", progress=False)
+    with pytest.raises(TypeError, match=r"^data .* Split"):
+        fit(tiny_net(), tiny_data.train, tiny_config(), progress=False)
+
+
+@pytest.mark.parametrize("checkpoint", ["", "."])
+def test_fit_refuses_a_folder_as_checkpoint(tiny_net, tiny_data, tiny_config, checkpoint):
+    with pytest.raises(ValueError, match=r"^checkpoint .*'\.'"):
+        fit(tiny_net(), tiny_data, tiny_config(), checkpoint=checkpoint, progress=False)
+
+
+def test_fit_refuses_a_loss_of_another_shape(tiny_net, tiny_data, tiny_config):
+    with pytest.raises(ValueError, match=r"^loss .*\(3,\) or \(\), got \(16, 4\)|^loss .*got \(2, 4\)"):
+        fit(tiny_net(), tiny_data, tiny_config(), loss=lambda logits, labels: logits[0], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_fit_trains_float32_only(tiny_net, tiny_data, tiny_config, dtype):
+    with pytest.raises(ValueError, match=str(dtype)):
+        fit(tiny_net().to(dtype), tiny_data, tiny_config(), progress=False)
+
+
+class Dropped(nn.Module):
+    """Overwrites its input, in training mode only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.1, self.training, inplace=True)
+
+
+def test_fit_names_a_head_that_spoils_deeper_exits(tiny_net, tiny_data, tiny_config):
+    net = tiny_net()
+    net.exits["3"] = nn.Sequential(Dropped(), net.exits["3"])
+    with pytest.raises(ValueError, match="the exit after unit 3"):
+        fit(net, tiny_data, tiny_config(), progress=False)
+
+
+def test_fit_needs_an_output_per_class_at_every_exit(tiny_data, tiny_config):
+    whole = resnet18(width=2, num_classes=4)
+    net = MultiExitNet(whole.units, {2: resnet18(width=2, num_classes=2).exits["8"], 8: whole.exits["8"]})
+    net.exits["2"][-1] = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="2 outputs"):
+        fit(net, tiny_data, tiny_config(), progress=False)
+
+
+def test_check_fit_tries_the_share_of_one_process(tiny_data, tiny_config):
+    """With a batch of two, each of two processes gets one image, too few for a norm over single values."""
+    units = [nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))]
+    net = MultiExitNet(units, {0: nn.Sequential(nn.Flatten(), nn.Linear(4, 4))})
+    check_fit(net, tiny_data, tiny_config(batch_size=2), None, None, world_size=1)
+    with pytest.raises(ValueError, match="1 at a time"):
+        check_fit(net, tiny_data, tiny_config(batch_size=2), None, None, world_size=2)
+
+
+@pytest.mark.parametrize("trained", ["all", "exits", "early_exits"])
+def test_check_fit_needs_something_to_train(tiny_net, tiny_data, tiny_config, trained):
+    net = tiny_net()
+    trained_part(net, trained).requires_grad_(False)
+    with pytest.raises(ValueError, match=f"'{trained}'"):
+        check_fit(net, tiny_data, tiny_config(trained=trained), None, None, 1)
+    next(trained_part(net, trained).parameters()).requires_grad_(True)
+    check_fit(net, tiny_data, tiny_config(trained=trained), None, Path("new.pt"), 1)
+
+
+def test_check_fit_needs_early_exits_to_train_them(tiny_data, tiny_config):
+    config = replace(tiny_config(), trained="early_exits")
+    with pytest.raises(ValueError, match="'early_exits'"):
+        check_fit(resnet18(width=2, num_classes=4), tiny_data, config, None, None, 1)
