@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from eeutils.analysis.predictions import check_outputs
-from eeutils.data import ImageData, TrainBatches
+from eeutils.data import ImageData
+from eeutils.data.augmentation import augmented_batch
 from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_exits, checked_answers
@@ -38,9 +39,10 @@ def check_fit(
         raise ValueError(f"the network must be float32, got {others.pop()}; precision='bf16' computes in 16 bits")
     device = a_weight(net).device
     share = max(1, config.batch_size // world_size)
-    few = data.train.take(slice(0, min(share, 2)))  # BatchNorm fails on one image, and two stand for any number
+    few = data.train.take(slice(0, min(share, 2))).to(device)  # BatchNorm may fail on one; two stand for any number
+    draws = torch.Generator(device).manual_seed(config.seed)
     with torch.random.fork_rng(devices=cuda_indices(device)), torch.no_grad():
-        images, labels = next(TrainBatches(few, share, config.augmentation, device, config.seed).epoch(0))
+        images = augmented_batch(few.images, few.normalization, config.augmentation, draws)
         trial = deepcopy(net)
         set_modes(trial, trained)
         try:
@@ -50,5 +52,5 @@ def check_fit(
             raise ValueError(f"net must train on images of shape {shape}, {share} at a time: {error}") from error
     check_outputs(data.train, logits[0].shape[1])
     exit_weights(config.loss.weights, net.num_exits)
-    if loss is not None and (losses := loss(logits, labels)).shape not in ((net.num_exits,), ()):
+    if loss is not None and (losses := loss(logits, few.labels)).shape not in ((net.num_exits,), ()):
         raise ValueError(f"loss must return shape ({net.num_exits},) or (), got {tuple(losses.shape)}")

@@ -306,7 +306,9 @@ def test_fit_stops_when_it_diverges(tiny_net, tiny_data, tiny_config, path, monk
     """Also when the last step of an epoch spoils the weights without a loss that shows it."""
 
     def blow_up(config, step, steps_per_epoch):
-        return 1e-3 if step < (2 * steps_per_epoch if last_step else steps_per_epoch + 1) else 1e30
+        if last_step:
+            return 1e-3 if step < 2 * steps_per_epoch else math.inf
+        return 1e-3 if step <= steps_per_epoch else 1e30
 
     monkeypatch.setattr(loop, "learning_rate", blow_up)
     net = tiny_net()

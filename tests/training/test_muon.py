@@ -1,5 +1,3 @@
-from copy import deepcopy
-
 import pytest
 import torch
 from torch import nn
@@ -79,19 +77,6 @@ def test_muon_trains_heads_without_a_filter(tiny_config):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_muon_learns_and_resumes_exactly(tiny_net, tiny_data, tiny_config, tmp_path, monkeypatch, precision):
-    config, file = tiny_config(optimizer="muon", precision=precision), tmp_path / "checkpoint.pt"
-    whole, resumed = tiny_net(), tiny_net()
-    losses = fit(whole, tiny_data, config, progress=False).frame()["train_loss"]
-    assert losses.iloc[-1] < 0.8 * losses.iloc[0]
-
-    saved = []
-    monkeypatch.setattr(
-        "eeutils.training.loop.save_checkpoint", lambda path, state: saved.append(deepcopy(state)), raising=True
-    )
-    fit(tiny_net(), tiny_data, config, checkpoint=file, progress=False)
-    torch.save(saved[1], file)  # after the first epoch
-    fit(resumed, tiny_data, config, checkpoint=file, progress=False)
-
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
+def test_muon_learns(tiny_net, tiny_data, tiny_config, precision):
+    rows = fit(tiny_net(), tiny_data, tiny_config(optimizer="muon", precision=precision), progress=False).rows
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
