@@ -62,7 +62,7 @@ def train_until(step: int, rank: int, action, checkpoint: Path) -> None:
 
     TrainBatches.epoch = epoch
     try:
-        train(with_norms(seed=7), SHORT, checkpoint)
+        train(with_norms(seed=0), SHORT, checkpoint)
     except SystemExit:
         return
     finally:
