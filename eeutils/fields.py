@@ -25,7 +25,6 @@ Positive = Annotated[float, Rule("positive", lambda value: value > 0)]
 NotNegative = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
 Share = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
 Count = Annotated[int, Rule("1 or more", lambda value: value >= 1)]
-CountOrZero = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
 
 
 def check_fields(config: Any) -> None:
@@ -72,7 +71,7 @@ def _words(kind: Any) -> str:
     if origin is UnionType:
         return " or ".join(map(_words, arguments))
     if origin is tuple:
-        return f"a sequence with each {_words(arguments[0])}"
+        return f"a sequence, each item {_words(arguments[0])}"
     return {int: "a whole number", float: "a finite number", bool: "True or False", str: "a name"}.get(
         kind, f"of type {kind.__name__}"
     )
