@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eeutils.analysis.predictions import collect_logits, predict
+from eeutils.analysis.predictions import predict
 from eeutils.data import TrainBatches
 from eeutils.errors import StorageError, TrainingDivergedError
 from eeutils.training import History, LossConfig, fit, loop
@@ -332,35 +332,12 @@ def test_fit_trains_what_torch_compile_wraps(tiny_net, tiny_data, tiny_config, p
     assert not wrapped.training
 
 
-@pytest.mark.parametrize(("batch_size", "at_a_time"), [(4, 16), (10**6, 500)])
-def test_fit_validates_in_larger_batches(tiny_net, tiny_data, tiny_config, monkeypatch, batch_size, at_a_time):
-    seen = []
-
-    def collect(net, split, *, batch_size):
-        seen.append(batch_size)
-        return collect_logits(net, split, batch_size=batch_size)
-
-    monkeypatch.setattr(loop, "collect_logits", collect)
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1, batch_size=batch_size), progress=False)
-    assert seen == [at_a_time]
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
 def test_fit_keeps_the_memory_format(tiny_net, tiny_data, tiny_config, memory_format, average_decay):
     net = tiny_net().to(memory_format=memory_format)
     fit(net, tiny_data, tiny_config(epochs=1, average_decay=average_decay), progress=False)
     assert all(tensor.is_contiguous(memory_format=memory_format) for tensor in net.parameters() if tensor.ndim == 4)
-
-
-def test_fit_stands_another_default_dtype(tiny_net, tiny_data, tiny_config):
-    net, expected = tiny_net(), fit(tiny_net(), tiny_data, tiny_config(epochs=1), progress=False)
-    torch.set_default_dtype(torch.float64)
-    try:
-        history = fit(net, tiny_data, tiny_config(epochs=1), progress=False)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert history.rows[0]["train_loss"] == pytest.approx(expected.rows[0]["train_loss"], rel=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

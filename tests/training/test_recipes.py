@@ -31,21 +31,6 @@ def test_recipes_of_shallow_deep_networks_are_the_published_ones():
     assert {sdn.schedule, cnn.schedule, exits.schedule} == {"steps"}
 
 
-@pytest.mark.parametrize(
-    ("net", "weight_decay"), [("vgg16", 5e-4), ("wideresnet32_4", 5e-4), ("resnet56", 1e-4), ("mobilenet", 1e-4)]
-)
-def test_recipes_of_shallow_deep_networks_differ_in_weight_decay(net, weight_decay):
-    assert recipe(f"cnn_{net}").weight_decay == recipe(f"sdn_{net}").weight_decay == weight_decay
-
-
-@pytest.mark.parametrize("name", ["ic_only", "cnn_vgg16", "sdn_resnet56"])
-def test_recipes_for_tiny_imagenet_differ_in_augmentation(name):
-    small, large = recipe(name), recipe(f"{name}_tinyimagenet")
-    assert replace(large, augmentation=small.augmentation) == small
-    jitter = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
-    assert large.augmentation == replace(small.augmentation, translate=8, **jitter)
-
-
 @pytest.mark.parametrize("name", ["cnn_resnet56", "sdn_wideresnet32_4", "ic_only"])
 def test_recipes_of_shallow_deep_networks_run(dropout_net, tiny_data, name):
     assert len(fit(dropout_net(), tiny_data, recipe(name, epochs=1, batch_size=16), progress=False).rows) == 1
