@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eeutils.models import MultiExitNet
+from eeutils.models.memory import independent_copy
 from eeutils.training.config import TrainConfig
 from eeutils.training.muon import Muon
 
@@ -130,7 +130,7 @@ class WeightAverage:
     """
 
     def __init__(self, net: MultiExitNet, decay: float) -> None:
-        self.net = deepcopy(net).eval()
+        self.net = independent_copy(net).eval()
         self.decay = decay
         self._average, self._latest = _averaged_tensors(self.net), _averaged_tensors(net)
 

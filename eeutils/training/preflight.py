@@ -1,6 +1,5 @@
 """Check network, data and config before anything is trained."""
 
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from eeutils.data.augmentation import augmented_batch
 from eeutils.device import cuda_indices
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_exits, checked_answers
-from eeutils.models.memory import a_weight
+from eeutils.models.memory import device_and_dtype, independent_copy
 from eeutils.training.config import TrainConfig
 from eeutils.training.losses import Loss, exit_weights
 from eeutils.training.optimizer import set_modes, trained_part
@@ -37,13 +36,13 @@ def check_fit(
         raise ValueError(f"trained must be a part of the network that is not frozen, got {trained!r}")
     if others := {each.dtype for each in net.parameters() if each.is_floating_point()} - {torch.float32}:
         raise ValueError(f"the network must be float32, got {others.pop()}; precision='bf16' computes in 16 bits")
-    device = a_weight(net).device
+    device, _ = device_and_dtype(net)
     share = max(1, config.batch_size // world_size)
     few = data.train.take(slice(0, min(share, 2))).to(device)  # BatchNorm may fail on one; two stand for any number
     draws = torch.Generator(device).manual_seed(config.seed)
     with torch.random.fork_rng(devices=cuda_indices(device)), torch.no_grad():
         images = augmented_batch(few.images, few.normalization, config.augmentation, draws)
-        trial = deepcopy(net)
+        trial = independent_copy(net)
         set_modes(trial, trained)
         try:
             logits = checked_answers(trial, images)

@@ -319,7 +319,7 @@ def test_fit_stops_when_it_diverges(tiny_net, tiny_data, tiny_config, path, monk
     assert state["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in state["net"].values())
     assert save(net.state_dict())  # takes contiguous tensors only: the memory format is back
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN or infinity"):
         fit(net, tiny_data, tiny_config(), checkpoint=path.with_name("other.pt"), progress=False)
     assert path.read_bytes() == content
 

@@ -18,7 +18,7 @@ from eeutils.training.preflight import check_fit
         ({"in_channels": 1}, {}, r"\(3, 8, 8\), 16 at a time"),
         ({"num_classes": 3}, {}, "3 outputs.* 4 classes"),
         ({"num_classes": 9}, {}, "9 outputs.* 4 classes"),
-        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, "translate 8"),
+        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, "got 8 and 0"),
         ({}, {"batch_size": 1}, "1 at a time"),
         ({}, {"loss": LossConfig(weights=(0.3, 0.7))}, r"3 numbers.*\(0.3, 0.7\)"),
         ({}, {"loss": LossConfig(weights="deepest")}, "'deepest'"),
