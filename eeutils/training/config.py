@@ -45,8 +45,10 @@ class TrainConfig:
         trained: "all" of the network; its "exits" alone, as for other classes: the backbone then stays as it is,
             BatchNorm's statistics included, and an epoch takes little more than a forward pass; or its "early_exits"
             alone: the last exit then stays, too.
-        optimizer: "sgd", or "adam" for exits on a backbone that does not move.
+        optimizer: "sgd"; "muon", which trains filters past the stem by orthogonal steps and the rest by SGD; or "adam"
+            for exits on a backbone that does not move.
         learning_rate: the highest of the run.
+        filter_learning_rate: the same for what Muon trains: the relative change of a layer's filters in one step.
         schedule: "linear": up over `warmup`, then down to 0 after the last step, because the last epochs at a tiny rate
             are worth points; "halving": halved every `halve_every` epochs, as UPF-DL-2020 did; "steps": a tenth after
             each of `drops`, as Shallow-Deep Networks do. The first step is never at a lowered rate.
@@ -79,8 +81,9 @@ class TrainConfig:
     epochs: int = 16
     batch_size: int = 128
     trained: Literal["all", "exits", "early_exits"] = "all"
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "muon", "adam"] = "sgd"
     learning_rate: float = 0.1
+    filter_learning_rate: float = 0.06
     schedule: Literal["linear", "halving", "steps"] = "linear"
     warmup: float = 0.2
     halve_every: int = 25
@@ -104,7 +107,8 @@ class TrainConfig:
                     f"{name} must be of type {kind.__name__}, got {getattr(self, name)!r}; for one of your own write "
                     "the training loop yourself, as help(eeutils.training) shows"
                 )
-        for name in ("epochs", "batch_size", "learning_rate", "halve_every", "bias_learning_rate"):
+        rates = ("learning_rate", "filter_learning_rate", "bias_learning_rate")
+        for name in ("epochs", "batch_size", "halve_every", *rates):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("epochs", "batch_size", "halve_every", "seed"):

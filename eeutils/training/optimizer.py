@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from eeutils.models import MultiExitNet
 from eeutils.training.config import TrainConfig
+from eeutils.training.muon import Muon
 
 
 def create_optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -17,9 +18,13 @@ def create_optimizer(part: nn.Module, config: TrainConfig, device: torch.device)
     fused = device.type == "cuda"
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
-    optimizer = torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
-    )
+    if config.optimizer == "muon":
+        in_bf16 = config.precision == "bf16"
+        optimizer = Muon(groups, config.learning_rate, config.momentum, config.nesterov, in_bf16=in_bf16)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
+        )
     if config.momentum:
         _begin_at_rest(optimizer)
     return optimizer
@@ -45,9 +50,15 @@ def _begin_at_rest(optimizer: torch.optim.SGD) -> None:
 
 
 def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Weights, which decay; norms and biases, which do not; BatchNorm's biases, if they have a rate of their own."""
+    """Weights, which decay; norms and biases, which do not; BatchNorm's biases, if they have a rate of their own.
+
+    For Muon, the filters of all units but the stem, and of the exits, come first.
+    """
     rest = dict(part.named_parameters())
-    faster = []
+    faster, filters = [], []
+    if config.optimizer == "muon":
+        names = [name for name, each in rest.items() if each.ndim == 4 and not name.startswith("units.0.")]
+        filters = [rest.pop(name) for name in names]
     if config.bias_learning_rate != 1:
         norms = [name for name, module in part.named_modules() if isinstance(module, nn.BatchNorm2d)]
         faster = [rest.pop(f"{name}.bias") for name in norms if f"{name}.bias" in rest]
@@ -56,7 +67,10 @@ def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, An
         {"params": [each for each in rest.values() if each.ndim <= 1], "weight_decay": 0.0},
         {"params": faster, "weight_decay": 0.0, "lr_factor": config.bias_learning_rate},
     ]
-    return [{"lr_factor": 1.0, **group} for group in groups[: 3 if faster else 2]]
+    if config.optimizer == "muon":
+        factor = config.filter_learning_rate / config.learning_rate
+        groups.insert(0, {"params": filters, "weight_decay": 0.0, "lr_factor": factor, "orthogonal": True})
+    return [{"lr_factor": 1.0, "orthogonal": False, **group} for group in groups if group["params"]]
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
