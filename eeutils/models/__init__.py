@@ -1,5 +1,6 @@
 """Networks as units and exits."""
 
+from eeutils.models.airnet import airnet, airnet_3exits, whiten
 from eeutils.models.exits import InternalClassifier, create_exit, list_pools
 from eeutils.models.inference import StageModule, prepared_for_inference, stage_modules
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
@@ -29,6 +30,8 @@ __all__ = [
     "SpatialPyramidPool",
     "StageModule",
     "add_exits",
+    "airnet",
+    "airnet_3exits",
     "copy_backbone",
     "create_exit",
     "create_model",
@@ -51,6 +54,7 @@ __all__ = [
     "truncate",
     "vgg16",
     "vgg16_sdn",
+    "whiten",
     "widen_backbone",
     "wideresnet32_4",
     "wideresnet32_4_sdn",

@@ -18,7 +18,7 @@ from eeutils.data import ImageData, TrainBatches
 from eeutils.data.batches import seed_of
 from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
-from eeutils.models import MultiExitNet
+from eeutils.models import MultiExitNet, whiten
 from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
 from eeutils.training.checkpoint import data_identity, difference_between, load_checkpoint, save_checkpoint
@@ -42,6 +42,7 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 # Where epochs take a second, on a large GPU, writing a hundred megabytes after each would be a good part of the time.
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
 # Validation keeps no activations for a way back, so that it has room for more images at a time than training.
+_IMAGES_TO_WHITEN = 5_000
 _VALIDATION_BATCHES, _MOST_VALIDATION_IMAGES = 4, 500
 # Apart from the batches' own draws, which begin with the same seed.
 _DROPOUT_SEED = 0x5EED
@@ -121,6 +122,8 @@ class _Run:
         self, net: MultiExitNet, data: ImageData, config: TrainConfig, device: torch.device, workers: Workers
     ) -> None:
         self.net, self.data, self.config, self.device, self.workers = net, data, config, device, workers
+        if config.trained == "all":
+            whiten(net, data.normalization(data.train.images[:_IMAGES_TO_WHITEN].to(device)))
         workers.follow_first([*net.parameters(), *_statistics(net)])
         rank, world_size = workers.rank, workers.world_size
         self.batches = TrainBatches(
