@@ -97,7 +97,7 @@ def parsed(args: list[str] | None = None) -> TrainingRun:
 def _run_of(name: str) -> TrainingRun:
     """A recipe with the network and the data that its name speaks of."""
     kind, _, net = name.removesuffix("_tinyimagenet").partition("_")
-    model = {"cnn": net, "sdn": f"{net}_sdn"}.get(kind, TrainingRun.model)
+    model = {"cnn": net, "sdn": f"{net}_sdn", "muon": "airnet_3exits"}.get(kind, TrainingRun.model)
     data = next((data for data in ("tinyimagenet", "digits") if name.endswith(data)), TrainingRun.data)
     return TrainingRun(model=model, data=data, train=recipe(name))
 

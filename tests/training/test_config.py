@@ -64,7 +64,7 @@ def test_a_config_cannot_be_changed_in_place():
 
 def test_an_unknown_recipe_lists_the_choices():
     with pytest.raises(
-        ValueError, match=r"'fast'.*'digits', 'ic_only', 'ic_only_tinyimagenet', 'modern', .*'slim', 'upf'"
+        ValueError, match=r"'fast'.*'digits', 'ic_only', 'ic_only_tinyimagenet', 'modern', 'muon', .*'slim', 'upf'"
     ):
         recipe("fast")
 
