@@ -96,7 +96,7 @@ def parsed(args: list[str] | None = None) -> TrainingRun:
 def _run_of(name: str) -> TrainingRun:
     """Return a recipe with the network and data of its name."""
     kind, _, net = name.removesuffix("_tinyimagenet").partition("_")
-    model = {"cnn": net, "sdn": f"{net}_sdn"}.get(kind, TrainingRun.model)
+    model = {"cnn": net, "sdn": f"{net}_sdn", "muon": "airnet_3exits"}.get(kind, TrainingRun.model)
     data = next((data for data in ("tinyimagenet", "digits") if name.endswith(data)), TrainingRun.data)
     return TrainingRun(model=model, data=data, train=recipe(name))
 

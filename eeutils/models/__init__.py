@@ -1,5 +1,6 @@
 """Multi-exit networks: builders, heads, surgery, copies for inference."""
 
+from eeutils.models.airnet import airnet, airnet_3exits, whiten
 from eeutils.models.exits import InternalClassifier, create_exit, list_pools
 from eeutils.models.inference import StageModule, prepared_for_inference, stage_modules
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
@@ -28,6 +29,8 @@ __all__ = [
     "SpatialPyramidPool",
     "StageModule",
     "add_exits",
+    "airnet",
+    "airnet_3exits",
     "copy_backbone",
     "create_exit",
     "create_model",
@@ -50,6 +53,7 @@ __all__ = [
     "truncate",
     "vgg16",
     "vgg16_sdn",
+    "whiten",
     "widen_backbone",
     "wideresnet32_4",
     "wideresnet32_4_sdn",

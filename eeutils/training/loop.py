@@ -22,7 +22,7 @@ from eeutils.data.batches import seed_of
 from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
 from eeutils.files import save_state
-from eeutils.models import MultiExitNet
+from eeutils.models import MultiExitNet, whiten
 from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
 from eeutils.training.checkpoint import as_json, difference, fingerprint, load_checkpoint, locked, sigterm_noted
@@ -47,6 +47,7 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0  # on a large GPU an epoch takes a second, and so does writing 100 MB
 # Validation keeps no activations, so that it has room for larger batches than training.
 _VALIDATION_BATCHES, _MOST_VALIDATION_IMAGES = 4, 500
+_IMAGES_TO_WHITEN = 5_000
 _DROPOUT_SEED = 0x5EED  # unlike the seeds of the batches
 
 
@@ -135,6 +136,8 @@ class _Run:
         self.loss = loss or partial(exit_losses, config=config.loss)
         self.loss_name = getattr(loss, "__qualname__", type(loss).__name__)
         self.path, self.device, self.workers, self.sigterm, self.stopped = path, device, workers, sigterm, False
+        if config.trained == "all":
+            whiten(net, data.normalization(data.train.images[:_IMAGES_TO_WHITEN].to(device)))
         self.fingerprint = fingerprint(data) if path else {}
         self.batches = TrainBatches(
             data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(workers)

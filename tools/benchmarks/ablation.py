@@ -1,9 +1,9 @@
 """Compare training variants, one change at a time: `python -m tools.benchmarks.ablation`.
 
-The three-exit ResNet18 is trained anew with one thing changed at a time, from the same weights with the same batches,
-and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a point
-against the *unchanged* network's last exit, so that all are asked for the same accuracy. Each seed is a comparison of
-its own. Interrupted, it goes on; what ships trained in just that way is not trained again.
+A network with three exits is trained anew with one thing changed at a time, from the same weights with the same
+batches, and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a
+point against the *unchanged* network's last exit, so that all are asked for the same accuracy. Each seed is a
+comparison of its own. Interrupted, it goes on; what ships trained in just that way is not trained again.
 
 Slim networks, and as short as the recipe: what helps here may not help a long run.
 """
@@ -21,7 +21,7 @@ from eeutils.analysis.thresholds import accuracy_cost_curve
 from eeutils.data import ImageData, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
-from eeutils.models import copy_backbone, create_model, resnet18
+from eeutils.models import create_model, drop_exits
 from eeutils.models.registry import fitting_arguments
 from eeutils.scoreboard import MAX_DROP, Spread
 from eeutils.train import TrainingRun, parsed
@@ -50,8 +50,6 @@ class Variant:
     backbone_first: bool = False
 
 
-_MODEL = "resnet18_3exits"
-
 VARIANTS = {
     "as it is": Variant(),
     "convolution in the first head": Variant(pool="conv+spp+spp"),
@@ -60,6 +58,8 @@ VARIANTS = {
     "moving average of the weights": Variant(config={"average_decay": 0.998}),
     "biases of norms 8 times as fast": Variant(config={"bias_learning_rate": 8.0}),
     "backbone first, then all together": Variant(backbone_first=True),
+    "orthogonal steps on filters": Variant(config={"optimizer": "muon", "momentum": 0.6}),
+    "labels smoothed by 0.2": Variant(loss={"label_smoothing": 0.2}),
     "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
 }
 
@@ -70,6 +70,7 @@ class Study:
 
     Attributes:
         data: a data set of `eeutils.data.list_data()`.
+        model: with three exits, of `eeutils.models.list_models()`.
         width: channels of the first layer.
         recipe: of `eeutils.training.list_recipes()`.
         epochs: passes over the training split, each variant; by default the recipe's.
@@ -81,6 +82,7 @@ class Study:
     """
 
     data: str = "cifar10"
+    model: str = "resnet18_3exits"
     width: int = 16
     recipe: str = "slim"
     epochs: int | None = None
@@ -155,7 +157,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None:
     """Shipped predictions of the network of this name, if it was trained by exactly this config."""
-    run = TrainingRun(_MODEL, pool=pool, width=study.width, data=study.data, train=config)
+    run = TrainingRun(study.model, pool=pool, width=study.width, data=study.data, train=config)
     name, registry = entry_name(asdict(run)), default_registry()
     if name not in registry.names or not registry.entry(name).has_results:
         return None
@@ -169,13 +171,11 @@ def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, dat
     folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
     shape = {"width": study.width, **fitting_arguments(len(data.classes), data.image_shape)}
     torch.manual_seed(config.seed)
-    net = create_model(_MODEL, pool=variant.pool, **shape)
+    net = create_model(study.model, pool=variant.pool, **shape)
     if variant.backbone_first:
         config = replace(config, epochs=max(1, config.epochs // 2))
-        torch.manual_seed(config.seed)
-        plain = resnet18(pool=variant.pool, **shape)
+        plain = drop_exits(net, net.exit_after[:-1])  # shares its weights
         fit(plain, data, config, checkpoint=folder / "backbone.pt", device=device)
-        copy_backbone(net, plain)
     fit(net, data, config, checkpoint=folder / "checkpoint.pt", device=device)
     return predict(net, data.val, device=device)
 
