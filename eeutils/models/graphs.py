@@ -1,0 +1,217 @@
+"""A network recorded as a graph of its layers, and cut into units that hand on all that the rest needs."""
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from eeutils.models.tracing import record
+
+_BATCH_SIZES = (2, 3)  # what differs between the two depends on the number of images
+
+
+class LayerGraph:
+    """What a network does in evaluation mode, layer by layer, and the shapes that it makes of an image.
+
+    Args:
+        network: from images (N, C, H, W) to logits (N, classes); it is left in evaluation mode.
+        names: of the layers to tell apart. What lies above them is opened, all else stays one step of the graph.
+        image_shape: (C, H, W).
+
+    Raises:
+        ValueError: if the network cannot be recorded, does other things in training, or cannot read such an image.
+    """
+
+    def __init__(self, network: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> None:
+        self.network = network
+        self.outputs, self.graph = record(network, names)
+        self.nodes = [node for node in self.graph.nodes if node.op != "output"]
+        self.images, self.answer = self.nodes[0], self.graph.output_node().args[0]
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self._of_images = {self.images}
+        for node in self.nodes:
+            if not self._of_images.isdisjoint(node.all_input_nodes):
+                self._of_images.add(node)
+        self._meta = deepcopy(fx.GraphModule(network, self.graph)).to("meta", torch.float32)
+        self._runs = [_ShapeRun(self._meta, (size, *image_shape)) for size in _BATCH_SIZES]
+        self._larger = (1, image_shape[0], 2 * image_shape[1], 2 * image_shape[2])
+        self.folds = self._runs[0].folds
+        answer = self.value(self.answer) if isinstance(self.answer, fx.Node) else self.answer
+        if not isinstance(answer, Tensor) or answer.ndim != 2:
+            raise ValueError(f"network must answer logits (N, classes), got {getattr(answer, 'shape', type(answer))}")
+        self.num_classes = answer.shape[1]
+
+    def value(self, node: fx.Node) -> Any:
+        """What `node` gives for two images, on the meta device."""
+        return self._runs[0].values[node.name]
+
+    def is_overwritten(self, node: fx.Node) -> bool:
+        """Whether a later layer works in place on what `node` gives."""
+        return self.value(node)._version != self._runs[0].versions[node.name]
+
+    def crossing(self, last: fx.Node) -> list[fx.Node]:
+        """What is handed on behind `last`: its own value first, then all else that later layers read."""
+        cut = self.position[last]
+        later = [node for node in self.nodes[cut + 1 :] if not self._is_recomputed(node)]
+        read = {source for node in later for given in node.all_input_nodes for source in self._sources(given)}
+        read |= self._sources(self.answer)
+        return [last, *sorted((n for n in read - {last} if self.position[n] <= cut), key=self.position.__getitem__)]
+
+    def grown(self, node: fx.Node) -> torch.Size | None:
+        """The shape that `node` has for images twice as large; None if the network reads none."""
+        try:
+            return _ShapeRun(self._meta, self._larger).values[node.name].shape
+        except ValueError:
+            return None
+
+    def last_map(self, behind: fx.Node) -> fx.Node:
+        """The last value with several places in it, and all that the answer depends on; the answer if there is none."""
+        for node in reversed(self.nodes[self.position[behind] + 1 :]):
+            value = self.value(node)
+            is_map = isinstance(value, Tensor) and sum(size > 1 for size in value.shape[1:]) > 1
+            if is_map and self.images_first(node) and self.crossing(node) == [node]:
+                return node
+        return self.answer
+
+    def images_first(self, node: fx.Node) -> bool:
+        """Whether every tensor that `node` gives has the images in its first dimension."""
+        runs = ([t for t in tree_leaves(run.values[node.name]) if isinstance(t, Tensor)] for run in self._runs)
+        sizes = zip(*([len(t) if t.ndim else 0 for t in tensors] for tensors in runs), strict=True)
+        return all(size == _BATCH_SIZES for size in sizes)
+
+    def module(self, given: Sequence[fx.Node], wanted: Sequence[fx.Node]) -> fx.GraphModule:
+        """The steps from `given`, values that cross a cut, to `wanted`, those that cross the next.
+
+        Several values are one tuple.
+        """
+        graph = fx.Graph()
+        features = graph.placeholder("features")
+        if len(given) == 1:
+            made = {given[0]: features}
+        else:
+            made = {node: graph.call_function(operator.getitem, (features, i)) for i, node in enumerate(given)}
+        first = made[given[0]]
+
+        def copied(node: fx.Node) -> Any:
+            if node not in made:
+                if node.op == "placeholder":  # an argument that was left at its default
+                    return node.args[0] if node.args else None
+                if self._counts_images(node):
+                    shape = graph.call_function(getattr, (first, "shape"))
+                    made[node] = graph.call_function(operator.getitem, (shape, 0))
+                else:
+                    made[node] = graph.node_copy(node, copied)
+            return made[node]
+
+        start, stop = (max(self.position[node] for node in nodes) for nodes in (given[:1], wanted[:1]))
+        for node in self.nodes[start + 1 : stop + 1]:
+            if not self._is_recomputed(node):
+                copied(node)
+        results = tuple(map(copied, wanted))
+        graph.output(results if len(results) > 1 else results[0])
+        return self._with_folds(fx.GraphModule(self.network, graph))
+
+    def _with_folds(self, module: fx.GraphModule) -> fx.GraphModule:
+        layers = dict(module.named_modules())
+        module.meta["folds"] = [pair for pair in self.folds if layers.keys() >= set(pair)]
+        return module
+
+    def _counts_images(self, node: fx.Node) -> bool:
+        values = tuple(run.values[node.name] for run in self._runs)
+        return values == _BATCH_SIZES if isinstance(values[0], int) else False
+
+    def _is_recomputed(self, node: fx.Node) -> bool:
+        """Whether each unit that reads `node` computes it anew: constants and shapes have no images to leave."""
+        if node not in self._of_images:
+            return True
+        if node is self.images or node.op == "call_module" or node.is_impure():
+            return False
+        return not any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.value(node)))
+
+    def _sources(self, node: fx.Node) -> set[fx.Node]:
+        """What has to be carried on for `node` to be known."""
+        if node not in self._of_images or self._counts_images(node):
+            return set()
+        if not self._is_recomputed(node):
+            return {node}
+        return {source for given in node.all_input_nodes for source in self._sources(given)}
+
+
+def fold_recorded(module: nn.Module) -> None:
+    """Fold in place the norms that `LayerGraph` found to be all that reads a convolution; in evaluation mode only."""
+    for conv, norm in getattr(module, "meta", {}).get("folds", ()):
+        before, after = module.get_submodule(conv), module.get_submodule(norm)
+        module.set_submodule(conv, fuse_conv_bn_eval(before, after))
+        # timm's norms drop and activate, too.
+        module.set_submodule(norm, nn.Sequential(*(getattr(after, part, nn.Identity()) for part in ("drop", "act"))))
+
+
+class _ShapeRun(fx.Interpreter):
+    """The values of all nodes for so many images, on the meta device."""
+
+    def __init__(self, network: fx.GraphModule, shape: tuple[int, ...]) -> None:
+        super().__init__(network)
+        self.extra_traceback = False
+        self.values: dict[str, Any] = {}
+        self.versions: dict[str, int] = {}
+        with torch.no_grad(), _Folds(network) as folds:
+            try:
+                self.run(torch.empty(shape, device="meta"))
+            except Exception as error:
+                raise ValueError(f"image_size must be one that the network reads, got {shape[-1]}: {error}") from error
+        self.folds = folds.found()
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = self.values[node.name] = super().run_node(node)
+        if isinstance(value, Tensor):
+            self.versions[node.name] = value._version
+        return value
+
+
+class _Folds(TorchDispatchMode):
+    """Finds the pairs of convolution and norm, each run once, where the norm is all that reads the convolution."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.reads: Counter[int] = Counter()
+        self.alive: list[Any] = []  # so that no two tensors have one id
+        self.calls: dict[str, list[Tensor]] = {}
+        self.layers = dict(network.named_modules())
+        for name, layer in self.layers.items():
+            if layer._forward_pre_hooks or layer._forward_hooks:
+                continue
+            if type(layer) is nn.Conv2d:
+                layer.register_forward_hook(lambda _, given, made, name=name: self._called(name, made))
+            if _is_norm(layer):
+                layer.register_forward_hook(lambda _, given, made, name=name: self._called(name, given[0]))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.alive += tensors
+        self.reads.update(map(id, tensors))
+        return func(*args, **(kwargs or {}))
+
+    def _called(self, name: str, tensor: Tensor) -> None:
+        self.alive.append(tensor)
+        self.calls.setdefault(name, []).append(tensor)
+
+    def found(self) -> list[tuple[str, str]]:
+        """Names of convolution and norm."""
+        once = {name: tensors[0] for name, tensors in self.calls.items() if len(tensors) == 1}
+        convs = {id(tensor): name for name, tensor in once.items() if type(self.layers[name]) is nn.Conv2d}
+        norms = [(name, id(tensor)) for name, tensor in once.items() if name not in convs.values()]
+        pairs = [(convs[key], norm) for norm, key in norms if key in convs and self.reads[key] == 1]
+        return [pair for pair in pairs if self.reads[id(self.layers[pair[0]].weight)] == 1]
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    """Of torch or of timm; another subclass may do more than to normalise."""
+    is_plain = type(layer) is nn.BatchNorm2d or (isinstance(layer, nn.BatchNorm2d) and hasattr(layer, "act"))
+    return is_plain and layer.running_mean is not None

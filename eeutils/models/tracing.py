@@ -1,0 +1,129 @@
+"""Networks recorded with torch.fx, as deep as the layers that one names."""
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx.Graph]:
+    """What `network` does in evaluation mode, and what each layer and step in it gives, by name.
+
+    The modules above the layers `names` are opened, all others are one step each; where that cannot be recorded, all
+    are opened. `network` is left in evaluation mode.
+
+    Raises:
+        ValueError: if that cannot be recorded either, or other steps are taken in training.
+    """
+    above = set(_above(network, names))
+    try:
+        return _recorded(network, lambda module: module not in above)
+    except Exception:  # of any kind: forward() is run with stand-ins that have no values
+        pass
+    try:
+        return _recorded(network, partial(_is_small_step, above))
+    except Exception as error:
+        raise ValueError(
+            f"network must be traceable by torch.fx down to the layers {list(names)}, got {type(network).__name__}: "
+            f"{error}"
+        ) from error
+
+
+class _Tracer(fx.Tracer):
+    """Names the steps as torchvision's `get_graph_node_names` does."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, is_step: Callable[[nn.Module], bool]) -> None:
+        # Functions that timm knows to depend on values of shapes.
+        timm = sys.modules.get("timm.layers")
+        super().__init__((math,), tuple(timm.get_notrace_functions()) if timm else (), param_shapes_constant=True)
+        self.is_step, self.scope_of_ops, self.repeats = is_step, "", Counter()
+        self.outputs: dict[str, Any] = {}
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return self.is_step(module)
+
+    def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        above, self.scope_of_ops = self.scope_of_ops, self.path_of_module(module)
+        path = self.scope_of_ops
+        try:
+            output = super().call_module(module, forward, args, kwargs)
+        finally:
+            self.scope_of_ops = above
+        self.outputs.setdefault(path, output.node if isinstance(output, fx.Proxy) else output)
+        return output
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        name = self.scope_of_ops
+        if kind != "call_module":
+            name = f"{name}.{re.sub('_[0-9]+$', '', node.name)}".lstrip(".")
+        count = self.repeats[name]
+        self.repeats[name] += 1
+        self.outputs.setdefault(f"{name}_{count}" if count else name, node)
+        return node
+
+
+def _above(network: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
+    yield network
+    for name in names:
+        module = network
+        for part in name.split(".")[:-1]:
+            if not isinstance(module := getattr(module, part, None), nn.Module):
+                break
+            yield module
+
+
+def _is_small_step(above: Collection[nn.Module], module: nn.Module) -> bool:
+    """What takes part in training in its own way, as dropout and norms do, stays one step, and so do torch's layers."""
+    if module in above or isinstance(module, nn.Sequential | nn.ModuleList):
+        return False
+    timm = sys.modules.get("timm.layers")
+    apart = (_BatchNorm, *(timm.get_notrace_modules() if timm else ()))
+    is_torchs = type(module).__module__.startswith("torch.nn.")
+    return is_torchs or isinstance(module, apart) or next(module.parameters(), None) is None
+
+
+def _recorded(network: nn.Module, is_step: Callable[[nn.Module], bool]) -> tuple[dict[str, Any], fx.Graph]:
+    training, evaluating = _Tracer(is_step), _Tracer(is_step)
+    in_training = training.trace(network.train())
+    graph = evaluating.trace(network.eval())
+    _follow_mode(graph, in_training)
+    return evaluating.outputs, graph
+
+
+def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> None:
+    """Make steps of `graph` that are told the mode, as F.dropout is, ask for it; both have to take the same steps."""
+    pairs = list(zip(_steps(graph), _steps(in_training), strict=False))
+    for step, other in pairs:
+        if (step.op, step.target) != (other.op, other.target):
+            raise ValueError(f"in training, {other.format_node()} takes the place of {step.format_node()}")
+
+        def asking(now: Any, then: Any, step: fx.Node = step) -> Any:
+            if now is False and then is True:
+                with graph.inserting_before(step):
+                    return graph.create_node("get_attr", "training")
+            return now
+
+        step.args = tuple(map(asking, step.args, other.args))
+        step.kwargs = {name: asking(value, other.kwargs[name]) for name, value in step.kwargs.items()}
+
+
+def _steps(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the answer depends on, in order; in training it may come with those of auxiliary classifiers."""
+    answer = graph.output_node().args[0]
+    if isinstance(answer, fx.Node) and isinstance(answer.target, type):  # a namedtuple
+        answer = answer.args
+    needed, todo = set(), [answer if isinstance(answer, fx.Node) else answer[0]]
+    while todo:
+        if (node := todo.pop()) not in needed:
+            needed.add(node)
+            todo += node.all_input_nodes
+    return [node for node in graph.nodes if node in needed]
