@@ -122,7 +122,9 @@ def _step(graph: LayerGraph, name: str) -> fx.Node:
         nearest = get_close_matches(name, sorted(names), n=5, cutoff=0.4)
         raise ValueError(f"after must name layers that the network runs, got {name!r}; nearest are {nearest}")
     if not isinstance(found, fx.Node) or not isinstance(graph.value(found), Tensor):
-        raise ValueError(f"after must name layers that give one tensor, got {name!r}; name one behind it, or within")
+        raise ValueError(
+            f"after must name layers that give one tensor, got {name!r}; of several, name one: '{name}[0]'"
+        )
     return found
 
 

@@ -101,8 +101,6 @@ class LayerGraph:
 
         def copied(node: fx.Node) -> Any:
             if node not in made:
-                if node.op == "placeholder":  # an argument that was left at its default
-                    return node.args[0] if node.args else None
                 if self._counts_images(node):
                     shape = graph.call_function(getattr, (first, "shape"))
                     made[node] = graph.call_function(operator.getitem, (shape, 0))
@@ -168,11 +166,20 @@ class _ShapeRun(fx.Interpreter):
                 raise ValueError(f"image_size must be one that the network reads, got {shape[-1]}: {error}") from error
         self.folds = folds.found()
 
+    def fetch_args_kwargs_from_env(self, node: fx.Node) -> Any:
+        args, kwargs = super().fetch_args_kwargs_from_env(node)
+        return tuple(map(_plain_lists, args)), {name: _plain_lists(value) for name, value in kwargs.items()}
+
     def run_node(self, node: fx.Node) -> Any:
         value = self.values[node.name] = super().run_node(node)
         if isinstance(value, Tensor):
             self.versions[node.name] = value._version
         return value
+
+
+def _plain_lists(value: Any) -> Any:
+    """A layer may write into the list it is given; those of a graph are immutable."""
+    return list(map(_plain_lists, value)) if isinstance(value, list) else value
 
 
 class _Folds(TorchDispatchMode):

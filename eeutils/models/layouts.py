@@ -77,4 +77,5 @@ def _are_tokens(network: nn.Module, length: int, channels: int) -> bool:
     if prefix_tokens(network, channels) is None:
         return True
     widths = {layer.normalized_shape[-1] for layer in network.modules() if hasattr(layer, "normalized_shape")}
+    widths = widths or {layer.in_features for layer in network.modules() if isinstance(layer, nn.Linear)}
     return channels in widths and length not in widths

@@ -31,7 +31,7 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
     for module in copy.modules():
         module._forward_pre_hooks.clear()
         module._forward_hooks.clear()
-    return copy.to("meta", torch.float32).eval()
+    return copy.to("meta", torch.float32).eval().requires_grad_(False)
 
 
 @torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules

@@ -1,6 +1,7 @@
 """Networks recorded with torch.fx, as deep as the layers that one names."""
 
 import math
+import operator
 import re
 import sys
 from collections import Counter
@@ -10,6 +11,8 @@ from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_PART = re.compile(r"(.+)\[([0-9]+)\]")  # one of several tensors that a layer gives
 
 
 def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx.Graph]:
@@ -23,16 +26,26 @@ def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx
     """
     above = set(_above(network, names))
     try:
-        return _recorded(network, lambda module: module not in above)
-    except Exception:  # of any kind: forward() is run with stand-ins that have no values
-        pass
-    try:
-        return _recorded(network, partial(_is_small_step, above))
+        try:
+            outputs, graph = _recorded(network, lambda module: module not in above)
+        except Exception:  # of any kind: forward() is run with stand-ins that have no values
+            outputs, graph = _recorded(network, partial(_is_small_step, above))
     except Exception as error:
         raise ValueError(
             f"network must be traceable by torch.fx down to the layers {list(names)}, got {type(network).__name__}: "
             f"{error}"
         ) from error
+    for name in names:
+        if part := _PART.fullmatch(name):
+            outputs[name] = _part(graph, outputs.get(part[1]), int(part[2]))
+    return outputs, graph
+
+
+def _part(graph: fx.Graph, whole: Any, index: int) -> Any:
+    if isinstance(whole, fx.Node):
+        with graph.inserting_after(whole):
+            return graph.call_function(operator.getitem, (whole, index))
+    return whole[index].node if isinstance(whole, tuple | list) and index < len(whole) else None
 
 
 class _Tracer(fx.Tracer):
@@ -43,12 +56,16 @@ class _Tracer(fx.Tracer):
     def __init__(self, is_step: Callable[[nn.Module], bool]) -> None:
         # Functions that timm knows to depend on values of shapes.
         timm = sys.modules.get("timm.layers")
-        super().__init__((math,), tuple(timm.get_notrace_functions()) if timm else (), param_shapes_constant=True)
+        super().__init__((math,), tuple(timm.get_notrace_functions()) if timm else ())
         self.is_step, self.scope_of_ops, self.repeats = is_step, "", Counter()
         self.outputs: dict[str, Any] = {}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return self.is_step(module)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The images; other arguments stay at their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         above, self.scope_of_ops = self.scope_of_ops, self.path_of_module(module)
@@ -62,6 +79,8 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
+        if kind in ("placeholder", "output"):
+            return node
         name = self.scope_of_ops
         if kind != "call_module":
             name = f"{name}.{re.sub('_[0-9]+$', '', node.name)}".lstrip(".")
@@ -75,7 +94,7 @@ def _above(network: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
     yield network
     for name in names:
         module = network
-        for part in name.split(".")[:-1]:
+        for part in name.partition("[")[0].split(".")[:-1]:
             if not isinstance(module := getattr(module, part, None), nn.Module):
                 break
             yield module
