@@ -20,6 +20,7 @@ from .data import load_image as load_image
 from .models import MultiExitNet as MultiExitNet
 from .models import create_model as create_model
 from .models import list_models as list_models
+from .models import with_exits as with_exits
 from .models import with_internal_classifiers as with_internal_classifiers
 from .training import TrainConfig as TrainConfig
 from .training import fit as fit

@@ -82,8 +82,8 @@ class LayerGraph:
 
     def images_first(self, node: fx.Node) -> bool:
         """Whether every tensor that `node` gives has the images in its first dimension."""
-        runs = ([t for t in tree_leaves(run.values[node.name]) if isinstance(t, Tensor)] for run in self._runs)
-        sizes = zip(*([len(t) if t.ndim else 0 for t in tensors] for tensors in runs), strict=True)
+        pairs = zip(*(tree_leaves(run.values[node.name]) for run in self._runs), strict=True)
+        sizes = [tuple(len(t) if t.ndim else 0 for t in pair) for pair in pairs if isinstance(pair[0], Tensor)]
         return all(size == _BATCH_SIZES for size in sizes)
 
     def module(self, given: Sequence[fx.Node], wanted: Sequence[fx.Node]) -> fx.GraphModule:
@@ -105,7 +105,7 @@ class LayerGraph:
                     shape = graph.call_function(getattr, (first, "shape"))
                     made[node] = graph.call_function(operator.getitem, (shape, 0))
                 else:
-                    made[node] = graph.node_copy(node, copied)
+                    made[node] = self._size(node) or graph.node_copy(node, copied)
             return made[node]
 
         start, stop = (max(self.position[node] for node in nodes) for nodes in (given[:1], wanted[:1]))
@@ -125,6 +125,13 @@ class LayerGraph:
         values = tuple(run.values[node.name] for run in self._runs)
         return values == _BATCH_SIZES if isinstance(values[0], int) else False
 
+    def _size(self, node: fx.Node) -> Any:
+        """What a layer gives beside tensors, such as the size of its map: of images like these, it is fixed."""
+        if node.target is operator.getitem and self._is_recomputed(node) and not self._is_recomputed(node.args[0]):
+            values = [run.values[node.name] for run in self._runs]
+            return values[0] if values[0] == values[1] else None
+        return None
+
     def _is_recomputed(self, node: fx.Node) -> bool:
         """Whether each unit that reads `node` computes it anew: constants and shapes have no images to leave."""
         if node not in self._of_images:
@@ -135,7 +142,7 @@ class LayerGraph:
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
         """What has to be carried on for `node` to be known."""
-        if node not in self._of_images or self._counts_images(node):
+        if node not in self._of_images or self._counts_images(node) or self._size(node):
             return set()
         if not self._is_recomputed(node):
             return {node}
@@ -143,12 +150,12 @@ class LayerGraph:
 
 
 def fold_recorded(module: nn.Module) -> None:
-    """Fold in place the norms that `LayerGraph` found to be all that reads a convolution; in evaluation mode only."""
-    for conv, norm in getattr(module, "meta", {}).get("folds", ()):
-        before, after = module.get_submodule(conv), module.get_submodule(norm)
-        module.set_submodule(conv, fuse_conv_bn_eval(before, after))
-        # timm's norms drop and activate, too.
-        module.set_submodule(norm, nn.Sequential(*(getattr(after, part, nn.Identity()) for part in ("drop", "act"))))
+    """Fold in place the norms that alone read a convolution, as `LayerGraph` found; in evaluation mode only."""
+    for conv, norm in getattr(module, "meta", {}).pop("folds", ()):
+        layer = module.get_submodule(norm)
+        module.set_submodule(conv, fuse_conv_bn_eval(module.get_submodule(conv), layer))
+        is_plain = type(layer) is nn.BatchNorm2d
+        module.set_submodule(norm, nn.Identity() if is_plain else nn.Sequential(layer.drop, layer.act))  # timm's
 
 
 class _ShapeRun(fx.Interpreter):
@@ -220,5 +227,5 @@ class _Folds(TorchDispatchMode):
 
 def _is_norm(layer: nn.Module) -> bool:
     """Of torch or of timm; another subclass may do more than to normalise."""
-    is_plain = type(layer) is nn.BatchNorm2d or (isinstance(layer, nn.BatchNorm2d) and hasattr(layer, "act"))
-    return is_plain and layer.running_mean is not None
+    is_known = type(layer) is nn.BatchNorm2d or (isinstance(layer, nn.BatchNorm2d) and hasattr(layer, "act"))
+    return is_known and layer.running_mean is not None

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eeutils.models.contracts import check_exits
+from eeutils.models.graphs import fold_recorded
 from eeutils.models.memory import independent_copy, make_weights_permanent, to_channels_last
 from eeutils.models.multiexit import Features, MultiExitNet, Stage
 
@@ -24,6 +25,8 @@ def prepared_for_inference(net: MultiExitNet) -> MultiExitNet:
     """
     copy = independent_copy(check_exits(net)).eval()
     make_weights_permanent(copy)
+    for part in (*copy.units, *copy.exits.values()):
+        fold_recorded(part)
     stages = [nn.Sequential(*stage.units) for stage in copy.stages()]
     fold_norms(nn.ModuleList([*stages, *copy.exits.values()]))
     copy.units = nn.ModuleList(unit for stage in stages for unit in stage)

@@ -43,8 +43,14 @@ def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx
 
 def _part(graph: fx.Graph, whole: Any, index: int) -> Any:
     if isinstance(whole, fx.Node):
-        with graph.inserting_after(whole):
-            return graph.call_function(operator.getitem, (whole, index))
+        parts = {user.args[1]: user for user in whole.users if user.target is operator.getitem}
+        if index not in parts:
+            with graph.inserting_after(whole):
+                parts[index] = graph.call_function(operator.getitem, (whole, index))
+        named = parts.pop(index)
+        for part in (named, *parts.values()):  # the others go before it: parts are handed on, not the whole
+            whole.append(part)
+        return named
     return whole[index].node if isinstance(whole, tuple | list) and index < len(whole) else None
 
 
