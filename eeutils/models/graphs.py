@@ -72,13 +72,17 @@ class LayerGraph:
             return None
 
     def last_map(self, behind: fx.Node) -> fx.Node:
-        """The last value with several places in it, and all that the answer depends on; the answer if there is none."""
+        """The last map that all of the answer depends on, before it is pooled; the answer if there is none."""
+        maps = []
         for node in reversed(self.nodes[self.position[behind] + 1 :]):
             value = self.value(node)
-            is_map = isinstance(value, Tensor) and sum(size > 1 for size in value.shape[1:]) > 1
-            if is_map and self.images_first(node) and self.crossing(node) == [node]:
-                return node
-        return self.answer
+            if isinstance(value, Tensor) and value.ndim > 2 and self.images_first(node):
+                if self.crossing(node) != [node]:
+                    continue
+                if sum(size > 1 for size in value.shape[1:]) > 1:
+                    return node
+                maps.append(node)  # of one place, as small images leave
+        return next((node for node in reversed(maps) if self._same_shape(node, maps[0])), self.answer)
 
     def images_first(self, node: fx.Node) -> bool:
         """Whether every tensor that `node` gives has the images in its first dimension."""
@@ -120,6 +124,9 @@ class LayerGraph:
         layers = dict(module.named_modules())
         module.meta["folds"] = [pair for pair in self.folds if layers.keys() >= set(pair)]
         return module
+
+    def _same_shape(self, node: fx.Node, other: fx.Node) -> bool:
+        return self.value(node).shape == self.value(other).shape
 
     def _counts_images(self, node: fx.Node) -> bool:
         values = tuple(run.values[node.name] for run in self._runs)

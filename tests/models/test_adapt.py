@@ -1,0 +1,394 @@
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.regnet import BlockParams
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vgg import make_layers
+
+from eeutils.analysis.costs import measure_costs
+from eeutils.analysis.decisions import decide
+from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.predictions import predict
+from eeutils.cascade import Cascade
+from eeutils.data import Normalization, Split
+from eeutils.models import exits_at_cost, prepared_for_inference, stage_modules, with_exits
+
+SIZE = 32
+
+
+def resnet(**kwargs) -> nn.Module:
+    return tv.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5, **kwargs)
+
+
+def densenet() -> nn.Module:
+    return tv.DenseNet(4, (2, 2, 2, 2), 8, num_classes=5)
+
+
+def inception(**kwargs) -> nn.Module:
+    return tv.Inception3(num_classes=5, init_weights=False, **kwargs)
+
+
+def swin() -> nn.Module:
+    return tv.SwinTransformer([4, 4], 8, [1, 1, 1], [1, 2, 4], [4, 4], num_classes=5)
+
+
+def vit(**kwargs) -> nn.Module:
+    return tv.VisionTransformer(SIZE, 8, 3, 2, 16, 32, num_classes=5, **kwargs)
+
+
+def mobilenet_v3() -> nn.Module:
+    blocks = [(8, 3, 8, 8, True, "RE", 2, 1), (8, 3, 16, 16, True, "HS", 2, 1), (16, 3, 32, 16, False, "HS", 1, 1)]
+    return tv.MobileNetV3([InvertedResidualConfig(*block, width_mult=1) for block in blocks], 16, num_classes=5)
+
+
+def slimmed(build: Callable[[], nn.Module], channels: int) -> nn.Module:
+    """Without millions of weights behind the last map."""
+    with torch.device("meta"):
+        network = build()
+    network.classifier = nn.Sequential(nn.Dropout(), nn.Linear(channels, 8), nn.ReLU(inplace=True), nn.Linear(8, 5))
+    for layer in network.features.to_empty(device="cpu"):
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return network
+
+
+def timms(name: str, **kwargs) -> nn.Module:
+    return pytest.importorskip("timm").create_model(name, num_classes=5, **kwargs)
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Sequence[str], int]] = {
+    "alexnet": (lambda: slimmed(tv.AlexNet, 256 * 36), ("features.2", "features.5"), 64),
+    "convnext": (
+        lambda: tv.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5),
+        ("features.1", "features.2"),
+        SIZE,
+    ),
+    "densenet": (densenet, ("features.denseblock1.denselayer1", "features.denseblock2"), SIZE),
+    "efficientnet": (
+        lambda: tv.EfficientNet([MBConvConfig(2, 3, 1, 8, 8, 2), MBConvConfig(2, 3, 2, 8, 16, 2)], 0.2, num_classes=5),
+        ("features.1", "features.2.0.block.0"),
+        SIZE,
+    ),
+    "googlenet": (lambda: tv.GoogLeNet(5, init_weights=False), ("inception3a", "inception4c.branch2"), 64),
+    "inception_v3": (inception, ("Mixed_5c", "Mixed_6c"), 75),
+    "maxvit": (
+        lambda: tv.MaxVit((64, 64), 8, 2, [8, 16], [1, 1], 8, 0.1, num_classes=5),
+        ("blocks.0", "blocks.1.layers.0.layers.MBconv"),
+        64,
+    ),
+    "mnasnet": (lambda: tv.MNASNet(0.1, 5), ("layers.8", "layers.10"), SIZE),
+    "mobilenet_v2": (lambda: tv.MobileNetV2(5, width_mult=0.1), ("features.3", "features.9"), SIZE),
+    "mobilenet_v3": (mobilenet_v3, ("features.1", "features.3"), SIZE),
+    "regnet": (
+        lambda: tv.RegNet(BlockParams([1, 1], [8, 16], [8, 8], [2, 2], [1, 1], 0.25), 5),
+        ("stem", "trunk_output.block1"),
+        SIZE,
+    ),
+    "resnet": (resnet, ("layer1.0.conv1", "layer3"), SIZE),
+    "shufflenet": (
+        lambda: tv.ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 16], num_classes=5),
+        ("stage2", "stage3"),
+        SIZE,
+    ),
+    "squeezenet": (lambda: tv.SqueezeNet("1_1", 5), ("features.5", "features.9"), SIZE),
+    "swin": (swin, ("features.1", "features.3"), SIZE),
+    "vgg": (
+        lambda: slimmed(lambda: tv.VGG(make_layers([8, "M", 8, "M", 8], batch_norm=True), init_weights=False), 8 * 49),
+        ("features.0", "features.4"),
+        SIZE,
+    ),
+    "vit": (vit, ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"), SIZE),
+    "timm_byobnet": (lambda: timms("test_byobnet"), ("stages.1", "stages.2"), SIZE),
+    "timm_coatnet": (lambda: timms("test_coatnet"), ("stages.0", "stages.2"), SIZE),
+    "timm_convnext": (lambda: timms("test_convnext"), ("stages.1", "stages.2"), SIZE),
+    "timm_crossvit": (
+        lambda: timms("crossvit_tiny_240", embed_dim=(16, 32), depth=((1, 1, 0), (1, 1, 0)), num_heads=(2, 2)),
+        ("blocks.0[0]",),
+        240,
+    ),
+    "timm_efficientnet": (lambda: timms("test_efficientnet"), ("blocks.1", "blocks.3"), SIZE),
+    "timm_ghostnet": (lambda: timms("ghostnet_050"), ("blocks.2", "blocks.5"), SIZE),
+    "timm_levit": (
+        lambda: timms("levit_128s", embed_dim=(16, 16), key_dim=4, num_heads=(2, 2), depth=(1, 1)),
+        ("stages.0",),
+        224,
+    ),
+    "timm_mambaout": (lambda: timms("test_mambaout"), ("stages.1", "stages.2"), SIZE),
+    "timm_mixer": (
+        lambda: timms("mixer_s32_224", img_size=64, patch_size=16, embed_dim=24, num_blocks=3),
+        ("blocks.0", "blocks.1"),
+        64,
+    ),
+    "timm_nfnet": (lambda: timms("test_nfnet"), ("stages.1", "stages.2"), SIZE),
+    "timm_poolformer": (
+        lambda: timms("poolformer_s12", depths=(1, 1), dims=(8, 16)),
+        ("stages.0",),
+        SIZE,
+    ),
+    "timm_resnet": (lambda: timms("test_resnet"), ("layer2", "layer3.0.bn1"), SIZE),
+    "timm_vit": (lambda: timms("test_vit", img_size=SIZE), ("blocks.1", "blocks.3"), SIZE),
+    "timm_vit_registers": (lambda: timms("test_vit3", img_size=SIZE), ("blocks.1", "blocks.3"), SIZE),
+}
+
+
+def random_images(count: int = 2, size: int = SIZE) -> Tensor:
+    return torch.randn(count, 3, size, size)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_with_exits_answers_and_costs_as_the_network_does(name):
+    build, after, size = ARCHITECTURES[name]
+    network = build().eval()
+    state = deepcopy(network.state_dict())
+    net, images = with_exits(network, after, image_size=size), random_images(size=size)
+    assert [tuple(answer.shape) for answer in net(images)] == [(2, 5)] * (len(after) + 1)
+    assert torch.equal(net(images)[-1], network(images))
+
+    costs = measure_costs(net, (3, size, size))
+    with FlopCounterMode(display=False) as counter:
+        deepcopy(network).requires_grad_(False).to("meta")(torch.empty(1, 3, size, size, device="meta"))
+    assert float(costs.unit_macs.sum() + costs.exit_macs[-1]) == counter.get_total_flops() / 2
+
+    for given, folded in zip(net(images), prepared_for_inference(net)(images), strict=True):
+        assert torch.allclose(given, folded, 1e-3, 1e-4)
+    assert all(torch.equal(state[key], tensor) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["densenet", "resnet", "swin", "timm_crossvit", "timm_resnet", "vit"])
+def test_with_exits_makes_cascades_that_equal_the_table(name):
+    build, after, size = ARCHITECTURES[name]
+    net = with_exits(build(), after, image_size=size, pool="mixed")
+    images = torch.randint(256, (40, 3, size, size), dtype=torch.uint8)
+    split = Split(images, torch.arange(40) % 5, tuple("abcde"), Normalization((0.5,) * 3, (0.3,) * 3))
+    table = predict(prepared_for_inference(net), split, batch_size=7)
+    middle = [float(row.sort().values[19:21].mean()) for row in table.confidence[:-1]]
+    decisions = decide(table, ThresholdPolicy(middle))
+    assert len(decisions.exit_index.unique()) > 1
+    run = Cascade(net, ThresholdPolicy(middle)).run(split, batch_size=7)
+    assert torch.equal(run.exit_index, decisions.exit_index)
+    assert torch.equal(run.predicted, decisions.predicted)
+
+
+def test_with_exits_reads_what_torchvision_extracts_for_every_node_name():
+    network, images = resnet().eval(), random_images()
+    names = get_graph_node_names(network)[1][1:-1]
+    extracted = create_feature_extractor(network, names)(images)
+    for name in names:
+        net = with_exits(network, [name], image_size=SIZE)
+        features = net.forward_features(images)[0]
+        kept = features if isinstance(features, Tensor) else features[0]
+        assert kept.shape == extracted[name].shape
+        if "bn" not in name and "downsample" not in name and "add" not in name:  # overwritten by a ReLU, there or here
+            assert torch.equal(kept, extracted[name]), name
+        assert torch.equal(net(images)[-1], network(images))
+
+
+def test_exit_reads_a_copy_where_the_next_unit_works_in_place():
+    network, images = resnet(), random_images()
+    head = with_exits(network, ["bn1"], image_size=SIZE).exits["0"]
+    assert head[0].copied
+    net = with_exits(network, ["bn1"], image_size=SIZE, pool="mixed")
+    sum(answer.sum() for answer in net(images)).backward()
+
+
+def test_layers_may_come_in_any_order_and_are_cut_shallowest_first():
+    net = with_exits(resnet(), ["layer3", "layer1"], image_size=SIZE, pool="avg+mixed")
+    assert net.origin.after == ("layer1", "layer3")
+    assert isinstance(net.exits["0"], nn.Sequential)
+    assert [name for name, _ in net.units[1].named_children()] == ["layer2", "layer3"]
+    assert [name for name, _ in net.exits["2"].named_children()] == ["avgpool", "fc"]
+
+
+@pytest.mark.parametrize(
+    ("after", "value"),
+    [
+        (["layer22"], "layer2"),
+        (["layer1.0.relu_7"], "layer1.0.relu_1"),
+        (["layer1", "layer1"], "layer1"),
+        (["layer1", "layer1.0"], "layer1.0"),
+        (["fc"], "fc"),
+        (["bn1[1]"], "bn1[1]"),
+        ([], "[]"),
+        ("layer1", "layer1"),
+    ],
+)
+def test_names_that_cannot_get_an_exit_are_refused(after, value):
+    with pytest.raises(ValueError, match="after") as error:
+        with_exits(resnet(), after, image_size=SIZE)
+    assert value in str(error.value)
+
+
+@pytest.mark.parametrize("network", [with_exits, "resnet50", None])
+def test_what_is_no_network_is_refused(network):
+    with pytest.raises(TypeError, match="network"):
+        with_exits(network, ["layer1"])
+
+
+def test_networks_with_exits_are_refused():
+    with pytest.raises(TypeError, match="MultiExitNet"):
+        with_exits(with_exits(resnet(), ["layer1"], image_size=SIZE), ["units"])
+
+
+def test_images_that_the_network_cannot_read_are_refused():
+    with pytest.raises(ValueError, match="33"):
+        with_exits(vit(), ["encoder.layers.encoder_layer_0"], image_size=33)
+
+
+class Own(nn.Module):
+    """A network of which each test has its own body."""
+
+    def __init__(self, body: Callable[["Own", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body = body
+        self.first, self.second, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = self.body(self, x)
+        return self.fc(x if scale is None else x * scale)
+
+
+def counted(own: Own, x: Tensor) -> Tensor:
+    num_images, _, height, width = x.shape
+    return own.second(own.first(x)).reshape(num_images, -1, height * width).mean(2)
+
+
+def in_windows(own: Own, x: Tensor) -> Tensor:
+    x = own.first(x).unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)
+    return own.second(x).mean((2, 3)).unflatten(0, (-1, 4)).mean(1)
+
+
+def dropped(own: Own, x: Tensor) -> Tensor:
+    return F.dropout(own.second(own.first(x)).mean((2, 3)), training=own.training)
+
+
+def doubled_in_training(own: Own, x: Tensor) -> Tensor:
+    x = own.second(own.first(x)).mean((2, 3))
+    return x * 2 if own.training else x
+
+
+def looking_at_values(own: Own, x: Tensor) -> Tensor:
+    return own.second(own.first(x)).mean((2, 3)) if x.sum() > 0 else x.mean((2, 3))
+
+
+def test_numbers_of_images_follow_a_batch_that_shrinks():
+    net = with_exits(Own(counted).eval(), ["first"], image_size=8)
+    first, last = stage_modules(net)
+    images = random_images(3, 8)
+    features, _ = first(images)
+    assert torch.allclose(last(tuple(each[:1] for each in features))[1], net(images[:1])[-1])
+
+
+def test_windows_that_cross_a_cut_are_refused():
+    with pytest.raises(ValueError, match="second"):
+        with_exits(Own(in_windows), ["second"], image_size=8)
+
+
+def test_functional_dropout_follows_the_mode():
+    net, images = with_exits(Own(dropped), ["first"], image_size=8), random_images(4, 8)
+    assert not torch.equal(net(images)[-1], net(images)[-1])
+    net.eval()
+    assert torch.equal(net(images)[-1], net(images)[-1])
+
+
+@pytest.mark.parametrize("body", [doubled_in_training, looking_at_values])
+def test_networks_whose_steps_vary_are_refused(body):
+    with pytest.raises(ValueError, match="Own"):
+        with_exits(Own(body), ["first"], image_size=8)
+
+
+@pytest.mark.parametrize("build", [lambda: tv.GoogLeNet(5, init_weights=False), inception])
+def test_auxiliary_classifiers_are_left_out_in_training(build):
+    network = build().train()
+    net = with_exits(network, ["Conv2d_2a_3x3" if hasattr(network, "Mixed_5b") else "conv2"], image_size=75)
+    before = deepcopy(network.state_dict())
+    assert [tuple(answer.shape) for answer in net(random_images(2, 75))] == [(2, 5)] * 2
+    assert net.training
+    assert not any("aux" in name.lower() for name, _ in net.named_parameters())
+    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
+
+
+def channels_last(own: Own, x: Tensor) -> Tensor:
+    x = own.first(x).permute(0, 2, 3, 1).contiguous()
+    return own.second(x.permute(0, 3, 1, 2)).flatten(1).unflatten(1, (8, 8 * 8)).mean(2)
+
+
+def test_layouts_that_shapes_do_not_tell_are_asked_for():
+    with pytest.raises(ValueError, match="layout"):
+        with_exits(Own(channels_last), ["contiguous"], image_size=8)
+    net = with_exits(Own(channels_last), ["contiguous"], image_size=8, layout="NHWC")
+    features = net.forward_features(random_images(2, 8))[0]
+    assert torch.equal(net.exits["0"][0](features), features.permute(0, 3, 1, 2))
+    for layout in ("NLC", "HWC"):
+        with pytest.raises(ValueError, match=layout):
+            with_exits(Own(channels_last), ["contiguous"], image_size=8, layout=layout)
+
+
+def test_larger_images_tell_channels_from_places():
+    head = with_exits(Own(counted), ["second"], image_size=8).exits["0"]
+    assert head[0].layout == "NCHW"
+
+
+def test_heads_read_maps_with_channels_first():
+    net = with_exits(swin(), ["features.1"], image_size=SIZE, pool="avg")
+    assert net.exits["0"][1][2].in_features == 8
+    net = with_exits(vit(), ["encoder.layers.encoder_layer_0"], image_size=SIZE, pool="avg")
+    reader, head = net.exits["0"]
+    tokens = torch.randn(2, 17, 16)
+    assert head[2].in_features == 16
+    assert torch.equal(reader(tokens)[1, :, 2, 3], tokens[1, 1 + 2 * 4 + 3])
+
+
+def test_units_carry_what_skips_a_cut():
+    net = with_exits(resnet().eval(), ["layer2.0.conv1"], image_size=SIZE)
+    features = net.forward_features(random_images())[0]
+    assert [tuple(each.shape[1:]) for each in features] == [(128, 4, 4), (64, 8, 8)]
+
+
+def test_exits_at_cost_finds_units_of_it():
+    net = with_exits(resnet(), ["layer1", "layer2", "layer3"], image_size=SIZE)
+    assert exits_at_cost(net, (0.3, 0.7), (3, SIZE, SIZE)) == (0, 2)
+
+
+def test_stages_of_it_can_be_exported():
+    net, images = with_exits(densenet().eval(), ["features.denseblock1.denselayer1"], image_size=SIZE), random_images()
+    x, num_images = images, torch.export.Dim("num_images")
+    for stage in stage_modules(net):
+        shapes = (({0: num_images},) * len(x) if isinstance(x, tuple) else {0: num_images},)
+        x, logits = torch.export.export(stage, (x,), dynamic_shapes=shapes).module()(x)
+    assert torch.allclose(logits, net(images)[-1], 1e-4, 1e-5)
+
+
+def test_origin_tells_how_to_make_it_again():
+    net = with_exits(timms("test_resnet"), ["layer2"], image_size=SIZE)
+    origin = net.origin
+    assert (origin.library, origin.name, origin.after, origin.num_classes) == ("timm", "test_resnet", ("layer2",), 5)
+    assert with_exits(resnet(), ["layer2"], image_size=SIZE, name="resnet10").origin.name == "resnet10"
+    assert prepared_for_inference(net).origin == origin
+
+
+@pytest.mark.parametrize("name", ["resnet", "timm_resnet", "timm_efficientnet", "googlenet"])
+def test_norms_of_torch_and_timm_are_folded(name):
+    build, after, size = ARCHITECTURES[name]
+    net = prepared_for_inference(with_exits(build(), after, image_size=size))
+    norms = [name for name, layer in net.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms == (["units.1.layer1.0.bn1"] if name == "resnet" else norms[:0])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_units_train_as_the_network_does(frozen):
+    network = resnet()
+    network.requires_grad_(not frozen)
+    net = with_exits(network, ["layer2"], image_size=SIZE)
+    assert {p.requires_grad for p in net.units.parameters()} == {not frozen}
+    assert all(p.requires_grad for p in net.exits["0"].parameters())
