@@ -73,16 +73,16 @@ class LayerGraph:
 
     def last_map(self, behind: fx.Node) -> fx.Node:
         """The last map that all of the answer depends on, before it is pooled; the answer if there is none."""
-        maps = []
+        pooled = None
         for node in reversed(self.nodes[self.position[behind] + 1 :]):
             value = self.value(node)
-            if isinstance(value, Tensor) and value.ndim > 2 and self.images_first(node):
-                if self.crossing(node) != [node]:
-                    continue
+            if not isinstance(value, Tensor) or value.ndim < 3 or self.crossing(node) != [node]:
+                continue
+            if self.images_first(node):
                 if sum(size > 1 for size in value.shape[1:]) > 1:
                     return node
-                maps.append(node)  # of one place, as small images leave
-        return next((node for node in reversed(maps) if self._same_shape(node, maps[0])), self.answer)
+                pooled = pooled or node
+        return pooled or self.answer
 
     def images_first(self, node: fx.Node) -> bool:
         """Whether every tensor that `node` gives has the images in its first dimension."""
@@ -124,9 +124,6 @@ class LayerGraph:
         layers = dict(module.named_modules())
         module.meta["folds"] = [pair for pair in self.folds if layers.keys() >= set(pair)]
         return module
-
-    def _same_shape(self, node: fx.Node, other: fx.Node) -> bool:
-        return self.value(node).shape == self.value(other).shape
 
     def _counts_images(self, node: fx.Node) -> bool:
         values = tuple(run.values[node.name] for run in self._runs)
