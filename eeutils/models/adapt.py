@@ -17,12 +17,12 @@ from eeutils.models.multiexit import MultiExitNet, uncompiled
 
 @dataclass(frozen=True)
 class Origin:
-    """What `with_exits` made a network of, to make it again.
+    """Arguments of `with_exits`, to build the same network again.
 
     Attributes:
         library: the package that the network's class is from, such as "torchvision".
-        name: what its builder calls it; None if unknown.
-        after, pool, image_size, in_channels, layout: as `with_exits` was told.
+        name: of the network in that library; None if unknown.
+        after, pool, image_size, in_channels, layout: arguments of `with_exits`.
         num_classes: logits per image.
     """
 
@@ -46,7 +46,7 @@ def with_exits(
     layout: str | None = None,
     name: str | None = None,
 ) -> MultiExitNet:
-    """A copy of `network`, weights included, with fresh exits behind the layers `after`.
+    """Return a copy of `network`, weights included, with fresh exits behind the layers `after`.
 
         net = with_exits(torchvision.models.resnet50(weights="DEFAULT"), after=["layer2", "layer3"])
 
@@ -63,12 +63,12 @@ def with_exits(
             the shallowest first.
         in_channels: of an image.
         layout: of the named layers' features, one of `LAYOUTS`; by default it is recognised.
-        name: what its builder calls the network; timm's networks know it.
+        name: of the network in its library, kept in `net.origin`; timm's networks know theirs.
 
     Raises:
         TypeError: if `network` is not a module, or has exits.
-        ValueError: if a name is unknown or given twice, its layer does not give one tensor with the images first, or of
-            unknown layout; if `pool` is unknown; if the network cannot be traced, or read such images.
+        ValueError: if a layer is unknown, named twice, or does not give one tensor, images first, of a known layout; if
+            `pool` is unknown; if the network cannot be traced, or cannot read such images.
     """
     network = uncompiled(network)
     if not isinstance(network, nn.Module) or isinstance(network, MultiExitNet):
@@ -100,7 +100,7 @@ def with_exits(
 
 
 def _places(graph: LayerGraph, after: Sequence[str]) -> dict[fx.Node, str]:
-    """The step of the graph that each name stands for, shallowest first."""
+    """Return the steps that `after` names, shallowest first."""
     places: dict[fx.Node, str] = {}
     for name in after:
         node = _step(graph, name)
@@ -145,8 +145,8 @@ def _head(graph: LayerGraph, cut: list[fx.Node], pool: str, layout: str | None, 
     tokens = prefix_tokens(graph.network, shape[1]) if found == "NLC" else 0
     if found is None or tokens is None or len(found) != len(shape):
         raise ValueError(
-            f"layout must be one of {LAYOUTS} that fits the layer {name!r}, got {layout!r} for features of shape "
-            f"{shape[1:]}, which are none for certain"
+            f"layout must be given for the layer {name!r}, got {layout!r} for features of shape {shape[1:]}; choose "
+            f"from {LAYOUTS}"
         )
     reader = MapReader(found, tokens, copied=graph.is_overwritten(cut[0]))
     _, channels, height, width = reader(features).shape

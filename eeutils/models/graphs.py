@@ -1,4 +1,4 @@
-"""A network recorded as a graph of its layers, and cut into units that hand on all that the rest needs."""
+"""Graphs of a network's layers, cut into units that hand on all that the rest needs."""
 
 import operator
 from collections import Counter
@@ -18,15 +18,15 @@ _BATCH_SIZES = (2, 3)  # what differs between the two depends on the number of i
 
 
 class LayerGraph:
-    """What a network does in evaluation mode, layer by layer, and the shapes that it makes of an image.
+    """Layers of a network in the order in which they run, and the shapes that they make of an image.
 
     Args:
         network: from images (N, C, H, W) to logits (N, classes); it is left in evaluation mode.
-        names: of the layers to tell apart. What lies above them is opened, all else stays one step of the graph.
+        names: of layers to cut at. Modules above them are opened, all others stay one step each.
         image_shape: (C, H, W).
 
     Raises:
-        ValueError: if the network cannot be recorded, does other things in training, or cannot read such an image.
+        ValueError: if the network cannot be recorded, takes other steps in training, or cannot read such an image.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> None:
@@ -49,15 +49,15 @@ class LayerGraph:
         self.num_classes = answer.shape[1]
 
     def value(self, node: fx.Node) -> Any:
-        """What `node` gives for two images, on the meta device."""
+        """Return the output of `node` for two images, on the meta device."""
         return self._runs[0].values[node.name]
 
     def is_overwritten(self, node: fx.Node) -> bool:
-        """Whether a later layer works in place on what `node` gives."""
+        """Tell if a later layer overwrites the output of `node`."""
         return self.value(node)._version != self._runs[0].versions[node.name]
 
     def crossing(self, last: fx.Node) -> list[fx.Node]:
-        """What is handed on behind `last`: its own value first, then all else that later layers read."""
+        """List what is handed on behind `last`: its own output first, then all else that later layers read."""
         cut = self.position[last]
         later = [node for node in self.nodes[cut + 1 :] if not self._is_recomputed(node)]
         read = {source for node in later for given in node.all_input_nodes for source in self._sources(given)}
@@ -65,14 +65,14 @@ class LayerGraph:
         return [last, *sorted((n for n in read - {last} if self.position[n] <= cut), key=self.position.__getitem__)]
 
     def grown(self, node: fx.Node) -> torch.Size | None:
-        """The shape that `node` has for images twice as large; None if the network reads none."""
+        """Return the output's shape for images twice as large; None if the network cannot read them."""
         try:
             return _ShapeRun(self._meta, self._larger).values[node.name].shape
         except ValueError:
             return None
 
     def last_map(self, behind: fx.Node) -> fx.Node:
-        """The last map that all of the answer depends on, before it is pooled; the answer if there is none."""
+        """Return the last map that the whole answer depends on, if possible before it is pooled; else the answer."""
         pooled = None
         for node in reversed(self.nodes[self.position[behind] + 1 :]):
             value = self.value(node)
@@ -85,16 +85,13 @@ class LayerGraph:
         return pooled or self.answer
 
     def images_first(self, node: fx.Node) -> bool:
-        """Whether every tensor that `node` gives has the images in its first dimension."""
+        """Tell if the images are the first dimension of every tensor in the output of `node`."""
         pairs = zip(*(tree_leaves(run.values[node.name]) for run in self._runs), strict=True)
         sizes = [tuple(len(t) if t.ndim else 0 for t in pair) for pair in pairs if isinstance(pair[0], Tensor)]
         return all(size == _BATCH_SIZES for size in sizes)
 
     def module(self, given: Sequence[fx.Node], wanted: Sequence[fx.Node]) -> fx.GraphModule:
-        """The steps from `given`, values that cross a cut, to `wanted`, those that cross the next.
-
-        Several values are one tuple.
-        """
+        """Make a unit of the steps from one cut to the next; several values at a cut are one tuple."""
         graph = fx.Graph()
         features = graph.placeholder("features")
         if len(given) == 1:
@@ -130,14 +127,14 @@ class LayerGraph:
         return values == _BATCH_SIZES if isinstance(values[0], int) else False
 
     def _size(self, node: fx.Node) -> Any:
-        """What a layer gives beside tensors, such as the size of its map: of images like these, it is fixed."""
+        """Return what a layer gives beside tensors, such as the size of its map; None if `node` is not that."""
         if node.target is operator.getitem and self._is_recomputed(node) and not self._is_recomputed(node.args[0]):
             values = [run.values[node.name] for run in self._runs]
             return values[0] if values[0] == values[1] else None
         return None
 
     def _is_recomputed(self, node: fx.Node) -> bool:
-        """Whether each unit that reads `node` computes it anew: constants and shapes have no images to leave."""
+        """Tell if each unit computes `node` anew: constants and shapes have no images that could leave."""
         if node not in self._of_images:
             return True
         if node is self.images or node.op == "call_module" or node.is_impure():
@@ -145,7 +142,7 @@ class LayerGraph:
         return not any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.value(node)))
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
-        """What has to be carried on for `node` to be known."""
+        """Return the values to hand on so that a later unit knows `node`."""
         if node not in self._of_images or self._counts_images(node) or self._size(node):
             return set()
         if not self._is_recomputed(node):
@@ -154,7 +151,7 @@ class LayerGraph:
 
 
 def fold_recorded(module: nn.Module) -> None:
-    """Fold in place the norms that alone read a convolution, as `LayerGraph` found; in evaluation mode only."""
+    """Fold norms of a unit into convolutions, in place, where `LayerGraph` found that only the norm reads them."""
     for conv, norm in getattr(module, "meta", {}).pop("folds", ()):
         layer = module.get_submodule(norm)
         module.set_submodule(conv, fuse_conv_bn_eval(module.get_submodule(conv), layer))
@@ -163,7 +160,7 @@ def fold_recorded(module: nn.Module) -> None:
 
 
 class _ShapeRun(fx.Interpreter):
-    """The values of all nodes for so many images, on the meta device."""
+    """Outputs of all nodes for images of one shape, on the meta device."""
 
     def __init__(self, network: fx.GraphModule, shape: tuple[int, ...]) -> None:
         super().__init__(network)
@@ -189,12 +186,12 @@ class _ShapeRun(fx.Interpreter):
 
 
 def _plain_lists(value: Any) -> Any:
-    """A layer may write into the list it is given; those of a graph are immutable."""
+    """Copy immutable lists of a graph, because a layer may write into the list that it reads."""
     return list(map(_plain_lists, value)) if isinstance(value, list) else value
 
 
 class _Folds(TorchDispatchMode):
-    """Finds the pairs of convolution and norm, each run once, where the norm is all that reads the convolution."""
+    """Mode that finds pairs of convolution and norm, each run once, where only the norm reads the convolution."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -221,7 +218,7 @@ class _Folds(TorchDispatchMode):
         self.calls.setdefault(name, []).append(tensor)
 
     def found(self) -> list[tuple[str, str]]:
-        """Names of convolution and norm."""
+        """Return the pairs of names."""
         once = {name: tensors[0] for name, tensors in self.calls.items() if len(tensors) == 1}
         convs = {id(tensor): name for name, tensor in once.items() if type(self.layers[name]) is nn.Conv2d}
         norms = [(name, id(tensor)) for name, tensor in once.items() if name not in convs.values()]
@@ -230,6 +227,6 @@ class _Folds(TorchDispatchMode):
 
 
 def _is_norm(layer: nn.Module) -> bool:
-    """Of torch or of timm; another subclass may do more than to normalise."""
+    """Accept the classes of torch and timm: other subclasses may do more than normalise."""
     is_known = type(layer) is nn.BatchNorm2d or (isinstance(layer, nn.BatchNorm2d) and hasattr(layer, "act"))
     return is_known and layer.running_mean is not None

@@ -1,4 +1,4 @@
-"""How a layer's features lie in their tensor, and how to read them as a map."""
+"""Layouts of features: channels first, channels last, tokens."""
 
 import math
 from collections.abc import Callable
@@ -44,13 +44,13 @@ class MapReader(nn.Module):
 def recognise_layout(
     network: nn.Module, shape: tuple[int, ...], grown: Callable[[], tuple[int, ...] | None]
 ) -> str | None:
-    """The layout of features of `shape`, one of `LAYOUTS`; None if it cannot be known for certain.
+    """Return the layout of features of `shape`, one of `LAYOUTS`; None if it is not certain.
 
     Square images make square maps, which tells channels from places. Where both are as many, larger images do, or the
     widths that the network normalises.
 
     Args:
-        network: that they are of.
+        network: the network that they are from.
         shape: images first.
         grown: asks for the shape that larger images have; None if the network reads none.
     """
@@ -66,7 +66,7 @@ def recognise_layout(
 
 
 def prefix_tokens(network: nn.Module, length: int) -> int | None:
-    """How many tokens come before a square of others; None if no usual number does."""
+    """Return the number of tokens before those of a square image; None if `length` does not tell."""
     counts = (getattr(network, "num_prefix_tokens", 0), *_USUAL_PREFIXES)
     return next((count for count in counts if math.isqrt(max(0, length - count)) ** 2 == length - count > 0), None)
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from torch import fx, nn
@@ -16,7 +17,7 @@ _PART = re.compile(r"(.+)\[([0-9]+)\]")  # one of several tensors that a layer g
 
 
 def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx.Graph]:
-    """What `network` does in evaluation mode, and what each layer and step in it gives, by name.
+    """Record the steps of `network` in evaluation mode, and which of them gives a layer's output, by name.
 
     The modules above the layers `names` are opened, all others are one step each; where that cannot be recorded, all
     are opened. `network` is left in evaluation mode.
@@ -51,11 +52,11 @@ def _part(graph: fx.Graph, whole: Any, index: int) -> Any:
         for part in (named, *parts.values()):  # the others go before it: parts are handed on, not the whole
             whole.append(part)
         return named
-    return whole[index].node if isinstance(whole, tuple | list) and index < len(whole) else None
+    return getattr(whole[index], "node", None) if isinstance(whole, tuple | list) and index < len(whole) else None
 
 
 class _Tracer(fx.Tracer):
-    """Names the steps as torchvision's `get_graph_node_names` does."""
+    """Tracer that names steps as torchvision's `get_graph_node_names` does."""
 
     proxy_buffer_attributes = True
 
@@ -107,7 +108,7 @@ def _above(network: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
 
 
 def _is_small_step(above: Collection[nn.Module], module: nn.Module) -> bool:
-    """What takes part in training in its own way, as dropout and norms do, stays one step, and so do torch's layers."""
+    """Keep torch's layers whole, and all that may act in training in its own way: norms, layers without weights."""
     if module in above or isinstance(module, nn.Sequential | nn.ModuleList):
         return False
     timm = sys.modules.get("timm.layers")
@@ -125,24 +126,29 @@ def _recorded(network: nn.Module, is_step: Callable[[nn.Module], bool]) -> tuple
 
 
 def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> None:
-    """Make steps of `graph` that are told the mode, as F.dropout is, ask for it; both have to take the same steps."""
-    pairs = list(zip(_steps(graph), _steps(in_training), strict=False))
-    for step, other in pairs:
-        if (step.op, step.target) != (other.op, other.target):
-            raise ValueError(f"in training, {other.format_node()} takes the place of {step.format_node()}")
+    """Let steps of `graph` that are told the mode, as F.dropout is, ask for it.
 
-        def asking(now: Any, then: Any, step: fx.Node = step) -> Any:
-            if now is False and then is True:
-                with graph.inserting_before(step):
-                    return graph.create_node("get_attr", "training")
-            return now
+    Raises:
+        ValueError: if training takes other steps, or gives them other numbers.
+    """
+    for step, other in zip_longest(_steps(graph), _steps(in_training)):
+        if step is None or other is None or (step.op, step.target) != (other.op, other.target):
+            raise ValueError(f"in training, {other} takes the place of {step}")
+        step.args = tuple(_asking(step, *pair) for pair in zip(step.args, other.args, strict=True))
+        step.kwargs = {name: _asking(step, value, other.kwargs[name]) for name, value in step.kwargs.items()}
 
-        step.args = tuple(map(asking, step.args, other.args))
-        step.kwargs = {name: asking(value, other.kwargs[name]) for name, value in step.kwargs.items()}
+
+def _asking(step: fx.Node, now: Any, in_training: Any) -> Any:
+    if now is False and in_training is True:
+        with step.graph.inserting_before(step):
+            return step.graph.create_node("get_attr", "training")
+    if isinstance(now, bool | int | float) and now != in_training:
+        raise ValueError(f"in training, {step} is given {in_training} instead of {now}")
+    return now
 
 
 def _steps(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the answer depends on, in order; in training it may come with those of auxiliary classifiers."""
+    """Nodes that the answer depends on, in order; in training, auxiliary answers may come with it."""
     answer = graph.output_node().args[0]
     if isinstance(answer, fx.Node) and isinstance(answer.target, type):  # a namedtuple
         answer = answer.args

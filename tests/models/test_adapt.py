@@ -115,7 +115,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Sequence[str], int]] = {
     ),
     "vit": (vit, ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"), SIZE),
     "timm_byobnet": (lambda: timms("test_byobnet"), ("stages.1", "stages.2"), SIZE),
-    "timm_coatnet": (lambda: timms("test_coatnet"), ("stages.0", "stages.2"), SIZE),
+    "timm_coatnet": (lambda: timms("test_coatnet"), ("stages.0", "stages.2"), 160),
     "timm_convnext": (lambda: timms("test_convnext"), ("stages.1", "stages.2"), SIZE),
     "timm_crossvit": (
         lambda: timms("crossvit_tiny_240", embed_dim=(16, 32), depth=((1, 1, 0), (1, 1, 0)), num_heads=(2, 2)),

@@ -169,33 +169,37 @@ class Architecture:
     name: str
 
     def build(self) -> nn.Module:
-        """With random weights and statistics, or on the meta device where that is all it takes."""
+        """Build it with random weights and statistics, or on the meta device if it is large."""
         torch.manual_seed(0)
-        if self.library == "timm":
-            network = timm.create_model(self.name, num_classes=_CLASSES)
-        else:
-            with torch.device("meta"):
-                network = self._torchvision()
-            if _millions(network) <= _COMPUTED_UP_TO:
-                network = self._torchvision()
+        is_timms = self.library == "timm"
+        network = timm.create_model(self.name, num_classes=_CLASSES) if is_timms else self._torchvision()
         for norm in (layer for layer in network.modules() if isinstance(layer, _BatchNorm)):
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.8, 1.2)
         return network.eval()
 
     def _torchvision(self) -> nn.Module:
-        sizes = {"image_size": self.image_size(None)} if self.name.startswith("vit") else {}
-        plain = {"init_weights": False} if self.name in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(self.name, num_classes=_CLASSES, **sizes, **plain)
+        arguments = {"num_classes": _CLASSES}
+        if self.name.startswith("vit"):
+            arguments["image_size"] = self.image_size(None)
+        if self.name in ("googlenet", "inception_v3"):
+            arguments["init_weights"] = False
+        if self.name.startswith("regnet"):  # computes its widths with tensors
+            return torchvision.models.get_model(self.name, **arguments)
+        with torch.device("meta"):
+            network = torchvision.models.get_model(self.name, **arguments)
+        if _millions(network) > _COMPUTED_UP_TO:
+            return network
+        return torchvision.models.get_model(self.name, **arguments)
 
     def image_size(self, network: nn.Module | None) -> int:
-        """As small as the network reads, or nearly."""
+        """Return a size that the network reads, small where it reads many."""
         if self.library == "timm":
             return network.default_cfg["input_size"][-1]
         return {"maxvit_t": 224, "vit_h_14": 56}.get(self.name, 64 if self.name.startswith("vit") else 96)
 
     def layers(self, network: nn.Module) -> list[str]:
-        """Two of them, or one, at about a third and two thirds of its depth."""
+        """Name layers at about a third and two thirds of its depth."""
         if self.library == "torchvision":
             return next(layers for start, layers in _TORCHVISION.items() if self.name.startswith(start)).split()
         if _TIMM[self.name]:
@@ -231,7 +235,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def architectures() -> Iterator[Architecture]:
-    """Torchvision's classification networks, then timm's families."""
+    """List torchvision's classification networks, then timm's families."""
     for name in torchvision.models.list_models(module=torchvision.models):
         yield Architecture("torchvision", name)
     for name in _TIMM:
@@ -239,7 +243,7 @@ def architectures() -> Iterator[Architecture]:
 
 
 def tried(architecture: Architecture) -> list[object]:
-    """A row of the table."""
+    """Return a row of the table."""
     network = architecture.build()
     size = architecture.image_size(network)
     layers = architecture.layers(network)
@@ -251,7 +255,7 @@ def tried(architecture: Architecture) -> list[object]:
         return [*row, *[""] * len(_CHECKS), str(error).splitlines()[0]]
     shape = (3, size, size)
     checks: dict[str, Callable[[], bool]] = {"costs": lambda: same_costs(network, net, shape)}
-    if params <= _COMPUTED_UP_TO or architecture.library == "timm":
+    if not next(network.parameters()).is_meta:
         images, cascade = torch.randn(_IMAGES, *shape), Cascade(net, ThresholdPolicy(1.0))
         checks |= {
             "answers": lambda: same_answers(network, net, images),
@@ -272,13 +276,13 @@ def tried(architecture: Architecture) -> list[object]:
 
 @torch.no_grad()
 def same_answers(network: nn.Module, net: MultiExitNet, images: Tensor) -> bool:
-    """Whether the last exit answers as the network does, bit for bit."""
+    """Compare the last exit with the network, bit for bit."""
     return torch.equal(network(images), net(images)[-1])
 
 
 @torch.no_grad()
 def same_costs(network: nn.Module, net: MultiExitNet, image_shape: Sequence[int]) -> bool:
-    """Whether the units and the last head cost what torch's counter finds in the network."""
+    """Compare the costs of all units and the last head with torch's counter on the network."""
     costs = measure_costs(net, tuple(image_shape))
     with FlopCounterMode(display=False) as counter:
         deepcopy(network).requires_grad_(False).to("meta")(torch.zeros(1, *image_shape, device="meta"))
@@ -287,14 +291,14 @@ def same_costs(network: nn.Module, net: MultiExitNet, image_shape: Sequence[int]
 
 @torch.no_grad()
 def same_when_folded(net: MultiExitNet, cascade: Cascade, images: Tensor) -> bool:
-    """Whether the copy for inference answers the same up to rounding."""
+    """Compare the copy for inference with the network with exits, up to rounding."""
     answers = zip(net(images), cascade.net(images), strict=True)
     return all((given - folded).abs().max() <= 1e-3 * given.abs().max() for given, folded in answers)
 
 
 @torch.no_grad()
 def cascade_equals_table(cascade: Cascade, images: Tensor) -> bool:
-    """Whether images leave a cascade where the table of all exits says, and with its answers."""
+    """Compare where images leave a cascade, and with which answers, with the table of all exits."""
     table = torch.stack(cascade.net(images))
     scores = table.softmax(-1).amax(-1)
     cascade.policy = policy = ThresholdPolicy(tuple(map(_between, scores[:-1])))
@@ -306,7 +310,7 @@ def cascade_equals_table(cascade: Cascade, images: Tensor) -> bool:
 
 
 def can_be_exported(net: MultiExitNet, images: Tensor) -> bool:
-    """Whether torch.export takes every stage, for any number of images, and answers the same up to rounding."""
+    """Export every stage for any number of images, and compare answers up to rounding."""
     x, num_images, answers = images, torch.export.Dim("num_images"), []
     with torch.no_grad():
         for stage in stage_modules(net):
@@ -317,14 +321,14 @@ def can_be_exported(net: MultiExitNet, images: Tensor) -> bool:
 
 
 def report(rows: Sequence[Sequence[object]]) -> str:
-    """The share that works, library by library, then the table."""
+    """Return counts of networks that work, and the table."""
     header = ["library", "network", "parameters (M)", "pixels", "exits after", *_CHECKS, "why not"]
     lines = []
     for library in dict.fromkeys(row[0] for row in rows):
         works = [
             all(cell != "no" and not row[-1] for cell in row[5 : 5 + len(_CHECKS)]) for row in rows if row[0] == library
         ]
-        lines.append(f"{library}: {sum(works)} of {len(works)} networks work in every respect.")
+        lines.append(f"{library}: {sum(works)} of {len(works)} networks pass every check made.")
     return "\n".join([*lines, "", markdown_table(header, rows), ""])
 
 
@@ -333,7 +337,7 @@ def _millions(network: nn.Module) -> float:
 
 
 def _between(confidence: Tensor) -> float:
-    """A threshold in the widest gap, so that rounding sends no image elsewhere."""
+    """Return a threshold in the widest gap, so that rounding moves no image."""
     ordered = confidence.sort().values
     index = int(ordered.diff().argmax())
     return float((ordered[index] + ordered[index + 1]) / 2)
