@@ -32,6 +32,23 @@ def resnet(**kwargs) -> nn.Module:
     return tv.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5, **kwargs)
 
 
+def small_resnet() -> nn.Module:
+    """ResNet with the usual names and few channels."""
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
+    layers = {
+        "conv1": nn.Conv2d(3, 8, 3, padding=1),
+        "bn1": nn.BatchNorm2d(8),
+        "relu": nn.ReLU(inplace=True),
+        "layer1": nn.Sequential(BasicBlock(8, 8)),
+        "layer2": nn.Sequential(BasicBlock(8, 16, 2, shortcut)),
+        "layer3": nn.Sequential(BasicBlock(16, 16)),
+        "avgpool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "fc": nn.Linear(16, 5),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
 def densenet() -> nn.Module:
     return tv.DenseNet(4, (2, 2, 2, 2), 8, num_classes=5)
 
@@ -174,13 +191,9 @@ def test_with_exits_makes_cascades_that_equal_the_table(name):
 
 
 def test_with_exits_reads_what_torchvision_extracts_for_every_node_name():
-    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
-    blocks = {"first": BasicBlock(8, 8), "second": BasicBlock(8, 16, 2, shortcut)}
-    stem, classifier = {"conv": nn.Conv2d(3, 8, 3)}, {"flatten": nn.Flatten(), "fc": nn.Linear(16, 5)}
-    network = nn.Sequential(OrderedDict(stem | blocks | {"pool": nn.AdaptiveAvgPool2d(1)} | classifier)).eval()
-    images = random_images(size=10)
+    network, images = small_resnet().eval(), random_images()
     for name in get_graph_node_names(network)[1][1:-1]:
-        net = with_exits(network, [name], image_size=10, pool="avg")
+        net = with_exits(network, [name], image_size=SIZE)
         expected = create_feature_extractor(network, [name])(images)[name]
         features = net.units[0](images)
         assert torch.equal(features if isinstance(features, Tensor) else features[0], expected), name
@@ -188,7 +201,7 @@ def test_with_exits_reads_what_torchvision_extracts_for_every_node_name():
 
 
 def test_exit_reads_a_copy_where_the_next_unit_works_in_place():
-    network, images = resnet(), random_images()
+    network, images = small_resnet(), random_images()
     head = with_exits(network, ["bn1"], image_size=SIZE).exits["0"]
     assert head[0].copied
     net = with_exits(network, ["bn1"], image_size=SIZE, pool="mixed")
@@ -196,11 +209,11 @@ def test_exit_reads_a_copy_where_the_next_unit_works_in_place():
 
 
 def test_layers_may_come_in_any_order_and_are_cut_shallowest_first():
-    net = with_exits(resnet(), ["layer3", "layer1"], image_size=64, pool="avg+mixed")
+    net = with_exits(small_resnet(), ["layer3", "layer1"], image_size=SIZE, pool="avg+mixed")
     assert net.origin.after == ("layer1", "layer3")
     assert isinstance(net.exits["0"], nn.Sequential)
     assert [name for name, _ in net.units[1].named_children()] == ["layer2", "layer3"]
-    assert [name for name, _ in net.exits["2"].named_children()] == ["avgpool", "fc"]
+    assert [name for name, _ in net.exits["2"].named_children()] == ["avgpool", "flatten", "fc"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +231,7 @@ def test_layers_may_come_in_any_order_and_are_cut_shallowest_first():
 )
 def test_names_that_cannot_get_an_exit_are_refused(after, value):
     with pytest.raises(ValueError, match="after") as error:
-        with_exits(resnet(), after, image_size=SIZE)
+        with_exits(small_resnet(), after, image_size=SIZE)
     assert value in str(error.value)
 
 
@@ -230,7 +243,7 @@ def test_what_is_no_network_is_refused(network):
 
 def test_networks_with_exits_are_refused():
     with pytest.raises(TypeError, match="MultiExitNet"):
-        with_exits(with_exits(resnet(), ["layer1"], image_size=SIZE), ["units"])
+        with_exits(with_exits(small_resnet(), ["layer1"], image_size=SIZE), ["units"])
 
 
 def test_images_that_the_network_cannot_read_are_refused():
@@ -265,6 +278,10 @@ def dropped(own: Own, x: Tensor) -> Tensor:
     return F.dropout(own.second(own.first(x)).mean((2, 3)), training=own.training)
 
 
+def noisy_in_training(own: Own, x: Tensor) -> Tensor:
+    return F.dropout(own.second(own.first(x)).mean((2, 3)), 0.5 if own.training else 0.0)
+
+
 def doubled_in_training(own: Own, x: Tensor) -> Tensor:
     x = own.second(own.first(x)).mean((2, 3))
     return x * 2 if own.training else x
@@ -290,11 +307,11 @@ def test_windows_that_cross_a_cut_are_refused():
 def test_functional_dropout_follows_the_mode():
     net, images = with_exits(Own(dropped), ["first"], image_size=8), random_images(4, 8)
     assert not torch.equal(net(images)[-1], net(images)[-1])
-    net.eval()
-    assert torch.equal(net(images)[-1], net(images)[-1])
+    ready = prepared_for_inference(net)
+    assert torch.equal(ready(images)[-1], ready(images)[-1])
 
 
-@pytest.mark.parametrize("body", [doubled_in_training, looking_at_values])
+@pytest.mark.parametrize("body", [doubled_in_training, noisy_in_training, looking_at_values])
 def test_networks_whose_steps_vary_are_refused(body):
     with pytest.raises(ValueError, match="Own"):
         with_exits(Own(body), ["first"], image_size=8)
@@ -343,14 +360,14 @@ def test_heads_read_maps_with_channels_first():
 
 
 def test_units_carry_what_skips_a_cut():
-    net = with_exits(resnet().eval(), ["layer2.0.conv1"], image_size=SIZE)
+    net = with_exits(small_resnet().eval(), ["layer2.0.conv1"], image_size=SIZE)
     features = net.forward_features(random_images())[0]
-    assert [tuple(each.shape[1:]) for each in features] == [(128, 4, 4), (64, 8, 8)]
+    assert [tuple(each.shape[1:]) for each in features] == [(16, 16, 16), (8, 32, 32)]
 
 
 def test_exits_at_cost_finds_units_of_it():
-    net = with_exits(resnet(), ["layer1", "layer2", "layer3"], image_size=SIZE)
-    assert exits_at_cost(net, (0.3, 0.7), (3, SIZE, SIZE)) == (0, 2)
+    net = with_exits(small_resnet(), ["layer1", "layer2", "layer3"], image_size=SIZE)
+    assert exits_at_cost(net, (0.3, 0.6), (3, SIZE, SIZE)) == (0, 1)
 
 
 def test_stages_of_it_can_be_exported():
@@ -366,7 +383,7 @@ def test_origin_tells_how_to_make_it_again():
     net = with_exits(timms("test_resnet"), ["layer2"], image_size=SIZE)
     origin = net.origin
     assert (origin.library, origin.name, origin.after, origin.num_classes) == ("timm", "test_resnet", ("layer2",), 5)
-    assert with_exits(resnet(), ["layer2"], image_size=SIZE, name="resnet10").origin.name == "resnet10"
+    assert with_exits(small_resnet(), ["layer2"], image_size=SIZE, name="resnet10").origin.name == "resnet10"
     assert prepared_for_inference(net).origin == origin
 
 
@@ -380,7 +397,7 @@ def test_norms_of_torch_and_timm_are_folded(name):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_units_train_as_the_network_does(frozen):
-    network = resnet()
+    network = small_resnet()
     network.requires_grad_(not frozen)
     net = with_exits(network, ["layer2"], image_size=SIZE)
     assert {p.requires_grad for p in net.units.parameters()} == {not frozen}

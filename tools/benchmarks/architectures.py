@@ -28,7 +28,7 @@ from tools.pages import RESULTS
 
 _CLASSES, _IMAGES = 10, 2
 # Millions of parameters: larger networks are cut and counted on shapes alone, or not exported, to be done in minutes.
-_COMPUTED_UP_TO, _EXPORTED_UP_TO = 60.0, 3.0
+_COMPUTED_UP_TO, _EXPORTED_UP_TO = 30.0, 3.0
 _CHECKS = ("answers", "costs", "folded", "cascade", "exported")
 
 # Layers by the beginning of a network's name; the first that fits counts.
@@ -185,7 +185,8 @@ class Architecture:
         if self.name in ("googlenet", "inception_v3"):
             arguments["init_weights"] = False
         if self.name.startswith("regnet"):  # computes its widths with tensors
-            return torchvision.models.get_model(self.name, **arguments)
+            network = torchvision.models.get_model(self.name, **arguments)
+            return network.to("meta") if _millions(network) > _COMPUTED_UP_TO else network
         with torch.device("meta"):
             network = torchvision.models.get_model(self.name, **arguments)
         if _millions(network) > _COMPUTED_UP_TO:
