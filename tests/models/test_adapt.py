@@ -190,9 +190,9 @@ def test_with_exits_makes_cascades_that_equal_the_table(name):
     assert torch.equal(run.predicted, decisions.predicted)
 
 
-def test_with_exits_reads_what_torchvision_extracts_for_every_node_name():
+def test_with_exits_reads_what_torchvision_extracts_by_node_name():
     network, images = small_resnet().eval(), random_images()
-    for name in get_graph_node_names(network)[1][1:-1]:
+    for name in get_graph_node_names(network)[1][1:-1:3]:
         net = with_exits(network, [name], image_size=SIZE)
         expected = create_feature_extractor(network, [name])(images)[name]
         features = net.units[0](images)
@@ -209,10 +209,10 @@ def test_exit_reads_a_copy_where_the_next_unit_works_in_place():
 
 
 def test_layers_may_come_in_any_order_and_are_cut_shallowest_first():
-    net = with_exits(small_resnet(), ["layer3", "layer1"], image_size=SIZE, pool="avg+mixed")
-    assert net.origin.after == ("layer1", "layer3")
+    net = with_exits(small_resnet(), ["layer2", "layer1"], image_size=SIZE, pool="avg+mixed")
+    assert net.origin.after == ("layer1", "layer2")
     assert isinstance(net.exits["0"], nn.Sequential)
-    assert [name for name, _ in net.units[1].named_children()] == ["layer2", "layer3"]
+    assert [name for name, _ in net.units[2].named_children()] == ["layer3"]
     assert [name for name, _ in net.exits["2"].named_children()] == ["avgpool", "flatten", "fc"]
 
 
