@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from torch import Tensor, fx, nn
@@ -11,29 +10,8 @@ from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.graphs import LayerGraph
 from eeutils.models.layers import initialise
 from eeutils.models.layouts import LAYOUTS, MapReader, prefix_tokens, recognise_layout
-from eeutils.models.memory import a_weight
-from eeutils.models.multiexit import MultiExitNet, uncompiled
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Arguments of `with_exits`, to build the same network again.
-
-    Attributes:
-        library: the package that the network's class is from, such as "torchvision".
-        name: of the network in that library; None if unknown.
-        after, pool, image_size, in_channels, layout: arguments of `with_exits`.
-        num_classes: logits per image.
-    """
-
-    library: str
-    name: str | None
-    after: tuple[str, ...]
-    pool: str
-    image_size: int
-    in_channels: int
-    layout: str | None
-    num_classes: int
+from eeutils.models.memory import device_and_dtype
+from eeutils.models.multiexit import MultiExitNet, Origin, uncompiled
 
 
 def with_exits(
@@ -63,7 +41,7 @@ def with_exits(
             the shallowest first.
         in_channels: of an image.
         layout: of the named layers' features, one of `LAYOUTS`; by default it is recognised.
-        name: of the network in its library, kept in `net.origin`; timm's networks know theirs.
+        name: of the network in its library, for `net.origin`; timm's networks know theirs.
 
     Raises:
         TypeError: if `network` is not a module, or has exits.
@@ -85,17 +63,12 @@ def with_exits(
     units = [graph.module(*ends) for ends in zip([[graph.images], *cuts], [*cuts, [tail]], strict=True)]
     heads = [_head(graph, cut, each, layout, places[cut[0]]) for cut, each in zip(cuts, pools, strict=True)]
     classifier = nn.Identity() if tail is graph.answer else graph.module([tail], [graph.answer])
-    net = MultiExitNet(units, dict(enumerate([*(head.to(a_weight(network)) for head in heads), classifier])))
-    net.origin = Origin(
-        library=type(network).__module__.partition(".")[0],
-        name=name or getattr(network, "pretrained_cfg", {}).get("architecture"),
-        after=tuple(places.values()),
-        pool=pool,
-        image_size=image_size,
-        in_channels=in_channels,
-        layout=layout,
-        num_classes=graph.num_classes,
-    )
+    heads = [head.to(*device_and_dtype(network)) for head in heads]
+    net = MultiExitNet(units, dict(enumerate([*heads, classifier])))
+    if name := name or getattr(network, "pretrained_cfg", {}).get("architecture"):
+        arguments = {"after": list(places.values()), "image_size": image_size, "pool": pool, "in_channels": in_channels}
+        arguments |= {"layout": layout, "num_classes": graph.num_classes}
+        net.origin = Origin(type(network).__module__.partition(".")[0], name, arguments)
     return net.train(network.training)
 
 
