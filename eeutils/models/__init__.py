@@ -1,8 +1,7 @@
 """Multi-exit networks: builders, heads, surgery, copies for inference."""
 
-from eeutils.models.airnet import airnet, airnet_3exits, whiten
-from eeutils.models.adapt import Origin, with_exits
 from eeutils.models.adapt import with_exits
+from eeutils.models.airnet import airnet, airnet_3exits, whiten
 from eeutils.models.exits import InternalClassifier, create_exit, list_pools
 from eeutils.models.inference import StageModule, prepared_for_inference, stage_modules
 from eeutils.models.layers import MixedPool, SpatialPyramidPool
