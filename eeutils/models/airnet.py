@@ -66,6 +66,7 @@ def airnet(
     num_classes: int = 10,
     in_channels: int = 3,
     width: int = 64,
+    image_size: int = 32,
     pool: str = "avg",
     exit_after: Sequence[int] = (),
 ) -> MultiExitNet:
@@ -73,8 +74,9 @@ def airnet(
 
     Args:
         num_classes: logits per image.
-        in_channels: channels of an image, which has 9 pixels a side or more.
+        in_channels: channels of an image.
         width: channels of the first group, a quarter of those of the others; 64 is the network of airbench94.
+        image_size: pixels of an image's shorter side, which "mixed" heads depend on; the network reads any size from 9.
         pool: the kind of head at every exit, the last included, one of `list_pools()`; or one per exit, shallowest
             first: "conv+spp+avg".
         exit_after: units (0 to 5) that get an early exit.
@@ -82,16 +84,21 @@ def airnet(
     Raises:
         ValueError: if a value is not one of the above.
     """
-    check_positive(num_classes=num_classes, in_channels=in_channels, width=width)
+    check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
     check_early_exits(exit_after, _LAST_UNIT + 1)
     stem = nn.Sequential(Whitening(in_channels), nn.GELU())
-    channels, units = [stem[0].out_channels], [stem]
+    channels, units, size = stem[0].out_channels, [stem], image_size - 1
+    maps = [(channels, size)]
     for out_channels in (width, 4 * width, 4 * width):
-        units += [_layer(channels[-1], out_channels, pooled=True), _layer(out_channels, out_channels, pooled=False)]
-        channels += [out_channels, out_channels]
+        units += [_layer(channels, out_channels, pooled=True), _layer(out_channels, out_channels, pooled=False)]
+        channels, size = out_channels, size // 2
+        maps += [(channels, size)] * 2
     places = (*sorted(exit_after), _LAST_UNIT)
     pools = pool_of_each_exit(pool, len(places))
-    exits = {unit: create_exit(own, channels[unit], num_classes) for unit, own in zip(places, pools, strict=True)}
+    exits = {
+        unit: create_exit(own, maps[unit][0], num_classes, maps[unit][1])
+        for unit, own in zip(places, pools, strict=True)
+    }
     for head in exits.values():
         initialise(head)
     return MultiExitNet(units, exits)
