@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import eeutils
 from eeutils.classifier import Classifier
-from eeutils.models import create_model, prepared_for_inference, resnet18, stage_modules
+from eeutils.models import create_model, resnet18, stage_modules
 from eeutils.weights import list_weights, weight_entry
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -72,7 +71,7 @@ def test_each_way_to_choose_thresholds_in_the_table():
 
     choices = [eval(call, names) for call in calls]
 
-    assert len(choices) == 4
+    assert len(choices) == 5
     assert [choice.relative_cost <= 0.5 for choice in choices[1:3]] == [True, True]
 
 
@@ -117,14 +116,13 @@ def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(r"\w+ at exit [123]\n", capsys.readouterr().out)
 
 
-def test_exits_in_a_network_of_ones_own():
-    names, code = {}, block("MultiExitNet(units")
+def test_exits_behind_named_layers():
+    names, code = {}, block("with_exits")
 
-    exec(code.replace('weights="DEFAULT"', "weights=None"), names)
+    exec(code.replace('weights="DEFAULT"', "weights=None").replace('spp")', 'spp", image_size=64)'), names)
 
-    early = names["early"].eval()
-    assert [tuple(logits.shape) for logits in early(torch.rand(2, 3, 64, 64))] == [(2, 10)] * 3
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in prepared_for_inference(early).modules())
+    net = names["net"].eval()
+    assert [tuple(logits.shape) for logits in net(torch.rand(2, 3, 64, 64))] == [(2, 1000)] * 3
 
 
 def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
