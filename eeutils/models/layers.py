@@ -9,7 +9,30 @@ from torch.nn import functional as F
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_ADAPTIVE_POOLS = {"max": F.adaptive_max_pool2d, "avg": F.adaptive_avg_pool2d}
+_POOLS = {"max": (F.max_pool2d, torch.amax), "avg": (F.avg_pool2d, torch.mean)}
+
+
+def pool_on_grid(x: Tensor, grid: int, reduce: str) -> Tensor:
+    """Feature map (N, C, H, W) -> (N, C, grid, grid), as `adaptive_max_pool2d` and `adaptive_avg_pool2d` do.
+
+    Cells are cut explicitly: ONNX has no adaptive pooling of maps whose size is not a multiple of `grid`.
+
+    Args:
+        x: the feature map.
+        grid: cells a side.
+        reduce: "max" or "avg" within a cell.
+    """
+    pool, reduced = _POOLS[reduce]
+    height, width = x.shape[-2:]
+    if height % grid == 0 and width % grid == 0:
+        return pool(x, (height // grid, width // grid))
+    rows = torch.stack([reduced(x[..., start:end, :], dim=-2) for start, end in _cells(height, grid)], dim=-2)
+    return torch.stack([reduced(rows[..., start:end], dim=-1) for start, end in _cells(width, grid)], dim=-1)
+
+
+def _cells(size: int, grid: int) -> list[tuple[int, int]]:
+    """Where each of `grid` cells starts and ends; they overlap where `size` is not a multiple of `grid`."""
+    return [(cell * size // grid, -(-(cell + 1) * size // grid)) for cell in range(grid)]
 
 
 class SpatialPyramidPool(nn.Module):
@@ -30,8 +53,8 @@ class SpatialPyramidPool(nn.Module):
         super().__init__()
         if not levels or any(level < 1 for level in levels):
             raise ValueError(f"levels must be one or more positive grid sizes, got {tuple(levels)}")
-        if reduce not in _ADAPTIVE_POOLS:
-            raise ValueError(f"unknown reduce {reduce!r}; choose from {sorted(_ADAPTIVE_POOLS)}")
+        if reduce not in _POOLS:
+            raise ValueError(f"reduce must be one of {sorted(_POOLS)}, got {reduce!r}")
         self.levels = tuple(levels)
         self.reduce = reduce
 
@@ -42,7 +65,6 @@ class SpatialPyramidPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature map (N, C, H, W) -> (N, C * cells), level by level, within a level channel by channel."""
-        pool = _ADAPTIVE_POOLS[self.reduce]
         pooled: dict[int, Tensor] = {}
         source = x
         for level in sorted(self.levels, reverse=True):
@@ -50,7 +72,7 @@ class SpatialPyramidPool(nn.Module):
             # read once instead of once a level.
             if source.shape[-2] % level or source.shape[-1] % level:
                 source = x
-            source = pooled[level] = pool(source, level)
+            source = pooled[level] = pool_on_grid(source, level, self.reduce)
             if x.shape[-2] % level or x.shape[-1] % level:
                 source = x  # cells of uneven size overlap: nothing coarser may be built on them
         return torch.cat([pooled[level].flatten(1) for level in self.levels], dim=1)
@@ -83,7 +105,7 @@ class MixedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature map (N, C, H, W) -> (N, C, grid, grid)."""
-        return self.mix * F.adaptive_max_pool2d(x, self.grid) + (1 - self.mix) * F.adaptive_avg_pool2d(x, self.grid)
+        return self.mix * pool_on_grid(x, self.grid, "max") + (1 - self.mix) * pool_on_grid(x, self.grid, "avg")
 
     def extra_repr(self) -> str:
         """What `print(net)` says of this layer."""
