@@ -1,23 +1,19 @@
 """Early-exit inference that saves real time: an image that is done leaves the batch."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import Decisions, check_fallback, fallback_logits
-from eeutils.analysis.policies import Policy, check_policy, leaving
+from eeutils.analysis.policies import Policy, ThresholdPolicy, check_policy, leaving, looks_back
 from eeutils.analysis.predictions import check_outputs, check_split, checked_costs
 from eeutils.data.splits import Split
-from eeutils.device import choose_device
+from eeutils.engines import PreparedNet, Stages
 from eeutils.models import MultiExitNet
-from eeutils.models.contracts import check_answers, check_exits, checked_answers
-from eeutils.models.inference import prepared_for_inference
-from eeutils.models.memory import check_weights, device_and_dtype
-from eeutils.models.multiexit import map_tensors, uncompiled
 
 # Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
 # for pixels that were never normalised, 0 to 255.
@@ -54,50 +50,56 @@ class Cascade:
     """A network that stops computing for an image as soon as `policy` lets it go.
 
     After each exit only the images that stay are carried on, so a batch shrinks on its way down; when it is empty the
-    rest of the network does not run. `eeutils.analysis.decisions.decide` answers the same from saved predictions.
+    rest of the network does not run. `eeutils.analysis.decisions.decide` gives the same answers from saved predictions.
+    An exit that `policy` has switched off, by a threshold of infinity, does not run either.
 
-    The cascade works on a copy of `net` made for inference (`eeutils.models.prepared_for_inference`). A network that
-    `torch.compile` made is run uncompiled, because batches shrink on their way.
+    The cascade works on a copy of `net` made for inference. Several threads may ask it at once.
+
+        cascade = Cascade(net, choice.policy, engine="openvino", precision="bf16")
 
     Args:
-        net: the network; it is not changed.
+        net: the network, which is not changed; or one that is ready for an engine (`eeutils.engines.PreparedNet`),
+            which has taken the arguments from `device` on.
         policy: who leaves where.
         fallback: whose answer counts for an image that no early exit let go, "last" or "most_confident": see
             `eeutils.analysis.decisions.fallback_logits`.
         device: where to compute; by default where the network is.
-        dtype: what to compute in; by default each part of the network in what its weights are. `torch.bfloat16` is
-            faster where the hardware knows it, CPUs with AMX included, and changes few answers; scores are float32 all
-            the same. Thresholds for it are best chosen on `predict(prepared_for_inference(net).bfloat16(), split)`,
-            which answers as the cascade does, though those chosen on float32 are hardly worse.
+        engine: what runs the stages: "torch", "compile", "openvino", "onnxruntime" or one of your own; see
+            `eeutils.engines.PreparedNet`, also for the arguments below.
+        precision: "fp32", "bf16" or "int8"; by default that of the weights. Choose thresholds for "int8" on
+            `predict` with the same engine and precision; those chosen on float32 serve bf16 nearly as well.
+        threads: of OpenVINO and ONNX Runtime.
+        calibration: validation images for "int8".
 
     Raises:
-        TypeError: if `net` has no exits, `policy` is no policy, or `dtype` no torch.dtype.
-        ValueError: if the policy is for another number of exits, the fallback is unknown, there is no such device, or a
-            weight of the network is NaN or infinite, or is not there yet as in a lazy layer.
+        TypeError: if `net` has no exits, or `policy` is no policy.
+        ValueError: if the policy is for another number of exits, the fallback, the engine, the precision or the device
+            is unknown, or a weight of the network is NaN or infinite, or missing as in a lazy layer.
+        ModuleNotFoundError: if the engine is not installed.
     """
 
     def __init__(
         self,
-        net: MultiExitNet,
+        net: MultiExitNet | PreparedNet,
         policy: Policy,
         *,
         fallback: str = "last",
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        engine: str = "torch",
+        precision: str | None = None,
+        threads: int | None = None,
+        calibration: Split | None = None,
     ) -> None:
-        check_exits(net)
+        if not isinstance(net, PreparedNet):
+            net = PreparedNet(net, engine, precision=precision, device=device, threads=threads, calibration=calibration)
         check_policy(policy, net.num_exits)
         check_fallback(fallback)
-        _check_dtype(dtype)
-        net = uncompiled(net)
-        home, own_dtype = device_and_dtype(net)
-        check_weights(net)
         self.policy = policy
         self.fallback = fallback
-        self.device = home if device is None else choose_device(device)
-        self.dtype = dtype or own_dtype
-        self.net = prepared_for_inference(net).to(device=self.device, dtype=dtype)  # if None, each part keeps its own
-        self._stages = list(self.net.stages())
+        self.device = net.device
+        self.net = net.net
+        self._exits, self._rule = _in_use(policy, fallback, net.num_exits)
+        self._ready = net.keeping(self._exits) if len(self._exits) < net.num_exits else net
         self._costs: dict[tuple[int, ...], Tensor] = {}  # of images by their shape, as far as asked for
 
     def __call__(self, images: Tensor) -> CascadeResult:
@@ -106,8 +108,8 @@ class Cascade:
         Raises:
             TypeError: if `images` is no tensor.
             ValueError: if the images have another shape or dtype, or were never normalised (an image with no value
-                below 0 and one beyond 30), an answer is NaN or infinite, or exits answer other than logits (N, classes)
-                of the same classes, two or more.
+                below 0 and one beyond 30), an answer is NaN or infinite, exits answer other than logits (N, classes)
+                of the same classes, two or more, or the engine cannot run a unit.
         """
         check_tensor(images)
         _check_images(images)
@@ -121,6 +123,7 @@ class Cascade:
             split: images and labels.
             batch_size: images at a time.
             costs: (E,) of one image up to and including each exit, as `predict` takes them; by default multiply-adds.
+                An exit that is switched off counts as run, as it does in `predict`.
 
         Returns:
             Where every image left and what came of it, on the CPU.
@@ -132,9 +135,11 @@ class Cascade:
         """
         check_split(split)
         costs = self._costs_of(split) if costs is None else checked_costs(costs, self.net.num_exits)
-        result = _joined(self._answer(images) for images, _ in split.batches(batch_size, self.device))
-        check_outputs(split, result.logits.shape[-1])
-        return Decisions(result.exit_index.cpu(), result.predicted.cpu(), split.labels.cpu(), costs)
+        results = [self._answer(images) for images, _ in split.batches(batch_size, self.device)]
+        logits = torch.cat([result.logits for result in results])
+        check_outputs(split, logits.shape[-1])
+        exit_index = torch.cat([result.exit_index for result in results])
+        return Decisions(exit_index.cpu(), logits.argmax(-1).cpu(), split.labels.cpu(), costs)
 
     def _costs_of(self, split: Split) -> Tensor:
         shape = tuple(split.images.shape[1:])
@@ -143,44 +148,59 @@ class Cascade:
         return self._costs[shape]
 
     def _answer(self, images: Tensor) -> CascadeResult:
-        # A copy even of images that need none: a first layer that works in place would write into the caller's.
-        x = images.detach().to(self.device, self.dtype, copy=True, memory_format=torch.channels_last)
-        try:
-            with torch.inference_mode():
-                logits, exit_index = self._descend(x)
-        except RuntimeError:
-            with torch.inference_mode():
-                checked_answers(self.net, x[:1])  # says what does not fit, if anything
-            raise
+        stages = self._ready.stages_for(images)
+        with torch.inference_mode():
+            logits, exit_index = self._descend(stages, images)
         _check_answers(logits)
         # Copied outside inference mode, so that the caller may do with them what one may do with a tensor.
         return CascadeResult(logits.clone(), exit_index.clone())
 
-    def _descend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, stages: Stages, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) -> logits (N, classes) and exits (N,), of each image those where it left."""
-        rows = torch.arange(len(x), device=self.device)  # whose images are still in
-        exit_index = torch.zeros_like(rows)
+        x, last = stages.read(images), len(stages.run) - 1
+        rows: Tensor | None = None  # whose images are still in, (n,); None for all
         answers: list[Tensor] = []  # of every exit so far, for those images: (n, classes)
-        last = len(self._stages) - 1
-        for index, stage in enumerate(self._stages):
-            if index > 0:
-                staying = (~leaving(self.policy, torch.stack(answers))).nonzero().flatten()
-                if len(staying) == 0:
-                    break
-                if len(staying) < len(rows):
-                    x = map_tensors(partial(_images, index=staying, num_images=len(rows)), x)
-                    rows, answers = rows[staying], [answer[staying] for answer in answers]
-            x = stage.features(x)
-            answer = stage.answer(x)
-            check_answers([*answers[-1:], answer], len(rows))
-            answers.append(answer.float())  # scores of 16 bits would all be 1 from 0.998 on
-            answer = fallback_logits(torch.stack(answers), self.fallback) if index == last else answers[-1]
-            if index == 0:
-                logits = answer.clone()
-            else:  # a deeper answer takes the place of the one before
-                logits.index_copy_(0, rows, answer)
-                exit_index.index_fill_(0, rows, index)
-        return logits, exit_index
+        groups: list[tuple[Tensor | None, Tensor, int]] = []  # of images that left: rows, logits, exit
+        for index, run in enumerate(stages.run):
+            x, logits = run(x)
+            answers.append(logits)
+            history = torch.stack(answers)
+            if index == last:
+                groups.append((rows, fallback_logits(history, self.fallback), self._exits[index]))
+                break
+            leaves = leaving(self._rule, history)
+            num_leaving = int(leaves.count_nonzero())
+            if num_leaving == len(leaves):
+                groups.append((rows, logits, self._exits[index]))
+                break
+            if num_leaving:
+                left, staying = leaves.nonzero().flatten(), (~leaves).nonzero().flatten()
+                groups.append((left if rows is None else rows[left], logits[left], self._exits[index]))
+                rows = staying if rows is None else rows[staying]
+                x, answers = stages.take(x, staying), [answer[staying] for answer in answers]
+        return _gathered(groups)
+
+
+def _in_use(policy: Policy, fallback: str, num_exits: int) -> tuple[list[int], Policy]:
+    """The exits that have to run, and the policy for a network with those alone."""
+    everywhere = list(range(num_exits))
+    if not isinstance(policy, ThresholdPolicy) or looks_back(policy.score) or fallback != "last":
+        return everywhere, policy
+    given = policy.thresholds
+    thresholds = given if isinstance(given, tuple) else (given,) * (num_exits - 1)
+    kept = [index for index in everywhere[:-1] if thresholds[index] < math.inf]
+    return [*kept, num_exits - 1], replace(policy, thresholds=tuple(thresholds[index] for index in kept))
+
+
+def _gathered(groups: Sequence[tuple[Tensor | None, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Logits and exits of the images, group by group, -> of all, in the order of the images."""
+    rows, logits, exits = zip(*groups, strict=True)
+    if len(groups) == 1:
+        return logits[0], torch.full((len(logits[0]),), exits[0], device=logits[0].device)
+    order = torch.cat(rows)
+    of_groups = torch.cat([torch.full_like(each, index) for each, index in zip(rows, exits, strict=True)])
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return torch.cat(logits)[place], of_groups[place]
 
 
 def check_tensor(images: Tensor) -> None:
@@ -196,22 +216,6 @@ def check_tensor(images: Tensor) -> None:
         )
 
 
-def _images(x: Tensor, index: Tensor, num_images: int) -> Tensor:
-    """Some images of a feature map (N, ...); in channels-last memory each is one run of bytes to copy."""
-    if x.ndim == 0 or len(x) != num_images:
-        raise ValueError(f"units must hand on tensors with the {num_images} images first, got shape {tuple(x.shape)}")
-    if x.ndim != 4:
-        return x.index_select(0, index)
-    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-
-
-def _joined(results: Iterable[CascadeResult]) -> CascadeResult:
-    results = list(results)
-    return CascadeResult(
-        torch.cat([result.logits for result in results]), torch.cat([result.exit_index for result in results])
-    )
-
-
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
@@ -220,7 +224,8 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_normalized(images: Tensor) -> None:
-    if images.amax() <= _LARGEST_VALUE:  # the usual case, and an image alone is soon computed
+    least, most = images.aminmax()
+    if -math.inf < least and most <= _LARGEST_VALUE:  # the usual case, and an image alone is soon computed
         return
     lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
     rows = ((lowest >= 0) & (highest > _LARGEST_VALUE)).nonzero().flatten()
@@ -230,15 +235,13 @@ def _check_normalized(images: Tensor) -> None:
             f"{float(highest[rows].max()):.4g}, as pixels have that were never normalised; make them with "
             "Normalization(mean, std)(uint8 images), as split.normalization does"
         )
-
-
-def _check_dtype(dtype: torch.dtype | None) -> None:
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype, such as torch.bfloat16, got {dtype!r}")
+    broken = (~(lowest + highest).isfinite()).nonzero().flatten()
+    if len(broken):  # some engines make numbers of NaN
+        raise ValueError(f"images must be finite, got NaN or infinity in images {broken[:10].tolist()} of the batch")
 
 
 def _check_answers(logits: Tensor) -> None:
     """A NaN reaches no threshold: its image gets to the last exit, and here."""
-    if not logits.isfinite().all():
+    if not math.isfinite(logits.sum()) and not logits.isfinite().all():
         rows = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
         raise ValueError(f"the answers for images {rows[:10]} of the batch are NaN or infinite; are the images finite?")

@@ -40,7 +40,7 @@ class Classifier:
         normalization: normalization of the training images.
         policy: decides who leaves where.
         fallback: answers for an image that leaves at no early exit, see `Cascade`.
-        dtype: precision to compute in, see `Cascade`; `save` does not keep it.
+        engine, precision: see `Cascade`; `save` does not keep them.
         image_shape: (C, H, W) of the training images, such as `data.image_shape`. Other shapes are then refused,
             because most networks read them and answer wrongly. None accepts any.
 
@@ -56,7 +56,8 @@ class Classifier:
     policy: ThresholdPolicy
     _: KW_ONLY
     fallback: str = "last"
-    dtype: torch.dtype | None = None
+    engine: str = "torch"
+    precision: str | None = None
     image_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class Classifier:
     @cached_property
     def cascade(self) -> Cascade:
         """The network prepared for inference."""
-        return Cascade(self.net, self.policy, fallback=self.fallback, dtype=self.dtype)
+        return Cascade(self.net, self.policy, fallback=self.fallback, engine=self.engine, precision=self.precision)
 
     def __call__(self, images: Tensor) -> CascadeResult:
         """Classify images (N, C, H, W) uint8 in 0..255, of the size that the network was trained on.
@@ -112,14 +113,16 @@ class Classifier:
         save_tensors(path, stored_tensors(self.net), {_METADATA: json.dumps(about)})
 
     @staticmethod
-    def load(path: Path | str, net: MultiExitNet | None = None, *, dtype: torch.dtype | None = None) -> "Classifier":
+    def load(
+        path: Path | str, net: MultiExitNet | None = None, *, engine: str = "torch", precision: str | None = None
+    ) -> "Classifier":
         """Read a file that `save` wrote.
 
         Args:
             path: the file.
             net: a network built like the one that was saved; it gets the weights, and evaluation mode. Needed only if
                 `create_model` did not build that one.
-            dtype: precision to compute in; by default that of the weights.
+            engine, precision: see `Cascade`.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -141,7 +144,8 @@ class Classifier:
             Normalization.from_json(about["normalization"]),
             policy,
             fallback=about["fallback"],
-            dtype=dtype,
+            engine=engine,
+            precision=precision,
             image_shape=about["image_shape"],
         )
 
@@ -152,7 +156,8 @@ def load_classifier(
     max_drop: float = 0.005,
     device: torch.device | str = "cpu",
     fallback: str = "last",
-    dtype: torch.dtype | None = None,
+    engine: str = "torch",
+    precision: str | None = None,
 ) -> Classifier:
     """Load a shipped network with the cheapest threshold that loses at most `max_drop` on validation.
 
@@ -161,7 +166,7 @@ def load_classifier(
         max_drop: accuracy that early exits may cost, 0 to 1: 0.005 is half a point.
         device: the device to compute on.
         fallback: answers for an image that leaves at no early exit, see `Cascade`. The threshold is chosen for "last".
-        dtype: precision to compute in, see `Cascade`.
+        engine, precision: see `Cascade`.
 
     Raises:
         ValueError: if the name or the fallback is unknown, or weights or predictions do not ship.
@@ -175,7 +180,8 @@ def load_classifier(
         entry.normalization,
         choice.policy,
         fallback=fallback,
-        dtype=dtype,
+        engine=engine,
+        precision=precision,
         image_shape=image_shape_of(entry.data),
     )
 

@@ -160,13 +160,13 @@ def test_save_and_load_keep_tied_weights(tmp_path):
 
 def test_classifier_computes_in_a_precision_that_is_not_saved(tmp_path):
     path, images = tmp_path / "net.safetensors", pictures(20)
-    classifier = make_classifier(dtype=torch.bfloat16)
-    expected = Cascade(make_net(), ThresholdPolicy(0.4), dtype=torch.bfloat16)(NORMALIZATION(images)).logits
+    classifier = make_classifier(precision="bf16")
+    expected = Cascade(make_net(), ThresholdPolicy(0.4), precision="bf16")(NORMALIZATION(images)).logits
     assert torch.equal(classifier(images).logits, expected)
     classifier.save(path)
     assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(path).values())
-    assert Classifier.load(path, make_net()).cascade.dtype == torch.float32
-    assert Classifier.load(path, make_net(), dtype=torch.bfloat16).cascade.dtype == torch.bfloat16
+    assert Classifier.load(path, make_net()).precision is None
+    assert Classifier.load(path, make_net(), precision="bf16").precision == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_load_classifier_has_threshold_classes_and_accuracy(cifar10):
 
 
 def test_load_classifier_takes_fallback_and_precision():
-    classifier = load_classifier(SHIPPED, fallback="most_confident", dtype=torch.bfloat16)
-    assert (classifier.cascade.fallback, classifier.cascade.dtype) == ("most_confident", torch.bfloat16)
+    classifier = load_classifier(SHIPPED, fallback="most_confident", precision="bf16")
+    assert (classifier.cascade.fallback, classifier.precision) == ("most_confident", "bf16")
     costs = exit_costs(load_weights(SHIPPED), classifier.image_shape)
     assert costs.tolist() == list(weight_entry(SHIPPED).macs)

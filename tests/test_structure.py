@@ -97,7 +97,7 @@ def declared_packages() -> set[str]:
     """What the package needs, and what it can do without."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["notebooks"], *extras["npm"]]
+    wanted = [*project["dependencies"], *extras["notebooks"], *extras["npm"], *extras["onnx"], *extras["openvino"]]
     return {re.split(r"[^\w-]", requirement)[0] for requirement in wanted}
 
 

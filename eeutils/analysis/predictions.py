@@ -13,6 +13,7 @@ from torch import Tensor
 from eeutils.analysis.costs import exit_costs, remove_hooks
 from eeutils.data.splits import Split
 from eeutils.device import choose_device
+from eeutils.engines import PreparedNet
 from eeutils.files import damaged, load_tensors, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
@@ -132,12 +133,15 @@ class Predictions:
 
 
 def predict(
-    net: MultiExitNet,
+    net: MultiExitNet | PreparedNet,
     split: Split,
     *,
     batch_size: int = 500,
     device: torch.device | str | None = None,
     costs: Tensor | Sequence[float] | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+    calibration: Split | None = None,
 ) -> Predictions:
     """Run `net` over `split` once, in evaluation mode, and leave its mode and place as they were.
 
@@ -151,19 +155,29 @@ def predict(
         device: the device to compute on; by default the network's own.
         costs: (E,) cost of one image up to and including each exit, in any unit, such as the seconds of
             `eeutils.analysis.seconds.measure_seconds`. By default multiply-adds.
+        engine, precision, calibration: see `Cascade`; by default the network runs as it is. `net` may also be a
+            `eeutils.engines.PreparedNet`.
 
     Raises:
         TypeError: if `net` has no exits, or `split` is not a `Split`.
         ValueError: if network, images, classes, `costs` and `device` do not fit together, or a logit is not finite.
     """
-    check_exits(net)
     check_split(split)
+    if not isinstance(net, PreparedNet) and (engine or precision):
+        net = PreparedNet(net, engine or "torch", precision=precision, device=device, calibration=calibration)
+    ready, net = (net, net.net) if isinstance(net, PreparedNet) else (None, net)
+    check_exits(net)
     if costs is None:
         costs = exit_costs(net, split.image_shape)  # fails at once if the images do not fit
     else:
         costs = checked_costs(costs, net.num_exits)
-        try_out(net, split, device)
-    logits = collect_logits(net, split, batch_size=batch_size, device=device)
+        if ready is None:
+            try_out(net, split, device)
+    if ready is None:
+        logits = collect_logits(net, split, batch_size=batch_size, device=device)
+    else:
+        batches = (ready.logits(images) for images, _ in split.batches(batch_size, ready.device))
+        logits = torch.cat(list(batches), dim=1)
     check_outputs(split, logits.shape[-1])
     return Predictions(logits.cpu(), split.labels.cpu(), costs)
 

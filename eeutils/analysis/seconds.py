@@ -8,12 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eeutils.analysis.predictions import check_split, try_out
+from eeutils.analysis.predictions import check_split
 from eeutils.data.splits import Split
-from eeutils.device import choose_device
-from eeutils.models import MultiExitNet, prepared_for_inference
-from eeutils.models.contracts import check_exits
-from eeutils.models.memory import device_and_dtype
+from eeutils.engines import PreparedNet
+from eeutils.models import MultiExitNet
 
 Result = TypeVar("Result")
 
@@ -22,13 +20,15 @@ _DISTINCT = 4  # time does not depend on what is in a batch, and every one kept 
 
 
 def measure_seconds(
-    net: MultiExitNet,
+    net: MultiExitNet | PreparedNet,
     split: Split,
     *,
     batch_size: int = 1,
     batches: int = 50,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    engine: str = "torch",
+    precision: str | None = None,
+    calibration: Split | None = None,
 ) -> Tensor:
     """(E,) float64, seconds of one image up to and including each exit, all heads passed counted: `Predictions.costs`.
 
@@ -48,37 +48,35 @@ def measure_seconds(
         batch_size: images at a time, as they will come to the cascade.
         batches: how many runs are timed, after a few that are not.
         device: where to compute; by default where the network is.
-        dtype: what to compute in; by default what the network's weights are.
+        engine, precision, calibration: what runs the network, as `Cascade` says. `net` may also be ready for an engine
+            (`eeutils.engines.PreparedNet`).
 
     Raises:
         TypeError: if `net` has no exits, or `split` is no split.
         ValueError: if a unit or an exit of the network cannot read what it is given, an early exit's head works in
-            place on what it reads, `batch_size` or `batches` is below 1, or there is no such device.
+            place on what it reads, `batch_size` or `batches` is below 1, or there is no such device or engine.
     """
-    check_exits(net)
     check_split(split)
     if batches < 1:
         raise ValueError(f"batches must be positive, got {batches}")
-    try_out(net, split, device)
-    home, own_dtype = device_and_dtype(net)
-    device, dtype = home if device is None else choose_device(device), dtype or own_dtype
-    given = [images.to(dtype) for images, _ in islice(split.batches(batch_size, device), _DISTINCT)]
+    if not isinstance(net, PreparedNet):
+        net = PreparedNet(net, engine, precision=precision, device=device, calibration=calibration)
+    given = [images for images, _ in islice(split.batches(batch_size, net.device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
-    all_batches = list(islice(cycle(whole), _WARM_UP + batches))
-    stages = stage_seconds(prepared_for_inference(net).to(device, dtype), all_batches, device)
+    stages = stage_seconds(net, list(islice(cycle(whole), _WARM_UP + batches)))
     return stages[_WARM_UP:].median(0).values.cumsum(0) / len(whole[0])
 
 
 @torch.inference_mode()
-def stage_seconds(net: MultiExitNet, batches: Sequence[Tensor], device: torch.device) -> Tensor:
+def stage_seconds(net: PreparedNet, batches: Sequence[Tensor]) -> Tensor:
     """(B, E) float64, how long each stage of `net` takes for each of the batches when nobody leaves."""
-    stages = list(net.stages())
-    marks = []
-    for x in batches:
+    device, marks = net.device, []
+    for images in batches:
+        stages = net.stages_for(images)
         marks.append([_mark(device)])
-        for stage in stages:
-            x = stage.features(x)
-            stage.answer(x)
+        x = stages.read(images)
+        for run in stages.run:
+            x, _ = run(x)
             marks[-1].append(_mark(device))
     now(device)
     return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)

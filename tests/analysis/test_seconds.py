@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from eeutils import Cascade, choose_thresholds, decide, measure_seconds, predict
 from eeutils.analysis.seconds import stage_seconds, timed
 from eeutils.data import Normalization, Split
+from eeutils.engines import PreparedNet
 from eeutils.models import MultiExitNet, create_exit, resnet18
 
 CPU = torch.device("cpu")
@@ -67,7 +68,7 @@ def images(count: int, size: int = 8) -> Split:
 
 def test_each_stage_is_its_units_and_its_head(clock):
     net = MultiExitNet([Takes(1), Takes(2), Takes(4)], {0: head(Takes(8)), 2: head(Takes(16))})
-    assert stage_seconds(net, [torch.zeros(2, 3, 8, 8)] * 3, CPU).tolist() == [[9, 22]] * 3
+    assert stage_seconds(PreparedNet(net), [torch.zeros(2, 3, 8, 8)] * 3).tolist() == [[9, 22]] * 3
 
 
 @pytest.mark.parametrize(("batch_size", "first", "last"), [(1, 1 + 2, 1 + 2 + 8), (4, 1 / 4 + 2, 1 / 4 + 2 + 8 / 4)])
@@ -114,8 +115,8 @@ def test_it_is_measured_in_the_precision_asked_for():
     seen = []
     net = resnet18(width=2, exit_after=(2,))
     net.units[0].register_forward_hook(lambda unit, given, answer: seen.append((given[0].dtype, answer.dtype)))
-    measure_seconds(net, images(2), batches=1, dtype=torch.bfloat16)
-    assert set(seen[1:]) == {(torch.bfloat16, torch.bfloat16)}  # the first sees whether the images fit
+    measure_seconds(net, images(2), batches=1, precision="bf16")
+    assert set(seen[2:]) == {(torch.bfloat16, torch.bfloat16)}  # the first two try whether the images fit
     seen.clear()
     measure_seconds(net.double(), images(2), batches=1)
     assert set(seen) == {(torch.float64, torch.float64)}
