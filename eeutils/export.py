@@ -1,0 +1,214 @@
+"""Export a classifier to a folder that needs neither torch nor eeutils: `python -m eeutils.export NAME FOLDER`.
+
+NAME is that of shipped weights (`eeutils.list_weights()`), or a file of `Classifier.save`. The folder holds one ONNX
+file a stage, `cascade.json`, and `run.py`, which answers for image files with numpy, Pillow and ONNX Runtime or
+OpenVINO.
+"""
+
+import json
+import math
+import runpy
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from eeutils.analysis.costs import exit_costs
+from eeutils.analysis.policies import score_of
+from eeutils.cascade import Cascade
+from eeutils.classifier import Classifier, load_classifier
+from eeutils.engines import PreparedNet
+from eeutils.engines.onnx_stages import onnx_bytes, to_onnx
+from eeutils.engines.registry import import_extra
+from eeutils.errors import message_instead_of_traceback
+from eeutils.files import sha256_of_file, storage_error, write_text
+from eeutils.models import MultiExitNet, prepared_for_inference, stage_modules
+from eeutils.models.multiexit import Features
+
+SCORES = ("confidence", "entropy", "margin")  # those that run.py knows
+SINGLE = "single.onnx"
+_BATCH_SIZES = (1, 7, 64)
+_LARGEST_DIFFERENCE = 1e-3  # of logits between runtimes, which round differently
+_CLOSE_CALL = 1e-4  # of a score to its threshold
+
+
+def export(classifier: Classifier, folder: Path | str, *, images: Tensor | None = None) -> None:
+    """Write `classifier` to `folder`, whole or not at all, after comparing its answers with torch's.
+
+    Args:
+        classifier: with an `image_shape`.
+        folder: one that does not exist yet.
+        images: (N, C, H, W) uint8 to compare on; by default noise.
+
+    Raises:
+        FileExistsError: if `folder` exists.
+        ValueError: if the classifier has no `image_shape` or another score than `SCORES`, a unit has no ONNX
+            counterpart, or the exported stages answer differently.
+        ModuleNotFoundError: if the extra "onnx" is not installed.
+        StorageError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    _check(classifier, folder)
+    if images is None:
+        noise = torch.randint(0, 256, (max(_BATCH_SIZES), *classifier.image_shape), generator=torch.Generator())
+        images = noise.byte()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
+            made = Path(parent, folder.name)
+            made.mkdir()
+            _write(classifier, made)
+            _compare(classifier, made, images)
+            shutil.rmtree(made / "__pycache__", ignore_errors=True)
+            made.rename(folder)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+
+
+def _check(classifier: Classifier, folder: Path) -> None:
+    if folder.exists():
+        raise FileExistsError(f"folder must not exist yet, got {str(folder)!r}")
+    if classifier.image_shape is None:
+        raise ValueError("classifier must have an image_shape to export, got None")
+    if classifier.policy.score not in SCORES:
+        raise ValueError(
+            f"score must be one of {SCORES} to export, got {classifier.policy.score!r}; run.py has no eeutils to ask"
+        )
+
+
+def _write(classifier: Classifier, folder: Path) -> None:
+    import_extra("onnxscript", "onnx", "export")
+    net, shape = prepared_for_inference(classifier.net), classifier.image_shape
+    costs = exit_costs(net, shape).tolist()
+    stages = []
+    for index, model in enumerate(to_onnx(net, torch.zeros(1, *shape))):
+        path = folder / f"stage{index}.onnx"
+        path.write_bytes(model)
+        stages.append({"file": path.name, "sha256": sha256_of_file(path), "macs": costs[index]})
+    thresholds = classifier.policy.thresholds
+    if not isinstance(thresholds, tuple):
+        thresholds = (thresholds,) * (len(stages) - 1)
+    about = {
+        "stages": stages,
+        "thresholds": [threshold if threshold <= 1 else None for threshold in thresholds],  # JSON has no infinity
+        "score": classifier.policy.score,
+        "fallback": classifier.fallback,
+        "classes": classifier.classes,
+        "normalization": asdict(classifier.normalization),
+        "image_shape": shape,
+        "versions": {name: version(name) for name in ("eeutils", "torch", "onnx")},
+    }
+    if (single := _single_file(net, classifier, thresholds)) is not None:
+        (folder / SINGLE).write_bytes(single)
+        about["single"] = {"file": SINGLE, "sha256": sha256_of_file(folder / SINGLE)}
+    write_text(folder / "cascade.json", json.dumps(about, indent=1))
+    for name in ("run.py", "README.md"):
+        write_text(folder / name, resources.files("eeutils.exported").joinpath(name).read_text("utf-8"))
+
+
+class _OneImage(nn.Module):
+    """The whole cascade for one image, with a branch after each exit."""
+
+    def __init__(self, net: MultiExitNet, thresholds: Sequence[float], score: str) -> None:
+        super().__init__()
+        self.stages, self.thresholds, self.score = nn.ModuleList(stage_modules(net)), (*thresholds, -1.0), score
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self._from(0, images)
+
+    def _from(self, index: int, x: Features) -> tuple[Tensor, Tensor]:
+        features, logits = self.stages[index](x)
+        threshold = self.thresholds[index]
+
+        def leave(features: Features, logits: Tensor) -> tuple[Tensor, Tensor]:
+            return logits.clone(), torch.full((1,), index)
+
+        def stay(features: Features, logits: Tensor) -> tuple[Tensor, Tensor]:
+            return self._from(index + 1, features)
+
+        if threshold in (-1.0, math.inf):
+            return leave(features, logits) if threshold < 0 else stay(features, logits)
+        return torch.cond((score_of(logits, self.score) >= threshold)[0], leave, stay, (features, logits))
+
+
+def _single_file(net: MultiExitNet, classifier: Classifier, thresholds: Sequence[float]) -> bytes | None:
+    """The cascade for one image as one ONNX model with `If` nodes, where the exporter can make it."""
+    if classifier.fallback != "last":
+        return None
+    cascade = _OneImage(net, thresholds, classifier.policy.score).eval()
+    image = torch.zeros(1, *classifier.image_shape)
+    try:
+        with torch.no_grad():
+            return onnx_bytes(cascade, (image,), input_names=["images"], output_names=["logits", "exit"])
+    except Exception as error:  # of many kinds, by what is not supported
+        warnings.warn(f"left out {SINGLE}, which is not essential: {error!r:.200}", stacklevel=4)
+        return None
+
+
+def _compare(classifier: Classifier, folder: Path, images: Tensor) -> None:
+    """Raise a ValueError if what was exported answers other than torch in float32."""
+    images = images.cpu().repeat(-(-max(_BATCH_SIZES) // len(images)), 1, 1, 1)
+    normalized = classifier.normalization(images)
+    ready = PreparedNet(classifier.net, precision="fp32", device="cpu")
+    expected = Cascade(ready, classifier.policy, fallback=classifier.fallback)(normalized)
+    scores = score_of(ready.logits(normalized), classifier.policy.score)[:-1]
+    thresholds = torch.as_tensor(classifier.policy.thresholds, dtype=scores.dtype).reshape(-1, 1)
+    clear = ~((scores - thresholds).abs() < _CLOSE_CALL).any(0).numpy()
+
+    exported = runpy.run_path(str(folder / "run.py"))
+    cascade = exported["Cascade"](folder)
+    answers = [cascade(images[:size].numpy()) for size in _BATCH_SIZES]
+    if single := cascade.about.get("single"):
+        one_image = exported["open_stage"](folder / SINGLE, single["sha256"])
+        inputs = normalized[: _BATCH_SIZES[1]].contiguous().split(1)
+        answers.append(tuple(map(np.concatenate, zip(*(one_image([each.numpy()]) for each in inputs), strict=True))))
+    for logits, exit_index in answers:
+        kept = clear[: len(logits)]
+        others = int((exit_index != expected.exit_index[: len(logits)].numpy())[kept].sum())
+        difference = np.abs(logits - expected.logits[: len(logits)].numpy())[kept].max(initial=0.0)
+        if others or not difference <= _LARGEST_DIFFERENCE * max(1.0, float(expected.logits.abs().max())):
+            raise ValueError(
+                f"exported stages must answer as torch does, got logits that differ by {difference:.2g} and {others} "
+                f"other exits of {len(logits)}"
+            )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options: what to export, and where to.
+
+    Attributes:
+        source: a name of `eeutils.list_weights()`, or a file of `Classifier.save`.
+        folder: one that does not exist yet.
+        max_drop: for a name: accuracy that leaving early may cost.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional]
+    max_drop: float = 0.005
+
+
+@message_instead_of_traceback()
+def main(args: Sequence[str] | None = None) -> None:
+    """Export from the command line."""
+    options = tyro.cli(Options, prog="python -m eeutils.export", description=__doc__, args=args)
+    if Path(options.source).is_file():
+        classifier = Classifier.load(options.source)
+    else:
+        classifier = load_classifier(options.source, max_drop=options.max_drop)
+    export(classifier, options.folder)
+    print(f"wrote {options.folder}; try: python {options.folder / 'run.py'} photo.jpg")
+
+
+if __name__ == "__main__":
+    main()

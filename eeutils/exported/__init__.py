@@ -1,0 +1,1 @@
+"""Files that go into an exported folder as they are."""

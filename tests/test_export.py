@@ -1,0 +1,190 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eeutils.analysis.policies import ThresholdPolicy, register_score
+from eeutils.classifier import Classifier
+from eeutils.data import Normalization, load_image
+from eeutils.export import export, main
+from eeutils.models import MultiExitNet, create_exit, resnet18
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+
+
+def make_classifier(policy: ThresholdPolicy, **kwargs) -> Classifier:
+    """Two stages; 14 is no multiple of four."""
+    torch.manual_seed(0)
+    units = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))]
+    heads = {0: create_exit("conv", 8, 3), 1: create_exit("mixed", 8, 3)}
+    normalization = Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    return Classifier(
+        MultiExitNet(units, heads).eval(),
+        ("cat", "dog", "bird"),
+        normalization,
+        policy,
+        image_shape=(3, 14, 14),
+        **kwargs,
+    )
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 14, 14), generator=torch.Generator().manual_seed(1)).byte()
+
+
+def halving(**kwargs) -> Classifier:
+    """With a threshold between the scores of `pictures(24)`."""
+    everybody = make_classifier(ThresholdPolicy(0.0))(pictures(24)).confidence.sort().values
+    return make_classifier(ThresholdPolicy(float(everybody[11:13].mean())), **kwargs)
+
+
+def exported_module(folder: Path):
+    spec = importlib.util.spec_from_file_location("exported_run", folder / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def exported_cascade(folder: Path):
+    return exported_module(folder).Cascade(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "photos"
+    export(halving(), path, images=pictures(24))
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 5, 24])
+def test_an_exported_folder_answers_as_the_classifier(folder, count):
+    expected = halving()(pictures(24)[:count])
+    logits, exits = exported_cascade(folder)(pictures(24)[:count].numpy())
+    assert exits.tolist() == expected.exit_index.tolist()
+    np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-3, atol=1e-4)
+    assert count == 1 or len(set(exits.tolist())) == 2
+
+
+def test_an_exported_folder_needs_neither_torch_nor_eeutils(folder, tmp_path):
+    for index in range(2):
+        Image.fromarray(pictures(2)[index].permute(1, 2, 0).numpy()).save(tmp_path / f"{index}.png")
+    blocked = tmp_path / "blocked"
+    for name in ("torch", "eeutils"):
+        (blocked / name).mkdir(parents=True)
+        (blocked / name / "__init__.py").write_text("raise ImportError")
+    command = [sys.executable, str(folder / "run.py"), str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(blocked)}
+    )
+    named = halving()(pictures(2)).predicted.tolist()
+    assert [line.split(": ")[1].split()[0] for line in done.stdout.splitlines()] == [
+        ("cat", "dog", "bird")[index] for index in named
+    ]
+
+
+def test_an_exported_folder_runs_on_openvino_as_well(folder, monkeypatch):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    logits, exits = exported_cascade(folder)(pictures(24).numpy())
+    expected = halving()(pictures(24))
+    assert exits.tolist() == expected.exit_index.tolist()
+    np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(14, 14), (20, 30), (50, 33)])
+def test_an_exported_folder_reads_images_nearly_as_eeutils_does(folder, tmp_path, size):
+    ramp = np.add.outer(np.arange(size[1]) * 4, np.arange(size[0]) * 3).astype(np.uint8)
+    Image.fromarray(np.stack([ramp, ramp // 2, 255 - ramp], -1)).save(tmp_path / "ramp.png")
+    ours = load_image(tmp_path / "ramp.png", size=14).numpy()
+    theirs = exported_module(folder).load_image(tmp_path / "ramp.png", (3, 14, 14))
+    assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 8
+
+
+def test_a_stage_altered_after_export_is_refused(folder, tmp_path):
+    altered = tmp_path / "altered"
+    altered.mkdir()
+    for path in folder.iterdir():
+        (altered / path.name).write_bytes(path.read_bytes())
+    stage = altered / "stage1.onnx"
+    stage.write_bytes(stage.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"stage1\.onnx"):
+        exported_cascade(altered)
+
+
+def test_another_image_size_than_exported_is_refused(folder):
+    with pytest.raises(ValueError, match="15"):
+        exported_cascade(folder)(np.zeros((1, 3, 15, 15), np.uint8))
+
+
+def test_cascade_json_says_what_a_host_needs(folder):
+    about = json.loads((folder / "cascade.json").read_text())
+    assert about["classes"] == ["cat", "dog", "bird"]
+    assert about["image_shape"] == [3, 14, 14]
+    assert len(about["thresholds"]) == 1
+    assert len(about["stages"]) == 2
+    assert about["stages"][0]["macs"] < about["stages"][1]["macs"]
+    assert set(about["versions"]) == {"eeutils", "torch", "onnx"}
+
+
+def test_one_file_with_branches_answers_for_single_images(folder):
+    module = exported_module(folder)
+    run = module.open_stage(folder / "single.onnx", module.Cascade(folder).about["single"]["sha256"])
+    classifier = halving()
+    expected = classifier(pictures(24))
+    images = classifier.normalization(pictures(24)).contiguous()
+    answers = [run([image.numpy()]) for image in images.split(1)]
+    assert [int(exit_index[0]) for _, exit_index in answers] == expected.exit_index.tolist()
+    np.testing.assert_allclose(np.concatenate([logits for logits, _ in answers]), expected.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path):
+    with pytest.raises(FileExistsError, match=tmp_path.name):
+        export(halving(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("eeutils.export._LARGEST_DIFFERENCE", -1.0)
+    with pytest.raises(ValueError, match="differ"):
+        export(halving(), tmp_path / "photos")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_score_in_python_cannot_be_exported(tmp_path):
+    @register_score
+    def exported_nowhere(logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(-1).amax(-1)
+
+    with pytest.raises(ValueError, match="exported_nowhere"):
+        export(make_classifier(ThresholdPolicy(0.5, "exported_nowhere")), tmp_path / "photos")
+
+
+def test_a_classifier_without_image_shape_cannot_be_exported(tmp_path):
+    net = resnet18(width=2, num_classes=3)
+    classifier = Classifier(net, tuple("abc"), Normalization((0.5,) * 3, (0.25,) * 3), ThresholdPolicy(()))
+    with pytest.raises(ValueError, match="None"):
+        export(classifier, tmp_path / "photos")
+
+
+@pytest.mark.parametrize("score", ["entropy", "margin"])
+def test_other_scores_and_fallbacks_answer_as_the_classifier(folder, score):
+    classifier = make_classifier(ThresholdPolicy(0.02, score), fallback="most_confident")
+    cascade = exported_cascade(folder)
+    cascade.about |= {"score": score, "thresholds": [0.02], "fallback": "most_confident"}
+    expected = classifier(pictures(24))
+    logits, exits = cascade(pictures(24).numpy())
+    assert exits.tolist() == expected.exit_index.tolist()
+    np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_unknown_name_ends_with_a_message(tmp_path):
+    with pytest.raises(SystemExit, match="error: "):
+        main(["no-such-weights", str(tmp_path / "photos")])
