@@ -62,8 +62,7 @@ weights: $(READY) ## train networks that are not trained yet, for MINUTES (25) a
 	$(PY) -m tools.train_missing --missing --minutes $(MINUTES)
 
 bench: $(READY) ## measure cascades against what else one could run, and ways to choose thresholds
-	$(PY) -m tools.benchmarks.cascade --plain resnet18-avg-cifar10-w16
-	$(PY) -m tools.benchmarks.cascade --weights resnet18_3exits-conv+conv+spp-cifar10-w32 --out results/benchmark_w32.md
+	$(PY) -m tools.benchmarks.cascade
 	$(PY) -m tools.benchmarks.sdn_evaluation
 	$(PY) -m tools.benchmarks.threshold_choice
 

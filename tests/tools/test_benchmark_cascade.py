@@ -1,14 +1,14 @@
 from dataclasses import replace
 from itertools import combinations
 
+import pandas as pd
 import pytest
 import torch
 
 from eeutils.analysis.costs import exit_costs, measure_costs
-from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import predict
 from eeutils.data import Normalization, Split, load_data
+from eeutils.engines import PreparedNet
 from eeutils.models import drop_exits, resnet18
 from eeutils.weights import WeightEntry
 from tools.benchmarks import cascade, exit_placement
@@ -26,87 +26,51 @@ def three_exits():
     return resnet18(width=2, exit_after=(2, 4)).eval()
 
 
-def test_the_speed_up_that_stages_allow_by_hand():
-    # Stages take 1, 2 and 3 s; all images come to the first, half to the second, a quarter to the third.
-    stages = torch.tensor([[1.0, 2.0, 3.0]]).double()
-    allowed = cascade.allowed_by_stages(stages, torch.tensor([0, 0, 1, 2]))
-    assert allowed.tolist() == [6 / (1 + 2 / 2 + 3 / 4)]
-
-
-def test_everything_is_measured_on_the_same_images(three_exits, monkeypatch):
-    split, plain = make_split(6), resnet18(width=2).eval()
-    predictions = predict(three_exits, split)
-    threshold = float(predictions.confidence[0].median())
-    rules = {"some leave": ThresholdPolicy(threshold), "all leave": ThresholdPolicy(0.0)}
-    timing = cascade.measure(three_exits, plain, rules, split, 4, 2, predictions.costs)
-    contenders = [cascade.PLAIN, cascade.WHOLE, *rules, "plain network, in bf16"]
-    assert list(timing.seconds) == contenders
-    assert set(timing.exit_index) == set(rules)
-    assert all(seconds.shape == (2,) for seconds in timing.seconds.values())
-    assert timing.stage_seconds.shape == (2, 3)
-    assert (timing.stage_seconds > 0).all()
-    assert torch.equal(timing.predicted[cascade.WHOLE], predictions.predicted[-1])
-    assert torch.equal(timing.predicted["all leave"], predictions.predicted[0])
-    assert "accuracy" not in cascade.summary(timing), "six images tell nothing of it"
-    monkeypatch.setattr(cascade, "_ENOUGH_TO_JUDGE", 6)
-    rows = cascade.summary(timing)
-    assert rows.index.tolist() == contenders
-    full, first = predictions.costs[-1], predictions.costs[0]
-    assert rows.loc["all leave", "multiply-adds allow"] == f"{full / first:.2f}"
-    assert rows.loc[cascade.WHOLE, "speed-up"] == "1.00 (1.00 to 1.00)"
-    over_plain = (timing.seconds[cascade.PLAIN] / timing.seconds["all leave"]).median()
-    assert (rows.loc[cascade.PLAIN, "over plain"], rows.loc["all leave", "over plain"]) == ("1.00", f"{over_plain:.2f}")
-    assert rows.loc["all leave", "accuracy"] == f"{predictions.accuracy[0]:.2%}"
-
-
-def test_one_of_the_cascades_computes_in_bf16_too(three_exits):
-    split, plain = make_split(6), resnet18(width=2).eval()
-    validation = predict(three_exits, split)
-    rules = cascade.policies(validation, validation.costs)
-    timing = cascade.measure(three_exits, plain, rules, split, 4, 1, validation.costs)
-    assert list(timing.seconds)[-2:] == ["plain network, in bf16", "0.5 points allowed, in bf16"]
-    assert cascade.summary(timing).loc["0.5 points allowed, in bf16", "reached"] == ""
-
-
-def test_rules_are_chosen_on_validation_and_a_budget_that_cannot_be_met_is_left_out(three_exits):
-    validation = predict(three_exits, make_split(20))
-    cheap, dear = torch.tensor([[1.0, 2.0, 10.0], [6.0, 8.0, 10.0]]).double()
-    in_time, in_cost = replace(validation, costs=cheap), replace(validation, costs=dear)
-    rules = cascade.policies(validation, cheap)
-    limits = [f"{points} points allowed" for points in ("0", "0.5", "1")]
-    budgets = ["at most 50% of the multiply-adds", "at most 50% of the time"]
-    assert list(rules) == limits + budgets
-    for name, measured in zip(budgets, (validation, in_time), strict=True):
-        assert decide(measured, rules[name]).relative_cost <= 0.5
-    assert list(cascade.policies(in_cost, cheap)) == limits + budgets[1:]
-    assert list(cascade.policies(validation, dear)) == limits + budgets[:1]
-
-
-@pytest.mark.parametrize(
-    ("plain", "against"), [(["--plain", "one"], "against `one`"), ([], "against itself without early exits")]
-)
-def test_the_command_writes_its_report(tmp_path, monkeypatch, three_exits, capsys, plain, against):
+def test_every_contender_is_timed_and_judged_on_the_same_images(three_exits):
     data = load_data("digits")
+    small = replace(data, test=data.test.take(slice(0, 40)), val=data.val.take(slice(0, 60)))
+    plain = drop_exits(three_exits, three_exits.exit_after[:-1])
+    nets = {"plain net": PreparedNet(plain, precision="fp32"), "net": PreparedNet(three_exits, precision="fp32")}
+    tables = {"net": predict(nets["net"], small.val)}
+    contenders = cascade.contenders_on("torch fp32", nets, tables, small, size=8)
+    batches = [images for images, _ in small.test.batches(8)]
+
+    cascade.time_all(contenders, batches, repeats=2)
+    rows = cascade.summary(contenders, 8, 40).set_index("network")
+
+    assert rows.index[0] == "plain net"
+    assert "net, half of the multiply-adds" in rows.index
+    assert all(len(each.seconds) == 2 and len(each.seconds[0]) == 5 for each in contenders)
+    assert rows.loc["plain net", "over plain"] == "1.00 (1.00 to 1.00)"
+    assert rows.loc["plain net", "accuracy"] == f"{predict(plain, small.test).accuracy[-1]:.2%}"
+    assert (rows["of the limit"] != "").tolist() == [False] + [True] * (len(rows) - 1)
+
+
+def test_the_command_writes_report_rows_and_figure(tmp_path, monkeypatch, three_exits, capsys):
     networks = {"three": three_exits, "one": resnet18(width=2).eval()}
     entry = WeightEntry.__new__(WeightEntry)
     object.__setattr__(entry, "data", "digits")
-    monkeypatch.setattr(cascade, "load_weights", lambda name, device: networks[name].to(device))
-    monkeypatch.setattr(cascade, "load_predictions", lambda name, split: predict(networks[name], getattr(data, split)))
+    monkeypatch.setattr(cascade, "load_weights", lambda name: networks[name])
     monkeypatch.setattr(cascade, "weight_entry", lambda name: entry)
     out = tmp_path / "new" / "report.md"
-    words = ["--weights", "three", *plain, "--batch-sizes", "1", "8", "--images", "20", "--repeats", "1"]
+    words = ["--weights", "three", "--smaller", "one", "--many-exits", "None", "--engines", "torch fp32", "torch int8"]
+    words += ["--batch-sizes", "1", "8", "--images", "20", "--repeats", "1", "--judged", "30"]
     cascade.main([*words, "--out", str(out)])
     report = out.read_text()
     assert report in capsys.readouterr().out
-    assert f"`three` {against}, on cpu" in report
-    assert "**Batches of 1**, 2 test images" in report
-    assert "**Batches of 8**, 20 test images" in report
-    assert "1,000 thresholds on 359 images and 3 exits" in report
+    assert "**Batches of 1**" in report
+    assert "**Accuracy of every exit**" in report
     assert f"torch {torch.__version__}" in report
+    assert "int8" not in report, "torch has no int8"
+    rows = pd.read_csv(out.with_suffix(".csv"))
+    assert set(rows["batch"]) == {1, 8}
+    assert {"plain three", "plain one"} < set(rows["network"])
+    assert set(rows["engine"]) == {cascade.EAGER, "torch fp32"}
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_report_that_cannot_be_written_is_shown_before_the_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cascade, "run", lambda options: "what was measured")
+    monkeypatch.setattr(cascade, "run", lambda options: ("what was measured", None))
     (tmp_path / "file").write_text("no folder")
 
     with pytest.raises(SystemExit, match="error: "):

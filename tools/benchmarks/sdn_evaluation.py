@@ -43,8 +43,7 @@ from eeutils.models.multiexit import Stage
 from eeutils.scoreboard import BUDGETS, MAX_DROP
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
-from tools.benchmarks.cascade import machine
-from tools.benchmarks.report import publish, report_path
+from tools.benchmarks.report import machine, publish, report_path
 from tools.tables import frame_as_markdown
 
 SCORES = ("confidence", "entropy", "margin", "ensemble", "geometric")
