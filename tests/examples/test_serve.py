@@ -1,0 +1,84 @@
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+from PIL import Image
+
+from eeutils import list_weights, load_classifier
+
+pytest.importorskip("litserve", reason="litserve is not installed")
+
+SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
+
+
+@pytest.fixture(scope="module")
+def name() -> str:
+    return next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10-w16"))
+
+
+@pytest.fixture(scope="module")
+def url(name) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(SERVE.parents[1]), "no_proxy": "127.0.0.1"}
+    words = [sys.executable, str(SERVE), "--weights", name, "--port", str(port)]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            _wait_for(f"{address}/health", server)
+            yield f"{address}/predict"
+        finally:
+            server.terminate()
+
+
+def _wait_for(address: str, server: subprocess.Popen) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server ended"
+        try:
+            if requests.get(address, timeout=2).ok:
+                return
+        except requests.ConnectionError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(address)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def png(pixels: torch.Tensor) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "png")
+    return stream.getvalue()
+
+
+def test_many_clients_at_once_get_the_classifiers_answers(url, name):
+    pixels = torch.randint(0, 256, (24, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    classifier = load_classifier(name)
+
+    def ask(image: torch.Tensor) -> dict:
+        return requests.post(url, files={"request": png(image)}, timeout=60).json()
+
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(ask, pixels))
+
+    expected = classifier(pixels)
+    assert [answer["class"] for answer in answers] == [classifier.classes[index] for index in expected.predicted]
+    assert [answer["exit"] - 1 for answer in answers] == expected.exit_index.tolist()
+
+
+def test_a_file_that_is_no_image_is_refused_and_others_are_served(url):
+    assert requests.post(url, files={"request": b"no image"}, timeout=60).status_code == 400
+    assert requests.post(url, files={"request": png(torch.full((3, 32, 32), 128).byte())}, timeout=60).ok
