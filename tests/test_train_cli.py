@@ -247,5 +247,5 @@ def test_train_refuses_exits_on_another_backbone(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "load_weights", lambda name: create_model("resnet18", width=2))
 
     command = "digits --model resnet18_2exits --width 4 --start-from donor --train.trained exits --out"
-    with pytest.raises(SystemExit, match="backbone"):
+    with pytest.raises(SystemExit, match="donor"):
         cli.main([*command.split(), str(tmp_path)])
