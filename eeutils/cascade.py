@@ -22,7 +22,7 @@ _LARGEST_VALUE = 30.0
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """What a cascade answers.
+    """Answers of a cascade.
 
     Attributes:
         logits: (N, C) float32 of the exit at which each image left, or what the fallback took where none let it go.

@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def missing(requirements: list[str]) -> list[str]:
-    """Those of `requirements` ("name>=1.2") that are not installed or older than asked, without `KEPT`."""
+    """Requirements ("name>=1.2") that are not installed or too old, without `KEPT`."""
     return [each for each in requirements if _name(each) not in KEPT and not _is_met(each)]
 
 

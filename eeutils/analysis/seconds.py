@@ -1,4 +1,4 @@
-"""What an image costs at each exit in seconds, on the machine at hand."""
+"""Measure the seconds of one image up to each exit, on this machine."""
 
 import time
 from collections.abc import Callable, Sequence

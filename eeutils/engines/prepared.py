@@ -19,7 +19,7 @@ _SEVERAL = 3  # images that a network is tried out with
 
 
 class _Split(Protocol):
-    """What int8 is calibrated on (`eeutils.data.Split`)."""
+    """Images that int8 is calibrated on (`eeutils.data.Split`)."""
 
     def __len__(self) -> int: ...
 

@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is to run on an engine.
+    """Settings of a network on an engine.
 
     Attributes:
         precision: one of `PRECISIONS`, or None for that of the weights.

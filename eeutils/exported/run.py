@@ -42,7 +42,7 @@ class Cascade:
             rows, features, history = rows[stay], [x[stay] for x in features], [each[stay] for each in history]
 
     def score(self, logits):
-        """How sure each answer is, from 0 to 1."""
+        """Return the confidence of each answer, from 0 to 1."""
         probs = softmax(logits)
         if self.about["score"] == "entropy":
             return 1 + (probs * np.log(np.maximum(probs, 1e-38))).sum(1) / np.log(probs.shape[1])

@@ -31,7 +31,7 @@ def pool_on_grid(x: Tensor, grid: int, reduce: str) -> Tensor:
 
 
 def _cells(size: int, grid: int) -> list[tuple[int, int]]:
-    """Where each of `grid` cells starts and ends; they overlap where `size` is not a multiple of `grid`."""
+    """Start and end of each of `grid` cells; they overlap where `size` is not a multiple of `grid`."""
     return [(cell * size // grid, -(-(cell + 1) * size // grid)) for cell in range(grid)]
 
 
@@ -78,7 +78,7 @@ class SpatialPyramidPool(nn.Module):
         return torch.cat([pooled[level].flatten(1) for level in self.levels], dim=1)
 
     def extra_repr(self) -> str:
-        """What `print(net)` says of this layer."""
+        """Describe the layer in `print(net)`."""
         return f"levels={self.levels}, reduce={self.reduce!r}"
 
 
@@ -108,7 +108,7 @@ class MixedPool(nn.Module):
         return self.mix * pool_on_grid(x, self.grid, "max") + (1 - self.mix) * pool_on_grid(x, self.grid, "avg")
 
     def extra_repr(self) -> str:
-        """What `print(net)` says of this layer."""
+        """Describe the layer in `print(net)`."""
         return f"grid={self.grid}"
 
 

@@ -75,7 +75,7 @@ def plot_gains(
 
 @dataclass(frozen=True)
 class CostUnit:
-    """How an axis shows costs: divided by `size`, and by which name."""
+    """Unit of a cost axis: its size and its name."""
 
     name: str
     size: float

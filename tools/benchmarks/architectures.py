@@ -213,7 +213,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Options:
-    """What to try and where the table goes.
+    """Options: what to try, and where the table goes.
 
     Attributes:
         only: names of networks; by default all.

@@ -28,7 +28,7 @@ def publish(report: str, path: Path) -> None:
 
 
 def machine(device: torch.device) -> str:
-    """What it ran on, in a line."""
+    """Describe the machine in one line."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         name += ", float32 convolutions in TF32"
