@@ -204,7 +204,7 @@ def _gathered(groups: Sequence[tuple[Tensor | None, Tensor, int]]) -> tuple[Tens
 
 
 def check_tensor(images: Tensor) -> None:
-    """See that `images` is a tensor.
+    """Raise unless `images` is a tensor.
 
     Raises:
         TypeError: that says how to make one.
