@@ -150,26 +150,27 @@ class Cascade:
     def _answer(self, images: Tensor) -> CascadeResult:
         stages = self._ready.stages_for(images)
         with torch.inference_mode():
-            logits, exit_index = self._descend(stages, images)
+            groups = self._descend(stages, images)
+        # Put together outside inference mode, so that the caller may do with them what one may do with a tensor.
+        logits, exit_index = _gathered(groups)
         _check_answers(logits)
-        # Copied outside inference mode, so that the caller may do with them what one may do with a tensor.
-        return CascadeResult(logits.clone(), exit_index.clone())
+        return CascadeResult(logits, exit_index)
 
-    def _descend(self, stages: Stages, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) -> logits (N, classes) and exits (N,), of each image those where it left."""
+    def _descend(self, stages: Stages, images: Tensor) -> list["_Group"]:
+        """Images (N, C, H, W) -> those that left together, exit by exit."""
         x, last = stages.read(images), len(stages.run) - 1
         rows: Tensor | None = None  # whose images are still in, (n,); None for all
         answers: list[Tensor] = []  # of every exit so far, for those images: (n, classes)
-        groups: list[tuple[Tensor | None, Tensor, int]] = []  # of images that left: rows, logits, exit
+        groups: list[_Group] = []
         for index, run in enumerate(stages.run):
             x, logits = run(x)
             answers.append(logits)
-            history = torch.stack(answers)
+            history = torch.stack(answers) if index else logits[None]
             if index == last:
                 groups.append((rows, fallback_logits(history, self.fallback), self._exits[index]))
                 break
             leaves = leaving(self._rule, history)
-            num_leaving = int(leaves.count_nonzero())
+            num_leaving = int(leaves.count_nonzero() if len(leaves) > 1 else leaves)
             if num_leaving == len(leaves):
                 groups.append((rows, logits, self._exits[index]))
                 break
@@ -178,7 +179,7 @@ class Cascade:
                 groups.append((left if rows is None else rows[left], logits[left], self._exits[index]))
                 rows = staying if rows is None else rows[staying]
                 x, answers = stages.take(x, staying), [answer[staying] for answer in answers]
-        return _gathered(groups)
+        return groups
 
 
 def _in_use(policy: Policy, fallback: str, num_exits: int) -> tuple[list[int], Policy]:
@@ -192,11 +193,15 @@ def _in_use(policy: Policy, fallback: str, num_exits: int) -> tuple[list[int], P
     return [*kept, num_exits - 1], replace(policy, thresholds=tuple(thresholds[index] for index in kept))
 
 
-def _gathered(groups: Sequence[tuple[Tensor | None, Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Logits and exits of the images, group by group, -> of all, in the order of the images."""
+_Group = tuple[Tensor | None, Tensor, int]
+"""Images that left together: their rows (n,), None for all; logits (n, classes); the exit."""
+
+
+def _gathered(groups: Sequence[_Group]) -> tuple[Tensor, Tensor]:
+    """Return logits and exits of all images, in their order."""
     rows, logits, exits = zip(*groups, strict=True)
     if len(groups) == 1:
-        return logits[0], torch.full((len(logits[0]),), exits[0], device=logits[0].device)
+        return logits[0].clone(), torch.full((len(logits[0]),), exits[0], device=logits[0].device)
     order = torch.cat(rows)
     of_groups = torch.cat([torch.full_like(each, index) for each, index in zip(rows, exits, strict=True)])
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
@@ -224,8 +229,8 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_normalized(images: Tensor) -> None:
-    least, most = images.aminmax()
-    if -math.inf < least and most <= _LARGEST_VALUE:  # the usual case, and an image alone is soon computed
+    least, most = (value.item() for value in images.aminmax())
+    if least > -math.inf and most <= _LARGEST_VALUE:  # the usual case, and an image alone is soon computed
         return
     lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
     rows = ((lowest >= 0) & (highest > _LARGEST_VALUE)).nonzero().flatten()
