@@ -18,7 +18,7 @@ PACKAGE = ROOT / "eeutils"
 
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
-    {"errors", "device", "plain"},
+    {"errors", "device", "fields"},
     {"files"},
     {"download"},
     {"sources"},
