@@ -1,5 +1,6 @@
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,13 +33,14 @@ def url(name) -> Iterator[str]:
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(SERVE.parents[1]), "no_proxy": "127.0.0.1"}
     words = [sys.executable, str(SERVE), "--weights", name, "--port", str(port)]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(words, env=environment, **silent) as server:
         address = f"http://127.0.0.1:{port}"
         try:
             _wait_for(f"{address}/health", server)
             yield f"{address}/predict"
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGKILL)  # its workers, too
 
 
 def _wait_for(address: str, server: subprocess.Popen) -> None:
