@@ -101,6 +101,7 @@ def _wide() -> Iterator[PlannedRun]:
 
 def _slim() -> Iterator[PlannedRun]:
     """Networks for a few CPU cores: minutes each at width 16."""
+    yield PlannedRun("muon --model airnet_3exits --train.precision bf16")
     slim = "slim --model {} --pool {} --width {} --train.precision bf16"
     yield PlannedRun(slim.format("resnet18", "avg", 16))
     for pool in ("spp", "avg"):
