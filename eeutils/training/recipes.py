@@ -47,7 +47,7 @@ _RECIPES = {
     ),
     # For `airnet_3exits`; momentum and steps after airbench94_muon. Validation accuracy (%) after 3 epochs at width 32:
     # 75.1/83.8/87.2 with rate 0.1 for filters and 8 for biases, 77.0/84.6/87.8 with 0.2 and 8, 76.0/85.4/88.2 with 0.2
-    # and 64; a longer run wants a little less. Labels smoothed by 0.2, at 0.1 and 8: 75.5/84.4/86.7.
+    # and 64. Values between these were taken. Labels smoothed by 0.2, at 0.1 and 8: 75.5/84.4/86.7.
     "muon": TrainConfig(
         epochs=12,
         batch_size=500,
