@@ -30,6 +30,19 @@ settings.register_profile("eeutils", deadline=None)  # nothing here is about tim
 settings.load_profile("eeutils")
 
 
+# They start processes, train, or run shipped networks: seconds each, which `make test-fast` leaves out.
+LONG = {"test_demo", "test_train_missing", "test_train_cli", "test_parallel", "test_interruptions", "test_serve"}
+LONG |= {"test_export", "test_colab", "test_publish", "test_notebooks", "test_notebook", "test_setup", "test_engines"}
+LONG |= {"test_shipped", "test_adapt", "test_structure", "test_readme", "test_analysis_names", "test_cache"}
+LONG |= {"test_benchmark_ablation", "test_benchmark_cascade", "test_benchmark_sdn", "test_benchmark_time"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in LONG:
+            item.add_marker("long")
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     """Every test draws the same numbers, alone or among others."""
