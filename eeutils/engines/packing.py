@@ -38,5 +38,8 @@ def _can_be_packed(layer: nn.Module) -> bool:
         return False
     if not torch.backends.mkldnn.is_available():
         return False
+    # Packed weights of 96 or 192 channels fall into a kernel that is 20 to 60 times as slow for one image.
+    if any(channels & (channels - 1) for channels in (max(layer.in_channels, 4), layer.out_channels)):
+        return False
     dtype = layer.weight.dtype
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

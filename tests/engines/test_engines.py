@@ -250,3 +250,15 @@ def test_an_exit_that_is_switched_off_does_not_run():
     assert torch.equal(result.exit_index, expected.exit_index)
     assert torch.equal(result.predicted, expected.predicted)
     torch.testing.assert_close(result.mean_cost, expected.mean_cost)
+
+
+@pytest.mark.parametrize(
+    ("channels", "packed"), [((3, 32), True), ((32, 64), True), ((96, 96), False), ((64, 48), False)]
+)
+def test_convolutions_are_packed_where_channels_are_powers_of_two(channels, packed):
+    """Elsewhere oneDNN may fall into a slow kernel for one image."""
+    from eeutils.engines.packing import _can_be_packed
+
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("oneDNN is not there")
+    assert _can_be_packed(torch.nn.Conv2d(*channels, 3)) == packed
