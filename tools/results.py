@@ -3,7 +3,7 @@
 Runs each shipped network over the real validation and test images and compares with what the registry and the shipped
 predictions say. Ensemble weights and thresholds are chosen on the shipped validation predictions: one image judged
 differently may move a choice a long way. Fails if a published number cannot be reproduced; if all can, writes
-`results/headline.md` with its figure, `results/scoreboard.md`, `results/shallow_deep.md` and `results/goals.md`, and
+`results/headline.md`, `results/scoreboard.md`, `results/shallow_deep.md`, `results/goals.md` and two figures, and
 refreshes what README.md and results/README.md show of them. Of a network whose weights are too large to ship, the
 shipped predictions are taken as they are.
 """
@@ -36,9 +36,10 @@ from eeutils.scoreboard import (
     within_budget,
 )
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
-from tools.goals import goals_board
+from tools.goals import INFERENCE_ANCHORS, TRAINING_ANCHORS, goals_board
 from tools.pages import RESULTS, refresh_pages
 from tools.tables import frame_as_markdown
+from tools.training_compute import training_pflop
 
 TOLERANCE = 0.0005
 """Share of the images that may be judged otherwise on another machine: 5 of 10,000, from rounding in another order."""
@@ -52,6 +53,7 @@ MISTAKES_TOLERANCE = 0.01
 _TOLERANCES = dict.fromkeys(("destructive share (%)", "from", "to"), MISTAKES_TOLERANCE)
 _FEW_EXITS = 4
 _GOALS = "goals.md"  # of means over seeds already
+_TRAINING = "training (PFLOP)"
 
 HEADLINE = {
     "resnet18-avg-cifar10-w16": "ResNet18, width 16, no early exits",
@@ -66,6 +68,7 @@ HEADLINE = {
 
 # Columns of both boards and their titles in the headline.
 _HEADLINE_COLUMNS = {
+    _TRAINING: "PFLOP of training",
     "MACs (M)": "million multiply-adds",
     "last exit": "all images to the end",
     "at 50%": "half of the cost",
@@ -113,7 +116,8 @@ def compare_and_write() -> int:
         accuracies = computed[entry.name].test.accuracy.tolist()
         print(f"{entry.name}: {' / '.join(f'{share:.2%}' for share in accuracies)}", flush=True)
     judged = {name: replace(run, test=computed[name].test) for name, run in published.items()}
-    boards, again = (boards_of(each) | {_GOALS: goals_board(each)} for each in (published, judged))
+    pflop = {entry.name: training_pflop(entry, registry) for entry in entries}
+    boards, again = (boards_of(each, pflop) | {_GOALS: goals_board(each, pflop)} for each in (published, judged))
     for name, board in boards.items():
         mistakes += _differences(board, again[name])
     if mistakes:
@@ -126,17 +130,25 @@ def compare_and_write() -> int:
         table = frame_as_markdown(board)
         write_text(RESULTS / name, table + "\n")
         print(f"\n{table}")
-    _draw({label: published[name] for name, label in DRAWN.items() if name in published}, RESULTS / "accuracy_cost.png")
+    drawn = {label: published[name] for name, label in DRAWN.items() if name in published}
+    _draw(drawn, RESULTS / "accuracy_cost.png")
+    _draw_compute(published, pflop, RESULTS / "accuracy_compute.png")
     refresh_pages()
     print("\nwritten to results/ and to the pages that show it")
     return 0
 
 
-def boards_of(evaluations: Mapping[str, Evaluation]) -> dict[str, pd.DataFrame]:
-    """Tables of results/ by file name; networks with many exits have a separate table."""
+def boards_of(evaluations: Mapping[str, Evaluation], pflop: Mapping[str, float]) -> dict[str, pd.DataFrame]:
+    """Tables of results/ by file name; networks with many exits have a separate table.
+
+    Args:
+        evaluations: tables of trained networks by name.
+        pflop: compute of their training, by the same names.
+    """
     many = {name: run for name, run in evaluations.items() if run.test.num_exits > _FEW_EXITS}
     few = {name: run for name, run in evaluations.items() if name not in many}
-    return {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
+    boards = {"scoreboard.md": scoreboard(few)} | ({"shallow_deep.md": shallow_deep_board(many)} if many else {})
+    return {name: board.assign(**{_TRAINING: board.index.map(pflop)}) for name, board in boards.items()}
 
 
 def headline_board(boards: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -214,6 +226,32 @@ def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(ax.figure)
+
+
+def _draw_compute(evaluations: dict[str, Evaluation], pflop: Mapping[str, float], path: Path) -> None:
+    """Draw accuracy over the compute of training and over that of an image, with public results beside ours."""
+    training, inference = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")[1]
+    last = {name: 100 * float(run.test.accuracy[-1]) for name, run in evaluations.items()}
+    ours = {"color": "tab:blue", "marker": "o", "linestyle": "none", "label": "networks here, last exit"}
+    training.plot([pflop[name] for name in last], list(last.values()), **ours)
+    inference.plot([float(run.test.costs[-1]) / 1e6 for run in evaluations.values()], list(last.values()), **ours)
+    half = np.array(halves(run for run in evaluations.values() if run.test.num_exits > 1)).reshape(-1, 2)
+    inference.plot(*half.T, "kD", markersize=5, label="networks here, for half of their cost")
+    for ax, anchors in ((training, TRAINING_ANCHORS), (inference, INFERENCE_ANCHORS)):
+        ax.plot(
+            *np.array(list(anchors.values())).T, "*", color="tab:orange", markersize=11, label="published elsewhere"
+        )
+        for name, place in anchors.items():
+            ax.annotate(name, place, xytext=(7, 5), textcoords="offset points", fontsize=8)
+        ax.legend(fontsize=8, loc="lower right")
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    training.set(xlabel="compute of training (PFLOP)", ylabel="test accuracy (%)", title="What training costs")
+    inference.set(xlabel="multiply-adds of an image, on average (million)", title="What an image costs")
+    training.figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(training.figure)
 
 
 if __name__ == "__main__":

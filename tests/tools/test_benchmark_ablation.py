@@ -1,14 +1,14 @@
 """The study of what helps the exits."""
 
+from dataclasses import fields
+
 import pandas as pd
 import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.data import Normalization
-from eeutils.weights import Registry, StoredFile, WeightEntry
 from tools.benchmarks import ablation
-from tools.benchmarks.ablation import VARIANTS, Study, Variant, as_markdown, compare, main, predictions_of
+from tools.benchmarks.ablation import VARIANTS, Variant, as_markdown, compare, main
 
 
 def answers(right: list[list[bool]], sure: list[list[float]], costs: list[float]) -> Predictions:
@@ -50,15 +50,17 @@ def test_seeds_share_a_row_and_where_one_of_them_has_no_cost_there_is_none():
 
 def test_every_variant_changes_one_thing():
     for name, variant in VARIANTS.items():
-        fields = ("pool", "config", "loss", "backbone_first")
-        changed = [field for field in fields if getattr(variant, field) != getattr(Variant(), field)]
+        changed = [
+            each.name for each in fields(Variant) if getattr(variant, each.name) != getattr(Variant(), each.name)
+        ]
         assert len(changed) == (name != "as it is"), name
 
 
 def test_the_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    few = ("as it is", "convolution in the first head", "backbone first, then all together")
+    few = ("as it is", "a stem that is trained", "backbone first, then all together")
     monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
-    command = f"--data digits --recipe digits --width 2 --epochs 1 --runs {tmp_path}/runs --results {tmp_path}"
+    network = "--data digits --recipe digits --model resnet18_3exits --width 2 --epochs 1"
+    command = f"{network} --runs {tmp_path}/runs --results {tmp_path}"
 
     main([*command.split(), "--seeds", "0"])
     main([*command.split(), "--seeds", "0", "3"])
@@ -71,41 +73,3 @@ def test_the_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert first["changed"].tolist() == 2 * list(few)
     assert first["seed"].tolist() == [0, 0, 0, 3, 3, 3]
     assert (tmp_path / "ablation.md").read_text() in capsys.readouterr().out
-
-
-def shipped_entry(command: str) -> WeightEntry:
-    file = StoredFile("net/file", "0" * 64, 1)
-    return WeightEntry(
-        name="resnet18_3exits-spp-digits-w2-s1",
-        model="resnet18_3exits",
-        model_args={},
-        data="digits",
-        normalization=Normalization((0.5,), (0.25,)),
-        status="trained",
-        command=command,
-        weights=file,
-        predictions={"val": file, "test": file},
-    )
-
-
-@pytest.mark.parametrize(
-    ("more", "trained_here"),
-    [("", []), ("--train.epochs 2", ["as it is"]), ("--train.loss.weights equal", ["as it is"])],
-)
-def test_what_ships_is_not_trained_again_if_it_was_trained_in_just_that_way(monkeypatch, more, trained_here):
-    command = f"python -m eeutils.train digits --model resnet18_3exits --pool spp --width 2 --data digits {more}"
-    registry = Registry((shipped_entry(f"{command} --train.seed 1"),))
-    monkeypatch.setattr(ablation, "default_registry", lambda: registry)
-    monkeypatch.setattr(ablation, "load_predictions", lambda name, split: (name, split))
-    trained = []
-    monkeypatch.setattr(ablation, "_trained", lambda study, variant, name, config, data: trained.append(name))
-    study = Study(data="digits", recipe="digits", width=2)
-
-    told = predictions_of(study, VARIANTS["as it is"], "as it is", 1, None)
-
-    assert trained == trained_here
-    assert trained_here or told == ("resnet18_3exits-spp-digits-w2-s1", "val")
-    predictions_of(study, VARIANTS["as it is"], "as it is", 2, None)
-    for name in ("equal weights of the losses", "backbone first, then all together"):
-        predictions_of(study, VARIANTS[name], name, 1, None)
-    assert len(trained) == len(trained_here) + 3

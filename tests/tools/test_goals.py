@@ -12,6 +12,7 @@ from tools.goals import GOALS, Goal, at_exit, goals_board, within_macs, within_s
 from tools.train_missing import plan
 
 LABELS = [0, 1, 2, 0]
+PFLOP = {"net": 0.5, "one": 0.5, "two": 2.0}
 
 
 def table(answers: list[list[int]], costs: tuple[float, ...] = (1e6, 2e6)) -> Predictions:
@@ -36,13 +37,14 @@ def both(predictions: Predictions) -> Evaluation:
 def test_an_exit_is_judged_on_test_and_costs_what_it_costs():
     evaluation = Evaluation(val=with_right(4, 4), test=with_right(1, 3))
 
-    board = goals_board({"net": evaluation}, (Goal("first", 90.0, ("net",), at_exit(0, 0.25)),))
+    board = goals_board({"net": evaluation}, PFLOP, (Goal("first", 90.0, ("net",), at_exit(0, 0.25)),))
 
     assert board.loc["first"].to_dict() == {
         "wanted (%)": 90.0,
         "reached (%)": 25.0,
         "for at most (M)": 0.5,
         "spent (M)": 1.0,
+        "training (PFLOP)": 0.5,
         "by": "net",
     }
 
@@ -67,7 +69,7 @@ def test_a_cascade_is_chosen_on_validation_and_judged_on_test():
 def test_a_goal_is_out_of_reach_of_a_network_of_which_one_seed_cannot_do_it():
     networks = {"net": both(with_right(1, 4)), "net-s1": both(with_right(1, 4, costs=(1.5e6, 2e6)))}
 
-    row = goals_board(networks, (Goal("half", 95.0, ("net",), within_share(0.5)),)).loc["half"]
+    row = goals_board(networks, PFLOP, (Goal("half", 95.0, ("net",), within_share(0.5)),)).loc["half"]
 
     assert (row["by"], math.isnan(row["reached (%)"])) == ("out of reach", True)
 
@@ -78,15 +80,25 @@ def test_of_several_networks_the_one_best_on_validation_counts_though_worse_on_t
         "two": Evaluation(val=with_right(1, 4), test=with_right(1, 2)),
     }
 
-    row = goals_board(networks, (Goal("last", 95.0, ("one", "two"), at_exit(-1)),)).loc["last"]
+    row = goals_board(networks, PFLOP, (Goal("last", 95.0, ("one", "two"), at_exit(-1)),)).loc["last"]
 
     assert (row["by"], row["reached (%)"]) == ("two", 50.0)
+
+
+def test_a_goal_for_little_training_counts_networks_of_that_much():
+    networks = {"one": both(with_right(1, 2)), "two": both(with_right(1, 4))}
+    goals = [Goal(f"last {pflop}", 95.0, ("one", "two"), at_exit(-1), pflop) for pflop in (0.1, 0.5, 2.0)]
+
+    board = goals_board(networks, PFLOP, tuple(goals))
+
+    assert list(board["by"]) == ["out of reach", "one", "two"]
+    assert board["training (PFLOP)"].tolist()[1:] == [0.5, 2.0]
 
 
 def test_seeds_are_averaged_and_counted():
     networks = {"net": both(with_right(0, 4)), "net-s1": both(with_right(0, 2))}
 
-    row = goals_board(networks, (Goal("last", 95.0, ("net",), at_exit(-1)),)).loc["last"]
+    row = goals_board(networks, PFLOP, (Goal("last", 95.0, ("net",), at_exit(-1)),)).loc["last"]
 
     assert (row["by"], row["reached (%)"]) == ("net, 2 seeds", 75.0)
 
@@ -94,7 +106,7 @@ def test_seeds_are_averaged_and_counted():
 def test_what_no_trained_network_can_do_is_missing():
     goals = (Goal("untrained", 95.0, ("other",), at_exit(-1)), Goal("too cheap", 95.0, ("net",), within_share(0.1)))
 
-    board = goals_board({"net": both(with_right(1, 4))}, goals)
+    board = goals_board({"net": both(with_right(1, 4))}, PFLOP, goals)
 
     assert board["reached (%)"].map(math.isnan).all()
     assert list(board["wanted (%)"]) == [95.0, 95.0]

@@ -55,11 +55,14 @@ def evaluation(exits: int) -> Evaluation:
 
 
 def test_networks_with_many_exits_have_a_table_of_their_own():
-    boards = results.boards_of({"plain": evaluation(1), "four": evaluation(4), "seven": evaluation(7)})
+    boards = results.boards_of(
+        {"plain": evaluation(1), "four": evaluation(4), "seven": evaluation(7)},
+        dict.fromkeys(("plain", "four", "seven"), 1.0),
+    )
 
     rows = {name: list(board.index) for name, board in boards.items()}
     assert rows == {"scoreboard.md": ["plain", "four"], "shallow_deep.md": ["seven"]}
-    assert list(results.boards_of({"plain": evaluation(1)})) == ["scoreboard.md"]
+    assert list(results.boards_of({"plain": evaluation(1)}, {"plain": 1.0})) == ["scoreboard.md"]
 
 
 def test_a_cell_of_the_scoreboard_that_does_not_come_out_is_named():
@@ -152,6 +155,7 @@ def recompute(tmp_path, monkeypatch):
     for module in (pages, results):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(results, "DRAWN", {ENTRY.name: "two exits"})
+    monkeypatch.setattr(results, "training_pflop", lambda entry, registry: 0.5)
 
     def run(computed: dict[str, Predictions], *entries: WeightEntry) -> int:
         def predicted(net: str, split: str) -> Predictions:
@@ -246,18 +250,34 @@ def test_headline_board_has_its_networks_in_its_order_with_seeds_together():
     slim = "resnet18_3exits-conv+conv+spp-cifar10-w16"
     few = board_of(
         {
-            f"{slim}-s1": {"last exit": 88.0, "cascade": 1.0, "at 50%": 87.0, "MACs (M)": 37.5},
+            f"{slim}-s1": {
+                "last exit": 88.0,
+                "cascade": 1.0,
+                "at 50%": 87.0,
+                "MACs (M)": 37.5,
+                "training (PFLOP)": 0.5,
+            },
             "resnet56-cifar10": {"last exit": 91.58, "MACs (M)": 125.5},  # not of the headline
-            "resnet18-avg-cifar10-w16": {"last exit": 89.1, "MACs (M)": 35.05},
-            slim: {"last exit": 90.0, "cascade": 2.0, "at 50%": 87.0, "MACs (M)": 37.5},
+            "resnet18-avg-cifar10-w16": {"last exit": 89.1, "MACs (M)": 35.05, "training (PFLOP)": 0.5},
+            slim: {"last exit": 90.0, "cascade": 2.0, "at 50%": 87.0, "MACs (M)": 37.5, "training (PFLOP)": 0.5},
         }
     )
-    many = board_of({"mobilenet_sdn-mixed-cifar10": {"at 25%": 83.0, "at 50%": 89.08, "last exit": 89, "MACs (M)": 47}})
+    many = board_of(
+        {
+            "mobilenet_sdn-mixed-cifar10": {
+                "at 25%": 83.0,
+                "at 50%": 89.08,
+                "last exit": 89,
+                "MACs (M)": 47,
+                "training (PFLOP)": 0.5,
+            }
+        }
+    )
     assert frame_as_markdown(headline_board([few, many.astype(float)])).splitlines() == [
-        "| network | million multiply-adds | all images to the end | half of the cost |",
-        "| --- | ---: | ---: | ---: |",
-        "| ResNet18, width 16, no early exits | 35.05 | 89.10 |  |",
-        "| ResNet18, width 16, 3 exits (2 seeds) | 37.50 | 89.00 ± 1.41 | 87.00 |",
-        "| MobileNet, Shallow-Deep, 7 exits | 47.00 | 89.00 | 89.08 |",
+        "| network | PFLOP of training | million multiply-adds | all images to the end | half of the cost |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| ResNet18, width 16, no early exits | 0.50 | 35.05 | 89.10 |  |",
+        "| ResNet18, width 16, 3 exits (2 seeds) | 0.50 | 37.50 | 89.00 ± 1.41 | 87.00 |",
+        "| MobileNet, Shallow-Deep, 7 exits | 0.50 | 47.00 | 89.00 | 89.08 |",
     ]
     assert list(headline_board([few.loc[["resnet56-cifar10"]]]).index) == []

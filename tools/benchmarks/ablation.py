@@ -1,16 +1,17 @@
 """Compare training variants, one change at a time: `python -m tools.benchmarks.ablation`.
 
-A network with three exits is trained anew with one thing changed at a time, from the same weights with the same
-batches, and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a
+A network with three exits is trained anew with one thing changed at a time, from the same seed and for the same number
+of epochs, and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a
 point against the *unchanged* network's last exit, so that all are asked for the same accuracy. Each seed is a
-comparison of its own. Interrupted, it goes on; what ships trained in just that way is not trained again.
+comparison of its own. Interrupted, it goes on.
 
-Slim networks, and as short as the recipe: what helps here may not help a long run.
+Narrow networks, and short runs: what helps here may not help a long one.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -18,19 +19,24 @@ import tyro
 
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
-from eeutils.data import ImageData, load_data
+from eeutils.data import Augmentation, ImageData, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
-from eeutils.models import create_model, drop_exits
+from eeutils.models import MultiExitNet, create_model, drop_exits
+from eeutils.models.airnet import Whitening
 from eeutils.models.registry import fitting_arguments
 from eeutils.scoreboard import MAX_DROP, Spread
-from eeutils.train import TrainingRun, parsed
-from eeutils.training import TrainConfig, choose_device, fit, recipe
-from eeutils.weights import default_registry, load_predictions
+from eeutils.training import TrainConfig, choose_device, fit, muon, recipe
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
-from tools.publish import entry_name
 from tools.tables import frame_as_markdown
+
+
+def _train_stem(net: MultiExitNet) -> None:
+    """Train the filters of the stem from random ones, in place of whitening."""
+    for stem in (module for module in net.modules() if isinstance(module, Whitening)):
+        stem.weight.requires_grad_(True)
+        stem.is_set.fill_(True)
 
 
 @dataclass(frozen=True)
@@ -41,26 +47,38 @@ class Variant:
         pool: the heads.
         config: changed fields of the training config.
         loss: changed fields of its loss.
+        prepare: changes the new network.
+        newton_schulz_steps: of Muon.
         backbone_first: half of the epochs for the plain network, the other half for all exits together.
     """
 
-    pool: str = "spp"
+    pool: str = "conv+spp+spp"
     config: Mapping[str, object] = field(default_factory=dict)
     loss: Mapping[str, object] = field(default_factory=dict)
+    prepare: Callable[[MultiExitNet], object] | None = None
+    newton_schulz_steps: int = 3
     backbone_first: bool = False
 
 
 VARIANTS = {
     "as it is": Variant(),
-    "convolution in the first head": Variant(pool="conv+spp+spp"),
-    "convolutions in both early heads": Variant(pool="conv+conv+spp"),
-    "half of the early losses from the last exit": Variant(loss={"distillation": 0.5}),
-    "moving average of the weights": Variant(config={"average_decay": 0.998}),
-    "biases of norms 8 times as fast": Variant(config={"bias_learning_rate": 8.0}),
-    "backbone first, then all together": Variant(backbone_first=True),
-    "orthogonal steps on filters": Variant(config={"optimizer": "muon", "momentum": 0.6}),
+    "no convolution in the first head": Variant(pool="spp"),
+    "the maximum of the whole map in the last head": Variant(pool="conv+spp+max"),
+    "SGD, rate 0.1, momentum 0.9": Variant(config={"optimizer": "sgd", "momentum": 0.9}),
+    "filters at a rate of 0.08": Variant(config={"filter_learning_rate": 0.08}),
+    "filters at a rate of 0.3": Variant(config={"filter_learning_rate": 0.3}),
+    "momentum 0.85": Variant(config={"momentum": 0.85}),
+    "five Newton-Schulz steps": Variant(newton_schulz_steps=5),
+    "batches of 250": Variant(config={"batch_size": 250}),
+    "biases at the rate of the rest": Variant(config={"bias_learning_rate": 1.0}),
+    "a fifth of the run to warm up": Variant(config={"warmup": 0.2}),
+    "a stem that is trained": Variant(prepare=_train_stem),
     "labels smoothed by 0.2": Variant(loss={"label_smoothing": 0.2}),
+    "cutout of 12": Variant(config={"augmentation": Augmentation(translate=2, cutout=12)}),
+    "half of the early losses from the last exit": Variant(loss={"distillation": 0.5}),
     "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
+    "moving average of the weights": Variant(config={"average_decay": 0.998}),
+    "backbone first, then all together": Variant(backbone_first=True),
 }
 
 
@@ -73,7 +91,7 @@ class Study:
         model: with three exits, of `eeutils.models.list_models()`.
         width: channels of the first layer.
         recipe: of `eeutils.training.list_recipes()`.
-        epochs: passes over the training split, each variant; by default the recipe's.
+        epochs: passes over the training split, each variant.
         seeds: of the weights and the batches.
         precision: of the training.
         device: where to train; by default a GPU if there is one.
@@ -82,10 +100,10 @@ class Study:
     """
 
     data: str = "cifar10"
-    model: str = "resnet18_3exits"
+    model: str = "airnet_3exits"
     width: int = 16
-    recipe: str = "slim"
-    epochs: int | None = None
+    recipe: str = "muon"
+    epochs: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "auto"
     device: str | None = None
@@ -102,8 +120,7 @@ class Study:
         Raises:
             ValueError: if it is unknown or a value makes no sense.
         """
-        changes = {} if self.epochs is None else {"epochs": self.epochs}
-        return recipe(self.recipe, seed=seed, precision=self.precision, **changes)
+        return recipe(self.recipe, seed=seed, precision=self.precision, epochs=self.epochs)
 
 
 @message_instead_of_traceback()
@@ -121,11 +138,23 @@ def main(args: list[str] | None = None) -> None:
 
 
 def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: ImageData) -> Predictions:
-    """Predictions of a trained variant on the validation split."""
+    """Predictions on the validation split of a variant trained now or earlier."""
     config = study.config(seed)
     config = replace(config, **variant.config, loss=replace(config.loss, **variant.loss))
-    shipped = None if variant.backbone_first else _shipped(study, variant.pool, config)
-    return _trained(study, variant, name, config, data) if shipped is None else shipped
+    device = choose_device(study.device)
+    folder = study.runs / f"{name.replace(' ', '_')}-s{seed}"
+    torch.manual_seed(seed)
+    shape = {"width": study.width, **fitting_arguments(len(data.classes), data.image_shape)}
+    net = create_model(study.model, pool=variant.pool, **shape)
+    if variant.prepare is not None:
+        variant.prepare(net)
+    with mock.patch.object(muon, "_NEWTON_SCHULZ_STEPS", variant.newton_schulz_steps):
+        if variant.backbone_first:
+            config = replace(config, epochs=max(1, config.epochs // 2))
+            plain = drop_exits(net, net.exit_after[:-1])  # shares its weights
+            fit(plain, data, config, checkpoint=folder / "backbone.pt", device=device)
+        fit(net, data, config, checkpoint=folder / "checkpoint.pt", device=device)
+    return predict(net, data.val, device=device)
 
 
 def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
@@ -153,31 +182,6 @@ def as_markdown(table: pd.DataFrame) -> str:
     titles = {"cost": "cost at half a point less (%)", "whole": "cost of the whole (%)"}
     percent = (100 * table).rename(columns=lambda column: titles.get(column, f"{column} (%)"))
     return frame_as_markdown(percent.groupby("changed", sort=False).agg(Spread.of)) + "\n"
-
-
-def _shipped(study: Study, pool: str, config: TrainConfig) -> Predictions | None:
-    """Shipped predictions of the network of this name, if it was trained by exactly this config."""
-    run = TrainingRun(study.model, pool=pool, width=study.width, data=study.data, train=config)
-    name, registry = entry_name(asdict(run)), default_registry()
-    if name not in registry.names or not registry.entry(name).has_results:
-        return None
-    arguments = registry.entry(name).training_arguments
-    return load_predictions(name, "val") if parsed(list(arguments)).train == config else None
-
-
-def _trained(study: Study, variant: Variant, name: str, config: TrainConfig, data: ImageData) -> Predictions:
-    """Predictions of a network trained here, now or earlier."""
-    device = choose_device(study.device)
-    folder = study.runs / f"{name.replace(' ', '_')}-s{config.seed}"
-    shape = {"width": study.width, **fitting_arguments(len(data.classes), data.image_shape)}
-    torch.manual_seed(config.seed)
-    net = create_model(study.model, pool=variant.pool, **shape)
-    if variant.backbone_first:
-        config = replace(config, epochs=max(1, config.epochs // 2))
-        plain = drop_exits(net, net.exit_after[:-1])  # shares its weights
-        fit(plain, data, config, checkpoint=folder / "backbone.pt", device=device)
-    fit(net, data, config, checkpoint=folder / "checkpoint.pt", device=device)
-    return predict(net, data.val, device=device)
 
 
 if __name__ == "__main__":
