@@ -11,13 +11,10 @@ from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import Decisions, check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, ThresholdPolicy, check_policy, leaving, looks_back
 from eeutils.analysis.predictions import check_outputs, check_split, checked_costs
+from eeutils.data.augmentation import Normalization, check_normalized
 from eeutils.data.splits import Split
 from eeutils.engines import PreparedNet, Stages
 from eeutils.models import MultiExitNet
-
-# Normalised images reach 2 or 3, and hardly one has no value below 0. One that has none and goes beyond this is taken
-# for pixels that were never normalised, 0 to 255.
-_LARGEST_VALUE = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class Cascade:
 
     The cascade works on a copy of `net` made for inference. Several threads may ask it at once.
 
-        cascade = Cascade(net, choice.policy, engine="openvino", precision="bf16")
+        cascade = Cascade(net, choice.policy, normalization=data.normalization)
+        cascade(load_image("photo.jpg", size=32)).predicted
 
     Args:
         net: the network, which is not changed; or one that is ready for an engine (`eeutils.engines.PreparedNet`),
@@ -63,6 +61,8 @@ class Cascade:
         policy: who leaves where.
         fallback: whose answer counts for an image that no early exit let go, "last" or "most_confident": see
             `eeutils.analysis.decisions.fallback_logits`.
+        normalization: of the images that the network was trained on, such as `data.normalization`. The cascade then
+            takes uint8 images and normalises them; without it, it takes floats that you normalised.
         device: where to compute; by default where the network is.
         engine: what runs the stages: "torch", "compile", "openvino", "onnxruntime" or one of your own; see
             `eeutils.engines.PreparedNet`, also for the arguments below.
@@ -84,6 +84,7 @@ class Cascade:
         policy: Policy,
         *,
         fallback: str = "last",
+        normalization: Normalization | None = None,
         device: torch.device | str | None = None,
         engine: str = "torch",
         precision: str | None = None,
@@ -96,6 +97,7 @@ class Cascade:
         check_fallback(fallback)
         self.policy = policy
         self.fallback = fallback
+        self.normalization = normalization
         self.device = net.device
         self.net = net.net
         self._exits, self._rule = _in_use(policy, fallback, net.num_exits)
@@ -103,24 +105,26 @@ class Cascade:
         self._costs: dict[tuple[int, ...], Tensor] = {}  # of images by their shape, as far as asked for
 
     def __call__(self, images: Tensor) -> CascadeResult:
-        """Normalised images (N, C, H, W) float, 1 or more -> logits and exits, on the cascade's device.
+        """Images (N, C, H, W), one or more -> logits and exits, on the cascade's device.
 
         Raises:
-            TypeError: if `images` is no tensor.
-            ValueError: if the images have another shape or dtype, or were never normalised (an image with no value
-                below 0 and one beyond 30), an answer is NaN or infinite, exits answer other than logits (N, classes)
-                of the same classes, two or more, or the engine cannot run a unit.
+            TypeError: if `images` is not a tensor.
+            ValueError: if the images have another shape, dtype or range, such as floats that were never normalised; if
+                an answer is NaN or infinite, exits answer other than logits (N, classes) of the same classes, two or
+                more, or the engine cannot run a unit.
         """
-        check_tensor(images)
-        _check_images(images)
-        _check_normalized(images)
+        check_normalized(images)
+        if self.normalization is not None:
+            images = self.normalization(images.to(self.device))
+        elif not images.is_floating_point():
+            raise ValueError(f"images must be floats, got {images.dtype}; Cascade(..., normalization=) takes uint8")
         return self._answer(images)
 
     def run(self, split: Split, *, batch_size: int = 256, costs: Tensor | Sequence[float] | None = None) -> Decisions:
-        """The cascade over a whole split of uint8 images, in its order; the split normalises them.
+        """The cascade over a whole split of uint8 images, in its order.
 
         Args:
-            split: images and labels.
+            split: images and labels; normalised by the cascade's own normalization, or else by the split's.
             batch_size: images at a time.
             costs: (E,) of one image up to and including each exit, as `predict` takes them; by default multiply-adds.
                 An exit that is switched off counts as run, as it does in `predict`.
@@ -134,6 +138,7 @@ class Cascade:
                 classes.
         """
         check_split(split)
+        split = split if self.normalization is None else replace(split, normalization=self.normalization)
         costs = self._costs_of(split) if costs is None else checked_costs(costs, self.net.num_exits)
         results = [self._answer(images) for images, _ in split.batches(batch_size, self.device)]
         logits = torch.cat([result.logits for result in results])
@@ -206,43 +211,6 @@ def _gathered(groups: Sequence[_Group]) -> tuple[Tensor, Tensor]:
     of_groups = torch.cat([torch.full_like(each, index) for each, index in zip(rows, exits, strict=True)])
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return torch.cat(logits)[place], of_groups[place]
-
-
-def check_tensor(images: Tensor) -> None:
-    """Raise unless `images` is a tensor.
-
-    Raises:
-        TypeError: that says how to make one.
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(
-            f"images must be a torch.Tensor (N, C, H, W), got {type(images).__name__}; load_image(path, size=32) makes "
-            "one of a file, torch.from_numpy(array) of an array"
-        )
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
-    if not images.is_floating_point():
-        raise ValueError(f"a cascade takes normalised floats, got {images.dtype}; apply split.normalization first")
-
-
-def _check_normalized(images: Tensor) -> None:
-    least, most = (value.item() for value in images.aminmax())
-    if least > -math.inf and most <= _LARGEST_VALUE:  # the usual case, and an image alone is soon computed
-        return
-    lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
-    rows = ((lowest >= 0) & (highest > _LARGEST_VALUE)).nonzero().flatten()
-    if len(rows):
-        raise ValueError(
-            f"images {rows[:10].tolist()} of the batch have values from {float(lowest[rows].min()):.4g} to "
-            f"{float(highest[rows].max()):.4g}, as pixels have that were never normalised; make them with "
-            "Normalization(mean, std)(uint8 images), as split.normalization does"
-        )
-    broken = (~(lowest + highest).isfinite()).nonzero().flatten()
-    if len(broken):  # some engines make numbers of NaN
-        raise ValueError(f"images must be finite, got NaN or infinity in images {broken[:10].tolist()} of the batch")
 
 
 def _check_answers(logits: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.thresholds import choose_thresholds
-from eeutils.cascade import Cascade, CascadeResult, check_tensor
+from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization
 from eeutils.data.datasets import image_shape_of
 from eeutils.files import damaged, load_tensors, save_tensors
@@ -75,7 +75,8 @@ class Classifier:
     @cached_property
     def cascade(self) -> Cascade:
         """The network prepared for inference."""
-        return Cascade(self.net, self.policy, fallback=self.fallback, engine=self.engine, precision=self.precision)
+        options = {"normalization": self.normalization, "engine": self.engine, "precision": self.precision}
+        return Cascade(self.net, self.policy, fallback=self.fallback, **options)
 
     def __call__(self, images: Tensor) -> CascadeResult:
         """Classify images (N, C, H, W) uint8 in 0..255, of the size that the network was trained on.
@@ -85,9 +86,9 @@ class Classifier:
             ValueError: if the images have another dtype, range or shape, or the network has not one output for each of
                 `classes`.
         """
-        check_tensor(images)
-        _check_pixels(images, self.image_shape)
-        result = self.cascade(self.normalization(images.to(self.cascade.device)))
+        if isinstance(images, Tensor) and self.image_shape not in (None, tuple(images.shape[1:])):
+            raise ValueError(f"images must have shape (N, *{self.image_shape}), got {tuple(images.shape)}")
+        result = self.cascade(images)
         outputs = result.logits.shape[-1]
         if outputs != len(self.classes):
             raise ValueError(f"classes must be {outputs} names, one for each output, got {len(self.classes)}")
@@ -190,16 +191,6 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if not isinstance(shape, Sequence) or len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape must be (channels, height, width), such as data.image_shape, got {shape!r}")
     return tuple(shape)
-
-
-def _check_pixels(images: Tensor, shape: tuple[int, int, int] | None) -> None:
-    if shape is not None and tuple(images.shape[1:]) != shape:
-        size = ", ".join(map(str, shape))
-        raise ValueError(
-            f"images must have shape (N, {size}), got {tuple(images.shape)}; load_image(path, size=...) resizes a file"
-        )
-    if images.dtype == torch.uint8 and images.numel() and images.max() <= 1:
-        raise ValueError("images must have values in 0..255, got none above 1; scale floats by 255 before .byte()")
 
 
 def _rebuilt(origin: dict[str, Any] | None) -> MultiExitNet:

@@ -160,7 +160,9 @@ def _compare(classifier: Classifier, folder: Path, images: Tensor) -> None:
     images = images.cpu().repeat(-(-max(_BATCH_SIZES) // len(images)), 1, 1, 1)
     normalized = classifier.normalization(images)
     ready = PreparedNet(classifier.net, precision="fp32", device="cpu")
-    expected = Cascade(ready, classifier.policy, fallback=classifier.fallback)(normalized)
+    expected = Cascade(ready, classifier.policy, fallback=classifier.fallback, normalization=classifier.normalization)(
+        images
+    )
     scores = score_of(ready.logits(normalized), classifier.policy.score)[:-1]
     thresholds = torch.as_tensor(classifier.policy.thresholds, dtype=scores.dtype).reshape(-1, 1)
     clear = ~((scores - thresholds).abs() < _CLOSE_CALL).any(0).numpy()

@@ -15,6 +15,7 @@ from captum.attr import GuidedBackprop, LayerAttribution, LayerGradCam, LayerGra
 from torch import Tensor, nn
 
 from eeutils.analysis.costs import exit_costs
+from eeutils.data.augmentation import check_normalized
 from eeutils.models import MultiExitNet, drop_exits, truncate
 from eeutils.models.memory import device_and_dtype
 from eeutils.models.multiexit import Features, map_tensors
@@ -208,8 +209,10 @@ def _own_gradients(head: nn.Module, features: Tensor, classes: Tensor) -> Tensor
 def _private_copy(net: MultiExitNet, images: Tensor, exit_index: int) -> tuple[nn.Sequential, Tensor]:
     """Copy the images, the units up to an exit and its head, ready to be differentiated."""
     cut = truncate(net, exit_index)
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be normalised (N, C, H, W) floats, got {tuple(images.shape)} {images.dtype}")
+    if len(images):
+        check_normalized(images)
+    if not images.is_floating_point():
+        raise ValueError(f"images must be normalised floats, got {images.dtype}")
     exit_costs(cut, tuple(images.shape[1:]))  # fails if the images do not fit
     cut = deepcopy(drop_exits(cut, cut.exit_after[:-1])).eval().requires_grad_(False)
     for module in cut.modules():

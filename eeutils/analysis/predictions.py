@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.costs import exit_costs, remove_hooks
+from eeutils.data.augmentation import check_normalized
 from eeutils.data.splits import Split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
@@ -226,12 +227,13 @@ def check_predictions(predictions: Predictions) -> None:
 
 
 def check_split(split: Split) -> None:
-    """Raise a TypeError unless `split` is a `Split`."""
+    """Raise a TypeError unless `split` is a `Split`, and a ValueError if its images have no value above 1."""
     if not isinstance(split, Split):
         raise TypeError(
             f"split must be a Split, such as data.test, got {type(split).__name__}; "
             "use Split(images, labels, classes, normalization)"
         )
+    check_normalized(split.images[:256])
 
 
 def check_outputs(split: Split, outputs: int) -> None:

@@ -67,20 +67,26 @@ class Normalization:
 
 
 def check_normalized(images: Tensor) -> None:
-    """Raise ValueError if a batch was clearly not normalised: floats, or uint8 that were never 0..255.
+    """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of pixels, uint8, or of normalised floats.
 
-    Normalised photographs spread around 0 by a few units; neither all of them within [0, 1] nor any beyond 30.
+    Normalised photographs spread around 0 by a few units: neither do all of them lie within [0, 1], nor any beyond 30.
+    Pixels have values above 1.
     """
-    if not images.numel():
-        return
+    if not isinstance(images, Tensor):
+        kind = type(images).__name__
+        raise TypeError(f"images must be a torch.Tensor, got {kind}; load_image and torch.from_numpy make one")
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
-    if images.dtype == torch.uint8:
-        wrong = high == 1
+    if images.is_floating_point():
+        right = -30 <= low <= high <= 30 and (low < 0 or high > 1 or high - low < 0.5)  # a blank image may be in [0, 1]
     else:
-        wrong = (low >= 0 and high <= 1 and high - low > 0.5) or max(-low, high) > 30  # a blank image may lie in [0, 1]
-    if wrong:
-        expected = "uint8 in 0..255 or normalised floats"
-        raise ValueError(f"images must be {expected}, got {images.dtype} in [{low:g}, {high:g}]")
+        right = high > 1
+    if not right:
+        raise ValueError(
+            f"images must be uint8 in 0..255 or normalised floats, got {images.dtype} in [{low:g}, {high:g}]; "
+            "Cascade(..., normalization=data.normalization) takes uint8"
+        )
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eeutils.data.augmentation import Normalization
+from eeutils.data.augmentation import Normalization, check_normalized
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ImageData:
         train, val, test: splits with the same classes, normalization and image shape.
 
     Raises:
-        ValueError: if the three differ in one of these.
+        ValueError: if the three differ in one of these, or the training images have no value above 1.
     """
 
     name: str
@@ -92,6 +92,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", str(self.name))
+        check_normalized(self.train.images[:256])
         for part, split in (("val", self.val), ("test", self.test)):
             for what in ("classes", "normalization", "image_shape"):
                 own, others = getattr(split, what), getattr(self.train, what)
