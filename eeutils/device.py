@@ -1,4 +1,4 @@
-"""Devices: which one to compute on, its name, and torch's global switches."""
+"""Devices: which one to compute on, its name and speed, and torch's global switches."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-_UNTESTED = (
-    "this package was never run on an mps device; if torch lacks an operator there, set PYTORCH_ENABLE_MPS_FALLBACK=1"
-)
+_UNTESTED = "mps is untested here; if torch lacks an operator there, set PYTORCH_ENABLE_MPS_FALLBACK=1"
+_PEAK_MATRIX_SIZE = {"cuda": 8192, "cpu": 2048}  # fills the device, takes under a second
 
 
 def default_device() -> torch.device:
@@ -18,9 +17,7 @@ def default_device() -> torch.device:
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """Return `device` if it is available; None stands for `default_device()`.
-
-    Apple's "mps" has to be asked for by name. It is untested here.
+    """Return `device` if it is available; None stands for `default_device()`, which is never Apple's untested "mps".
 
     Raises:
         ValueError: if the device is unknown or not available.
@@ -38,21 +35,43 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or the number of the CPU's threads, to be noted beside a measured time."""
+    """Return the name of the GPU, or the number of the CPU's threads, to note beside a measured time."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 def cuda_indices(device: torch.device) -> list[int]:
-    """Return the index of the GPU that draws the random numbers of a run on `device`, for `torch.random.fork_rng`."""
+    """Return the index of the GPU `device`, in a list that is empty for others, as `torch.random.fork_rng` takes it."""
     return [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the floating-point operations per second of a large matrix product."""
+    from torch.utils.benchmark import Timer  # slow to import, and noisy without a compiler
+
+    size = _PEAK_MATRIX_SIZE[device.type]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
+    with matrices_rounded_as_convolutions():
+        return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
+
+
+def share_of_peak(macs: float, images_per_second: float, peak: float) -> float:
+    """Return the share of `peak` (`matrix_peak`) that training reaches.
+
+    Args:
+        macs: multiply-adds of one image's forward pass: two operations each, and a backward pass costs two of these.
+        images_per_second: in training the whole network.
+        peak: floating-point operations per second.
+    """
+    return images_per_second * 6 * macs / peak
 
 
 def tuned_convolutions() -> AbstractContextManager[None]:
     """Let cuDNN time its algorithms on the first batch of each shape and keep the fastest.
 
-    This pays where shapes stay the same, as in training. It has no effect where deterministic algorithms are asked for.
+    This pays if shapes stay the same, as in training. It has no effect on deterministic algorithms.
     """
     cudnn = torch.backends.cudnn
     timed = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())

@@ -1,11 +1,17 @@
-"""Typed fields of config dataclasses, checked when a config is made."""
+"""Checks of values: one of several choices, and the fields of config dataclasses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise ValueError unless `value`, the argument `name`, is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,10 @@ Count = Annotated[int, Rule("1 or more", lambda value: value >= 1)]
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of a dataclass against its annotation; to be called in `__post_init__`.
+    """Check every field of a dataclass against its annotation; call it in `__post_init__`.
 
-    Knows bool, int, finite float, str, Literal, tuple[item, ...], unions of these, classes, and `Rule`s. Numbers of
-    numpy become Python's own; lists and arrays become tuples.
+    Annotations may be bool, int, float (finite), str, Literal, tuple[item, ...], unions of these, classes, and `Rule`s.
+    NumPy's numbers become Python's own; lists and arrays become tuples.
 
     Raises:
         ValueError: if a value does not fit.

@@ -1,7 +1,7 @@
 """Train a network from a shell: `python -m eeutils.train slim --model resnet18_3exits --pool spp --width 16`.
 
 The first word is a recipe (`eeutils.training.recipe`). Options change its fields, the network and the data:
-`python -m eeutils.train slim --help`. An interrupted command, given again, continues where it stopped. On several GPUs:
+`python -m eeutils.train slim --help`. An interrupted command, given again, resumes where it stopped. On several GPUs:
 `torchrun --nproc-per-node 4 -m eeutils.train slim`.
 """
 
@@ -19,14 +19,14 @@ import tyro
 from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
-from eeutils.device import device_name
+from eeutils.device import device_name, matrix_peak, share_of_peak
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import save_tensors, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model, widen_backbone
 from eeutils.models.registry import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, list_recipes, recipe
-from eeutils.training.compute import share_of_peak, training_peak
 from eeutils.training.parallel import Workers, workers_of_torchrun
+from eeutils.training.preflight import autocast_dtype
 from eeutils.weights import load_run, load_weights
 from eeutils.weights.runs import asked_arguments, read_report, run_name
 
@@ -37,17 +37,16 @@ class TrainingRun:
 
     Attributes:
         model: a network of `eeutils.models.list_models()`.
-        pool: how exits pool their feature map; here and below, by default as the network's builder has it.
+        pool: heads of the exits; here and below, the default is that of the network's builder.
         width: channels of the first layer.
         stem: for small images ("cifar") or large ones ("imagenet").
         exit_after: units that early exits follow.
         start_from: weights of `eeutils.list_weights()`, or the folder of a finished run, with the same backbone, which
             is copied with its last exit; early exits start at random. A backbone several times narrower is widened,
-            and all exits start at random (`eeutils.models.widen_backbone`). Needed to train exits only; with
+            and all exits start at random (`eeutils.models.widen_backbone`). Required to train exits only; with
             `--train.trained exits`, the backbone alone is copied, for the same classes or others.
         data: a dataset of `eeutils.data.list_data()`.
-        poison_share: share of the training images of other classes that get the trigger and its class's label; by
-            default none.
+        poison_share: share of the training images of other classes that get the trigger and its class's label.
         trigger: the mark on poisoned images.
         out: folder for checkpoint, weights, history and report; by default runs/<model>-<pool>-<data>-w<width>-s<seed>.
         device: where to train; by default a GPU if there is one.
@@ -94,7 +93,7 @@ def parsed(args: list[str] | None = None) -> TrainingRun:
 
 
 def _run_of(name: str) -> TrainingRun:
-    """Return a recipe with the network and data of its name."""
+    """Return a recipe with the network and the data that its name tells."""
     kind, _, net = name.removesuffix("_tinyimagenet").partition("_")
     model = {"cnn": net, "sdn": f"{net}_sdn", "muon": "airnet_3exits"}.get(kind, TrainingRun.model)
     data = next((data for data in ("tinyimagenet", "digits") if name.endswith(data)), TrainingRun.data)
@@ -108,7 +107,7 @@ def _described(run: TrainingRun) -> str:
 
 
 def train(run: TrainingRun) -> None:
-    """Train one network, or continue an interrupted run, and write the results to `run.folder`."""
+    """Train one network, or resume an interrupted run, and write the results to `run.folder`."""
     workers, device = Workers.of_this_run(), choose_device(run.device)
     if run.train.trained != "all" and run.start_from is None:
         raise ValueError(f"start_from must name a trained network to train only its {run.train.trained}, got None")
@@ -121,26 +120,27 @@ def train(run: TrainingRun) -> None:
     torch.manual_seed(run.train.seed)
     net = _build(run, **shape)
     if run.start_from is not None:
-        _take_over(net, _trained_network(run.start_from), run.train.trained)
+        donor = load_run(run.start_from) if Path(run.start_from).is_dir() else load_weights(run.start_from)
+        _take_over(net, donor, run.train.trained)
     checkpoint, report = run.folder / "checkpoint.pt", run.folder / "report.json"
     try:
         history = fit(net, data, run.train, checkpoint=checkpoint, device=device)
     except (KeyboardInterrupt, SystemExit):
         if workers.is_first:
-            print(f"interrupted; the same command continues from {checkpoint}", file=sys.stderr)
+            print(f"interrupted; the same command resumes from {checkpoint}", file=sys.stderr)
         raise
     if not workers.is_first:
         return
     history.save_csv(run.folder / "history.csv")
     save_tensors(run.folder / "weights.safetensors", net.state_dict())
-    if not _is_newer(report, checkpoint):  # a report of a finished run names the machine that trained
+    if not _is_newer(report, checkpoint):  # keep the report of the machine that trained a finished run
         content = _report(run, net, data, history, device, workers.world_size)
         write_text(report, json.dumps(content, indent=2, default=str) + "\n")
     print(json.dumps(read_report(run.folder)["test_accuracy"]), f"on test; see {run.folder}")
 
 
 def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
-    """Copy or widen the donor's backbone."""
+    """Copy the donor's backbone, or widen it if it is narrower."""
     pairs = zip(net.units.parameters(), donor.units.parameters(), strict=False)  # the copiers check that they fit
     if trained == "all" and any(own.numel() > given.numel() for own, given in pairs):
         widen_backbone(net, donor)
@@ -157,16 +157,7 @@ def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
     try:
         return create_model(run.model, **run.model_args, **shape)
     except TypeError as error:
-        raise ValueError(f"{run.model} must take {run.model_args}, got {error}") from error
-
-
-def _trained_network(name: str) -> MultiExitNet:
-    if Path(name).is_dir():
-        return load_run(name)
-    try:
-        return load_weights(name)
-    except ValueError as error:
-        raise ValueError(f"start_from must be a finished run or weights, got {name!r}: {error}") from error
+        raise ValueError(f"model must take {run.model_args}, got {run.model!r}: {error}") from error
 
 
 def _report(
@@ -176,8 +167,8 @@ def _report(
     images_per_second = history.frame()["images_per_second"].median()
     share = None
     if run.train.trained == "all":  # exits alone have a cheaper backward pass
-        peak = world_size * training_peak(run.train.precision, device)
-        share = round(share_of_peak(int(test.costs[-1]), images_per_second, peak), 3)
+        peak = world_size * matrix_peak(device, autocast_dtype(run.train.precision, device))
+        share = round(share_of_peak(float(test.costs[-1]), images_per_second, peak), 3)
     launcher = "python" if world_size == 1 else f"torchrun --nproc-per-node {world_size}"
     return {
         "command": f"{launcher} -m eeutils.train {shlex.join(sys.argv[1:])}",
@@ -194,7 +185,7 @@ def _report(
 
 
 def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:
-    """Measure how many test images of other classes each exit assigns to the trigger's class once marked."""
+    """Measure the share of marked test images of other classes that each exit assigns to the trigger's class."""
     if run.poison_share is None:
         return {}
     marked = predict(net, stamped(data.test, run.trigger), device=device)

@@ -14,6 +14,8 @@ from eeutils.device import (
     default_device,
     device_name,
     matrices_rounded_as_convolutions,
+    matrix_peak,
+    share_of_peak,
     tuned_convolutions,
     unrounded_convolutions,
 )
@@ -61,8 +63,18 @@ def test_choose_device_warns_of_mps(monkeypatch):
 def test_device_name_tells_gpus_and_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    assert device_name(torch.device("cpu")) == "CPU, 3 thread(s)"
-    assert device_name(torch.device("cuda:1")) == "GPU 1"
+    assert [device_name(torch.device(name)) for name in ("cpu", "cuda:1")] == ["CPU, 3 thread(s)", "GPU 1"]
+
+
+def test_matrix_peak_counts_two_operations_per_multiply_add(monkeypatch):
+    taken = type("Measurement", (), {"median": 2.0})
+    monkeypatch.setattr("torch.utils.benchmark.Timer.blocked_autorange", lambda timer, min_run_time: taken)
+    assert matrix_peak(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 2.0
+
+
+def test_share_of_peak_by_hand():
+    # 1,000 images/s of 6 * 50 million operations are 0.3 TFLOPS.
+    assert share_of_peak(50_000_000, 1000.0, 1.2e12) == pytest.approx(0.25)
 
 
 def test_cuda_indices_names_the_gpu_of_a_run(monkeypatch):

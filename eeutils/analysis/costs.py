@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eeutils.models import MultiExitNet
-from eeutils.models.contracts import left_alone
-from eeutils.models.macs import count_macs, on_meta, walk_units
+from eeutils.models.contracts import count_macs, left_alone, on_meta, walk_units
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """AirNet, a small and fast network for images of 32 x 32 pixels, after cifar10-airbench (Jordan, arXiv 2404.00498).
 
-Units: 0 whitens patches of 2 x 2 pixels with filters that follow from the training images and are not trained; 1-2,
-3-4 and 5-6 are three groups of two 3x3 convolutions, each pooled to half its size right after the first one. On CIFAR
-an image has paid 19 % of the multiply-adds after the first group, and 71 % after the second: that is where the early
-exits of `airnet_3exits` stand.
+Units: 0 whitens patches of 2 x 2 pixels with filters computed from the training images, not trained; 1-2, 3-4 and 5-6
+are three groups of two 3x3 convolutions, each pooled to half its size after the first. On CIFAR an image has paid 19 %
+of the multiply-adds after the first group and 71 % after the second, where the early exits of `airnet_3exits` stand.
 
-As there, norms have no scale and statistics that forget quickly, and convolutions begin by passing on their input.
-Other than there, the last map is read by a head of `create_exit`.
+As in airbench, norms have no scale and forget their statistics quickly, and convolutions start as identities. Unlike
+there, the last map is read by a head of `create_exit`.
 """
 
 from collections.abc import Sequence
@@ -15,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eeutils.models.contracts import check_early_exits
-from eeutils.models.exits import create_exit, pool_of_each_exit
-from eeutils.models.layers import initialise
+from eeutils.models.contracts import check_units
+from eeutils.models.exits import fresh_exits
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import check_positive, register_model
+from eeutils.models.registry import register_model
 
 _LAST_UNIT = 6
 _PATCH = 2
@@ -29,7 +27,9 @@ _NORM_MOMENTUM = 0.4  # the statistics of a few batches: weights move fast in a 
 class Whitening(nn.Conv2d):
     """2x2 filters that make the pixels of a patch uncorrelated, and their negatives; only the bias is trained.
 
-    They are random until `whiten` has seen images. Shapes: (N, C, H, W) -> (N, 8 * C, H - 1, W - 1).
+    Filters are random until `whiten` sets them.
+
+    Shapes: (N, C, H, W) -> (N, 8 * C, H - 1, W - 1).
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -40,7 +40,7 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Take the filters from normalised `images` (N, C, H, W), unless they were taken before."""
+        """Compute the filters from normalised `images` (N, C, H, W), once."""
         if self.is_set:
             return
         patches = nn.functional.unfold(images, _PATCH).transpose(1, 2).flatten(0, 1)  # (patches, pixels)
@@ -51,10 +51,7 @@ class Whitening(nn.Conv2d):
 
 
 def whiten(net: MultiExitNet, images: Tensor) -> None:
-    """Set the filters of `Whitening` layers in `net` from normalised training images (N, C, H, W), the first time only.
-
-    `fit` does this before it trains all of a network.
-    """
+    """Set the filters of `Whitening` layers from normalised training images (N, C, H, W), as `fit` does; once."""
     for module in net.modules():
         if isinstance(module, Whitening):
             module.whiten(images)
@@ -70,38 +67,19 @@ def airnet(
     pool: str = "avg",
     exit_after: Sequence[int] = (),
 ) -> MultiExitNet:
-    """AirNet with its own classifier as the only exit, unless `exit_after` asks for more.
+    """AirNet with its own classifier as the only exit, unless `exit_after` (units 0 to 5) asks for more.
 
-    Args:
-        num_classes: logits per image.
-        in_channels: channels of an image.
-        width: channels of the first group, a quarter of those of the others; 64 is the network of airbench94.
-        image_size: pixels of an image's shorter side, which "mixed" heads depend on; the network reads any size from 9.
-        pool: the kind of head at every exit, the last included, one of `list_pools()`; or one per exit, shallowest
-            first: "conv+spp+avg".
-        exit_after: units (0 to 5) that get an early exit.
-
-    Raises:
-        ValueError: if a value is not one of the above.
+    Arguments as for `create_model`; `width` is that of the first group, a quarter of that of the others. The network
+    reads images from 9 pixels on, and `pool` names the last head as well.
     """
-    check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
-    check_early_exits(exit_after, _LAST_UNIT + 1)
+    check_units("exit_after", exit_after, range(_LAST_UNIT))
     stem = nn.Sequential(Whitening(in_channels), nn.GELU())
-    channels, units, size = stem[0].out_channels, [stem], image_size - 1
-    maps = [(channels, size)]
+    units, channels = [stem], stem[0].out_channels
     for out_channels in (width, 4 * width, 4 * width):
         units += [_layer(channels, out_channels, pooled=True), _layer(out_channels, out_channels, pooled=False)]
-        channels, size = out_channels, size // 2
-        maps += [(channels, size)] * 2
-    places = (*sorted(exit_after), _LAST_UNIT)
-    pools = pool_of_each_exit(pool, len(places))
-    exits = {
-        unit: create_exit(own, maps[unit][0], num_classes, maps[unit][1])
-        for unit, own in zip(places, pools, strict=True)
-    }
-    for head in exits.values():
-        initialise(head)
-    return MultiExitNet(units, exits)
+        channels = out_channels
+    places, image_shape = [*exit_after, _LAST_UNIT], (in_channels, image_size, image_size)
+    return MultiExitNet(units, fresh_exits(units, places, image_shape, pool, num_classes))
 
 
 @register_model
@@ -111,7 +89,7 @@ def airnet_3exits(*, exit_after: Sequence[int] = (2, 4), pool: str = "conv+spp+s
 
 
 def _layer(in_channels: int, out_channels: int, *, pooled: bool) -> nn.Sequential:
-    """A convolution that begins by passing on its input, halving if `pooled`, a norm without scale, and a GELU."""
+    """A convolution that starts as the identity, max-pooling if `pooled`, a norm without scale, and a GELU."""
     convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight[:in_channels])
     norm = nn.BatchNorm2d(out_channels, momentum=_NORM_MOMENTUM)

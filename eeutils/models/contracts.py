@@ -1,11 +1,19 @@
-"""Checks of a network's structure: it has exits, and its units and heads fit together."""
+"""Checks that units, exits and images fit together, on real images or on shapes alone."""
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from eeutils.models.memory import check_sizes, independent_copy, make_weights_permanent
 from eeutils.models.multiexit import Features, MultiExitNet, map_tensors, uncompiled
+
+# Where torch needs values it names the device ("cannot be called on meta tensors", "register_meta"), or a "fake impl"
+# of quantized layers.
+_NEEDS_VALUES = re.compile("(?<![a-z])meta(?![a-z])|fake impl", re.IGNORECASE)
 
 
 def check_exits(net: nn.Module) -> MultiExitNet:
@@ -27,21 +35,18 @@ def check_exit_index(exit_index: int, num_exits: int) -> None:
         raise ValueError(f"exit_index must be in 0..{num_exits - 1}, got {exit_index}")
 
 
-def check_early_exits(after: Collection[int], num_units: int) -> None:
-    """Raise ValueError unless early exits can follow the units `after`."""
-    is_collection = isinstance(after, Collection)
-    if not is_collection or len(set(after)) < len(after) or not set(after) <= set(range(num_units - 1)):
-        raise ValueError(
-            f"units before early exits must be distinct and in 0..{num_units - 2}, such as (1, 2), got {after!r}; "
-            "the last unit has the network's own classifier"
-        )
+def check_units(name: str, units: Collection[int], allowed: Sequence[int]) -> None:
+    """Raise ValueError unless `units` are different ones of those `allowed`."""
+    if not isinstance(units, Collection) or len(set(units)) < len(units) or not set(units) <= set(allowed):
+        choices = f"0..{len(allowed) - 1}" if isinstance(allowed, range) else list(allowed)
+        raise ValueError(f"{name} must be different units in {choices}, got {units!r}")
 
 
 def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
-    """Return `net(x)`, with all checks of this module on the way.
+    """Return `net(x)`, checking every unit and exit on the way.
 
     Raises:
-        ValueError: if a unit or head cannot read its input, an early head writes into it, or an exit returns other than
+        ValueError: if a unit or head cannot read its input, an early head writes into it, or an exit does not return
             logits.
     """
     num_images, answers = len(x), []
@@ -55,26 +60,27 @@ def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
     return answers
 
 
+def check_answers(answers: Sequence[object], num_images: int) -> None:
+    """Raise ValueError unless `answers` are logits (N, C) of the same two or more classes; values are not read."""
+    shapes = [tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__ for answer in answers]
+    classes = {shape[1] if len(shape) == 2 and shape[0] == num_images else 0 for shape in shapes}
+    if len(classes) > 1 or min(classes) < 2:
+        got = ", ".join(map(str, shapes))
+        raise ValueError(f"exits must return logits ({num_images}, C) of the same 2 or more classes, got {got}")
+
+
 @contextmanager
 def reading(features: Features, part: str, module: nn.Module) -> Iterator[None]:
-    """Turn any error of `module` while it reads `features` into one that names both.
-
-    Args:
-        features: input of `module`, images first.
-        part: name of `module` in the network, such as "unit 3".
-        module: a unit or a head.
-
-    Raises:
-        ValueError: its cause is the error of `module`.
-    """
+    """Turn an error of `module`, the network's `part`, into a ValueError that names it and the shape of `features`."""
     try:
         yield
-    # Misfits raise all of these: a norm a ValueError, a dimension too few an IndexError, a tuple given to a layer that
-    # takes a tensor a TypeError or an AttributeError.
+    # A norm raises a ValueError, a missing dimension an IndexError, a tuple in place of a tensor a TypeError or an
+    # AttributeError.
     except (RuntimeError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         shape = map_tensors(lambda tensor: tuple(tensor.shape[1:]), features)
+        hint = "; pass costs=measure_seconds(net, split) instead" if _NEEDS_VALUES.search(str(error)) else ""
         raise ValueError(
-            f"a feature map of shape {shape} does not fit the network's {part} ({type(module).__name__}): {error}"
+            f"a feature map of shape {shape} does not fit the network's {part} ({type(module).__name__}): {error}{hint}"
         ) from error
 
 
@@ -90,15 +96,47 @@ def left_alone(features: Features, unit: int, num_units: int) -> Iterator[None]:
         )
 
 
-def check_answers(answers: Sequence[object], num_images: int) -> None:
-    """Raise ValueError unless exits returned logits (N, C) of the same two or more classes; no values are read."""
-    shapes = [tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__ for answer in answers]
-    classes = {shape[1] if len(shape) == 2 and shape[0] == num_images else 0 for shape in shapes}
-    if len(classes) > 1 or min(classes) < 2:
-        got = ", ".join(map(str, shapes))
-        raise ValueError(f"exits must answer logits ({num_images}, C) of the same 2 or more classes, got {got}")
-
-
 def _version(tensor: Tensor) -> int:
-    """Count the writes into `tensor`; tensors of inference mode do not."""
+    """Count the writes into `tensor`, which tensors of inference mode do not."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def on_meta(net: MultiExitNet) -> MultiExitNet:
+    """Return a copy of `net` that computes shapes alone: on the meta device, in evaluation mode, without hooks.
+
+    Raises:
+        TypeError: if `net` has no exits.
+        ValueError: if a lazy layer has no weights yet.
+    """
+    net = check_exits(net)
+    check_sizes(net)
+    copy = independent_copy(net)
+    make_weights_permanent(copy)
+    for module in copy.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return copy.to("meta", torch.float32).eval().requires_grad_(False)
+
+
+@torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules
+def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Features]:
+    """Return the multiply-adds of `module`, the `part` of a network `on_meta`, and its output for `x`.
+
+    Raises:
+        ValueError: if `module` cannot read `x`, or needs values and not shapes alone.
+    """
+    with reading(x, part, module), FlopCounterMode(display=False) as counter:
+        y = module(x)
+    return counter.get_total_flops() / 2, y
+
+
+def walk_units(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Iterator[tuple[float, Features]]:
+    """Yield the multiply-adds of each unit of a network `on_meta` for one image (C, H, W), and its feature map.
+
+    Raises:
+        ValueError: if the units cannot read such an image.
+    """
+    x = torch.empty(1, *image_shape, device="meta")
+    for index, unit in enumerate(net.units):
+        macs, x = count_macs(unit, x, f"unit {index}")
+        yield macs, x

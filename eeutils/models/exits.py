@@ -5,9 +5,10 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from eeutils.models.contracts import check_early_exits
-from eeutils.models.layers import MixedPool, SpatialPyramidPool, conv_norm_act, initialise
-from eeutils.models.multiexit import MultiExitNet
+from eeutils.fields import check_choice
+from eeutils.models.contracts import check_units, on_meta, walk_units
+from eeutils.models.layers import MixedPool, Reduce, SpatialPyramidPool, conv_norm_act, initialise
+from eeutils.models.multiexit import MultiExitNet, map_tensors
 
 _LARGEST_GRID = 4
 
@@ -25,12 +26,14 @@ def max_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
 class SpatialPyramidExit(nn.Module):
     """Spatial pyramid pooling on grids of 1, 2 and 4 cells a side, and one linear layer.
 
-    The cells of a level are divided by its grid size. Otherwise the 21 values per channel make the linear layer's
-    input, and with it the effective learning rate, several times that of an average-pool exit, and deep exits fail to
-    learn at the rates that suit the backbone.
+    The cells of a level are divided by its grid size. Otherwise the 21 values per channel would make the linear layer's
+    input, and with it the effective learning rate, several times that of an average-pool exit, and deep exits would
+    fail to learn at the rates that suit the backbone.
+
+    Shapes: (N, channels, H, W) -> logits (N, num_classes).
     """
 
-    def __init__(self, channels: int, num_classes: int, reduce: str = "max") -> None:
+    def __init__(self, channels: int, num_classes: int, reduce: Reduce = "max") -> None:
         super().__init__()
         self.pool = SpatialPyramidPool(levels=(1, 2, 4), reduce=reduce)
         levels = self.pool.levels
@@ -39,7 +42,6 @@ class SpatialPyramidExit(nn.Module):
         self.linear = nn.Linear(channels * self.pool.cells, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map (N, channels, H, W) -> logits (N, C)."""
         return self.linear(self.pool(x) * self.scale)
 
 
@@ -47,7 +49,7 @@ def convolutional_exit(channels: int, num_classes: int) -> nn.Sequential:
     """A 3x3 convolution to twice the channels at half the size, then a max pyramid.
 
     For shallow maps, whose features are too simple for one linear layer. The exits of MSDNet do the same (Huang et al.,
-    ICLR 2018, arXiv 1703.09844). Costs a few percent of the network.
+    ICLR 2018, arXiv 1703.09844). It costs a few percent of the network.
     """
     return nn.Sequential(
         conv_norm_act(channels, 2 * channels, 3, stride=2), SpatialPyramidExit(2 * channels, num_classes)
@@ -58,12 +60,9 @@ class InternalClassifier(nn.Module):
     """The early exit of Shallow-Deep Networks (Kaya et al., ICML 2019, arXiv 1810.07052, section 3).
 
     A learned mix of max and average pooling reduces the feature map to at most 4x4; one linear layer reads it. A map
-    of 4x4 or less stays as it is, and the mix has no effect.
+    of 4x4 or less stays as it is, and the mix has no effect. `size` is the map's shorter side in pixels.
 
-    Args:
-        channels: of the feature map.
-        size: of its shorter side, in pixels.
-        num_classes: logits per image.
+    Shapes: (N, channels, H, W) -> logits (N, num_classes).
     """
 
     def __init__(self, channels: int, size: int, num_classes: int) -> None:
@@ -73,7 +72,6 @@ class InternalClassifier(nn.Module):
         self.linear = nn.Linear(channels * grid * grid, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map (N, channels, H, W) -> logits (N, C)."""
         return self.linear(self.pool(x).flatten(1))
 
 
@@ -105,8 +103,7 @@ def create_exit(pool: str, channels: int, num_classes: int, size: int | None = N
     Raises:
         ValueError: if `pool` is unknown.
     """
-    if pool not in _EXITS:
-        raise ValueError(f"pool must be one of {list_pools()}, got {pool!r}")
+    check_choice("pool", pool, list_pools())
     return _EXITS[pool](channels, num_classes, _LARGEST_GRID if size is None else size)
 
 
@@ -122,37 +119,54 @@ def pool_of_each_exit(pool: str, num_exits: int) -> list[str]:
     return pools if len(pools) == num_exits else pools * num_exits
 
 
+def fresh_exits(
+    units: Sequence[nn.Module], after: Collection[int], image_shape: tuple[int, int, int], pool: str, num_classes: int
+) -> dict[int, nn.Module]:
+    """Build a head for the feature map after each of the units `after`, found by a walk over shapes alone.
+
+    Raises:
+        ValueError: if `pool` does not fit, or a unit cannot read its input or returns no map (C, H, W).
+    """
+    pools, heads = pool_of_each_exit(pool, len(after)), {}
+    if not after:
+        return heads
+    shapes = on_meta(MultiExitNet(units, {len(units) - 1: nn.Identity()}))
+    maps = [features for _, features in walk_units(shapes, image_shape)]
+    for unit, name in zip(sorted(after), pools, strict=True):
+        if not isinstance(maps[unit], Tensor) or maps[unit].ndim != 4:
+            given = map_tensors(lambda tensor: tuple(tensor.shape[1:]), maps[unit])
+            raise ValueError(f"unit {unit} must return a feature map (C, H, W), got {given}; use add_exits")
+        _, channels, height, width = maps[unit].shape
+        heads[unit] = initialise(create_exit(name, channels, num_classes, min(height, width)))
+    return heads
+
+
 def with_heads(
     units: Sequence[nn.Module],
-    maps: Sequence[tuple[int, int]],
     classifier: nn.Module,
-    *,
-    num_classes: int,
     exit_after: Collection[int],
+    image_shape: tuple[int, int, int],
     pool: str | None,
+    num_classes: int,
 ) -> MultiExitNet:
-    """Put a head after some units of a new backbone; the last step of every builder.
+    """Put exits behind some units of a new backbone; the last step of a builder.
 
     The backbone draws its weights first: with one seed they are the same whatever the exits.
 
     Args:
         units: the backbone.
-        maps: (channels, shorter side in pixels) of the feature map after each unit.
         classifier: the network's own head, after the last unit.
-        num_classes: logits per image.
         exit_after: units that get an early exit.
+        image_shape: (C, H, W).
         pool: the heads of all exits, see `pool_of_each_exit`; None for internal classifiers before `classifier`.
+        num_classes: logits per image.
 
     Raises:
-        ValueError: if `exit_after` or `pool` does not fit the network.
+        ValueError: if `exit_after`, `pool` or `image_shape` does not fit the network.
     """
-    check_early_exits(exit_after, len(units))
     last = len(units) - 1
+    check_units("exit_after", exit_after, range(last))
     initialise(nn.ModuleList([*units, classifier]))
-    places = sorted(exit_after) if pool is None else [*sorted(exit_after), last]
-    pools = pool_of_each_exit(pool or "mixed", len(places))
-    exits = {last: classifier}
-    for unit, name in zip(places, pools, strict=True):
-        channels, size = maps[unit]
-        exits[unit] = initialise(create_exit(name, channels, num_classes, size))
-    return MultiExitNet(units, exits)
+    places = exit_after if pool is None else [*exit_after, last]
+    heads = fresh_exits(units, places, image_shape, pool or "mixed", num_classes)
+    return MultiExitNet(units, {last: classifier} | heads)

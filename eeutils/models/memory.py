@@ -1,4 +1,4 @@
-"""Placement, layout and health of a network's tensors."""
+"""Device, memory format and health of a network's tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,13 +34,13 @@ def check_sizes(net: nn.Module) -> None:
 
 
 def independent_copy(net: ModuleT) -> ModuleT:
-    """Return a deep copy of `net`; plain `deepcopy` refuses weights that hooks compute, as those of `prune` do."""
+    """Return a deep copy of `net`; plain `deepcopy` refuses weights that hooks compute, as in `prune`."""
     computed = (value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor))
     return deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed if not tensor.is_leaf})
 
 
 def make_weights_permanent(net: nn.Module) -> None:
-    """Replace weights that `torch.nn.utils` computes in hooks (`prune`, `weight_norm`) by their present values."""
+    """Replace weights that `torch.nn.utils` computes in hooks (`prune`, `weight_norm`) by their values."""
     for module in net.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if hasattr(hook, "remove"):
@@ -49,19 +49,16 @@ def make_weights_permanent(net: nn.Module) -> None:
 
 
 def to_channels_last(net: nn.Module) -> None:
-    """Lay out the four-dimensional tensors of `net` in channels-last memory, in place.
-
-    `net.to(memory_format=torch.channels_last)` raises at tensors of five dimensions.
-    """
+    """Bring the 4-D tensors of `net` into channels-last memory; `net.to(memory_format=...)` raises at 5-D tensors."""
     for tensor in _four_dimensional(net):
         tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
 def channels_last(net: nn.Module) -> Iterator[None]:
-    """Keep `net` in channels-last memory, where convolutions are fastest, and restore its layout afterwards.
+    """Keep `net` in channels-last memory, where convolutions are fastest, and restore its memory format afterwards.
 
-    `safetensors.torch.save_file`, for one, takes contiguous tensors only.
+    Callers may need it: `safetensors.torch.save_file` takes contiguous tensors only.
     """
     contiguous = [tensor for tensor in _four_dimensional(net) if tensor.is_contiguous()]
     to_channels_last(net)
@@ -73,9 +70,9 @@ def channels_last(net: nn.Module) -> Iterator[None]:
 
 
 def named_weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and running statistics under all their names in `state_dict()`.
+    """Yield parameters and running statistics under all their names in `state_dict()`: the tensors that must be finite.
 
-    These must be finite; any other buffer may hold infinities, as an attention mask does.
+    Other buffers may hold infinities, as attention masks do.
     """
     yield from net.named_parameters(remove_duplicate=False)
     yield from (named for named in net.named_buffers(remove_duplicate=False) if named[0].endswith(_STATISTICS))
@@ -93,7 +90,7 @@ def _tensors(net: nn.Module) -> Iterator[Tensor]:
 
 
 def _four_dimensional(net: nn.Module) -> list[Tensor]:
-    # Wrappers, as quantized weights are, have no memory of their own.
+    # Quantized weights are wrappers without memory of their own.
     return [tensor for tensor in _tensors(net) if tensor.ndim == 4 and not is_traceable_wrapper_subclass(tensor)]
 
 

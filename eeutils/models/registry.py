@@ -5,10 +5,12 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+from eeutils.fields import check_choice
 from eeutils.models.multiexit import MultiExitNet, Origin
 
 _BUILDERS: dict[str, Callable[..., MultiExitNet]] = {}
 _USUAL_SIZE = 32  # default image_size of all builders
+_SIZES = ("num_classes", "in_channels", "width", "image_size")
 
 
 def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiExitNet]:
@@ -17,7 +19,7 @@ def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiE
     A builder takes the keywords `num_classes`, `in_channels`, `width`, `image_size`, `pool` and `exit_after`.
 
     Raises:
-        ValueError: if another builder has that name; a notebook cell that defines it again may run again.
+        ValueError: if another builder has that name; a notebook cell that defines it may run again.
     """
     known = _BUILDERS.get(builder.__name__, builder)
     if (known.__module__, known.__qualname__) != (builder.__module__, builder.__qualname__):
@@ -36,45 +38,38 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
 
     Args:
         name: one of `list_models()`.
-        arguments: of the builder, see `help(eeutils.models.<name>)`; all take
+        arguments: of the builder. All take
 
             - `num_classes`: logits per image;
             - `in_channels`: channels of an image;
-            - `width`: channels of the first layers; cost grows with its square;
-            - `image_size`: pixels of an image's shorter side;
+            - `width`: channels of the first layers; the default is the published network, cost grows with its square;
+            - `image_size`: pixels of an image's shorter side, which "mixed" heads depend on; most networks read others;
+            - `exit_after`: indices of the units that early exits follow;
             - `pool`: the heads of all exits, names of `list_pools()`: one for all, or one each, shallowest first,
-              joined by "+". In `*_sdn` networks, the heads of the internal classifiers;
-            - `exit_after`: indices of the units that early exits follow.
+              joined by "+": "conv+spp+avg". None puts internal classifiers before the network's own classifier. In
+              `*_sdn` networks, the heads of the internal classifiers.
+
+            `help(eeutils.models.<name>)` names the units, and further arguments.
 
     Raises:
         ValueError: if the name is unknown, or an argument has a value that the builder does not take.
         TypeError: if the builder has no such argument.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"model must be one of {list_models()}, got {name!r}")
+    check_choice("model", name, list_models())
+    for size, value in arguments.items():
+        if size in _SIZES and not (isinstance(value, Integral) and value >= 1):
+            raise ValueError(f"{size} must be a positive whole number, got {value!r}")
     net = _BUILDERS[name](**arguments)
     net.origin = _origin(name, arguments)
     return net
 
 
 def fitting_arguments(num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Return the model arguments that depend on the dataset.
-
-    Args:
-        num_classes: of the data.
-        image_shape: (C, H, W) of its images.
-    """
+    """Return the arguments of `create_model` that depend on the data; `image_shape` is (C, H, W)."""
     channels, height, width = image_shape
     arguments = {"num_classes": num_classes, "in_channels": channels}
     size = min(height, width)
     return arguments if size == _USUAL_SIZE else arguments | {"image_size": size}
-
-
-def check_positive(**values: int) -> None:
-    """Raise ValueError if an argument is not a whole number of 1 or more."""
-    for name, value in values.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
 
 
 def _origin(name: str, arguments: dict[str, Any]) -> Origin | None:

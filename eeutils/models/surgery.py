@@ -1,11 +1,11 @@
 """Change a network: add, drop or truncate exits; copy or widen a trained backbone."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from eeutils.models.contracts import check_exit_index, check_exits
+from eeutils.models.contracts import check_exit_index, check_exits, check_units
 from eeutils.models.memory import independent_copy
 from eeutils.models.multiexit import MultiExitNet
 
@@ -13,15 +13,14 @@ from eeutils.models.multiexit import MultiExitNet
 def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet:
     """Return a copy of `net` with copies of `exits` (unit index -> head) besides its own.
 
-    The added heads are in the mode of `net`, training or evaluation.
+    The added heads take the mode of `net`, training or evaluation.
 
     Raises:
         TypeError: if `net` has no exits.
         ValueError: if a unit does not exist or already has an exit.
     """
     net = check_exits(net)
-    if taken := sorted(set(exits) & set(net.exit_after)):
-        raise ValueError(f"units of new exits must have none yet, got {taken}; drop_exits(net, {taken}) first")
+    check_units("exits", list(exits), [unit for unit in range(len(net.units)) if unit not in net.exit_after])
     added = {unit: independent_copy(head).train(net.training) for unit, head in exits.items()}
     copy = independent_copy(net)
     return _in_mode_of(net, MultiExitNet(copy.units, _exits(copy) | added))
@@ -36,10 +35,9 @@ def drop_exits(net: MultiExitNet, after: Collection[int]) -> MultiExitNet:
         TypeError: if `net` has no exits.
         ValueError: if one of them does not exist or is the last.
     """
-    net, dropped = check_exits(net), set(after)
-    if not dropped <= set(net.exit_after[:-1]):
-        raise ValueError(f"exits to drop must be after some of the units {net.exit_after[:-1]}, got {sorted(dropped)}")
-    exits = {unit: head for unit, head in _exits(net).items() if unit not in dropped}
+    net = check_exits(net)
+    check_units("after", after, net.exit_after[:-1])
+    exits = {unit: head for unit, head in _exits(net).items() if unit not in after}
     return _in_mode_of(net, MultiExitNet(net.units, exits))
 
 
@@ -72,10 +70,7 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
     net, donor = check_exits(net), check_exits(donor)
     parts = ("units.", f"exits.{len(net.units) - 1}.") if last_exit else ("units.",)
     own, given = _tensors_of(net, parts), _tensors_of(donor, parts)
-    unlike = [key for key in own | given if key not in own or key not in given or own[key].shape != given[key].shape]
-    if unlike:
-        remedy = "" if unlike[0].startswith("units.") else "; last_exit=False copies the units alone"
-        raise ValueError(f"donor must have the layers of the network, got others in {unlike[:3]}{remedy}")
+    _check_donor(own, given, torch.Size.__eq__, "have the layers of the network")
     net.load_state_dict(given, strict=False)
 
 
@@ -84,8 +79,8 @@ def widen_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
 
     A unit of `net` then returns the channels of the donor's unit, each repeated, until it is trained further:
     Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641, section 2.3). The weight of a channel is divided among its
-    copies in random shares: equal shares would give equal gradients, and the copies would never part. The exits of
-    `net` stay.
+    copies in random shares: with equal shares, copies would get equal gradients and never diverge. The exits of `net`
+    stay.
 
     Args:
         net: the network to change; units of convolutions, norms and shortcuts, none of which reads a flattened map.
@@ -97,12 +92,18 @@ def widen_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     """
     net, donor = check_exits(net), check_exits(donor)
     own, given = net.units.state_dict(), donor.units.state_dict()
-    unlike = sorted(own.keys() ^ given.keys())
-    unlike = unlike or [key for key in own if not _is_multiple(own[key].shape, given[key].shape)]
-    if unlike:
-        sizes = [tuple(state[unlike[0]].shape) if unlike[0] in state else "none" for state in (given, own)]
-        raise ValueError(f"donor must be the network at a fraction of its width, got {sizes} for {unlike[0]!r}")
+    _check_donor(own, given, _is_multiple, "be the network at a fraction of its width")
     net.units.load_state_dict({key: _widened(given[key], own[key].shape) for key in own})
+
+
+def _check_donor(
+    own: dict[str, Tensor], given: dict[str, Tensor], fits: Callable[[torch.Size, torch.Size], bool], must: str
+) -> None:
+    for key in own | given:
+        shapes = [tuple(state[key].shape) if key in state else "none" for state in (given, own)]
+        if "none" in shapes or not fits(own[key].shape, given[key].shape):
+            hint = "; last_exit=False copies the units alone" if key.startswith("exits.") else ""
+            raise ValueError(f"donor must {must}, got {shapes[0]} instead of {shapes[1]} for {key!r}{hint}")
 
 
 def _tensors_of(net: MultiExitNet, parts: tuple[str, ...]) -> dict[str, Tensor]:

@@ -8,14 +8,14 @@ convolutions have biases; here a ReLU follows both layers, and the norms make bi
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from torch import nn
 
+from eeutils.fields import check_choice
 from eeutils.models.exits import with_heads
 from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import check_positive, register_model
+from eeutils.models.registry import register_model
 from eeutils.models.sdn import shallow_deep
 
 # Channels, in widths, and convolutions of each stage.
@@ -34,40 +34,24 @@ def vgg16(
     pool: str | None = None,
     exit_after: Sequence[int] = (),
 ) -> MultiExitNet:
-    """VGG16 with batch normalisation; its own classifier is the only exit, unless `exit_after` asks for more.
+    """VGG16 with its own classifier as the only exit, unless `exit_after` (units 0 to 11) asks for more.
 
-    Args:
-        num_classes: logits per image.
-        in_channels: channels of an image.
-        width: channels of the first convolution; 64 is the published network, cost grows with its square.
-        image_size: pixels a side, 32 or 64; the classifier reads images of this size only.
-        pool: the heads of all exits, the last included: one of `list_pools()` for all, or one each, shallowest first,
-            joined by "+". By default internal classifiers before the network's own classifier.
-        exit_after: units (0 to 11) that get an early exit.
-
-    Raises:
-        ValueError: if a value is not one of the above.
+    Arguments as for `create_model`; `width` is that of the first stage, `image_size` 32 or 64: the classifier reads no
+    other.
     """
-    check_positive(num_classes=num_classes, in_channels=in_channels, width=width)
-    if image_size not in _HIDDEN:
-        raise ValueError(f"image_size must be one of {list(_HIDDEN)}, got {image_size}")
-    units, maps, channels, size = [], [], in_channels, image_size
+    check_choice("image_size", image_size, list(_HIDDEN))
+    units, channels = [], in_channels
     for widths, convolutions in _STAGES:
-        for number in range(1, convolutions + 1):
+        for _ in range(convolutions):
             units.append(conv_norm_act(channels, widths * width, 3))
-            if number == convolutions:
-                units[-1].append(nn.MaxPool2d(2))
-                size //= 2
             channels = widths * width
-            maps.append((channels, size))
-    own = _classifier([channels * size**2, *(widths * width for widths in _HIDDEN[image_size]), num_classes])
-    return with_heads(units, maps, own, num_classes=num_classes, exit_after=exit_after, pool=pool)
+        units[-1].append(nn.MaxPool2d(2))
+    pixels = (image_size // 2 ** len(_STAGES)) ** 2
+    classifier = _classifier([channels * pixels, *(widths * width for widths in _HIDDEN[image_size]), num_classes])
+    return with_heads(units, classifier, exit_after, (in_channels, image_size, image_size), pool, num_classes)
 
 
-@register_model
-def vgg16_sdn(*, pool: str = "mixed", exit_after: Sequence[int] | None = None, **kwargs: Any) -> MultiExitNet:
-    """`vgg16` as a Shallow-Deep Network, see `shallow_deep`."""
-    return shallow_deep(vgg16, pool=pool, exit_after=exit_after, **kwargs)
+vgg16_sdn = shallow_deep(vgg16)
 
 
 def _classifier(sizes: Sequence[int]) -> nn.Sequential:

@@ -8,21 +8,22 @@ it; shortcuts project the block's input before the norm; convolutions have biase
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from eeutils.models.exits import average_pool_exit, with_heads
 from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
-from eeutils.models.registry import check_positive, register_model
+from eeutils.models.registry import register_model
 from eeutils.models.sdn import shallow_deep
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, ReLU and convolution, twice, with dropout between, around a shortcut that nothing interrupts.
+    """Norm, ReLU and convolution, twice, with dropout between, around a shortcut without activation.
 
     The output is not normalised: its readers do that.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout: float = 0.0) -> None:
@@ -37,7 +38,6 @@ class PreActivationBlock(nn.Module):
         self.projection = None if same_shape else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), sizes rounded up."""
         active = self.activation(x)
         shortcut = x if self.projection is None else self.projection(active)
         return self.residual(active) + shortcut
@@ -54,36 +54,21 @@ def wideresnet32_4(
     pool: str | None = None,
     exit_after: Sequence[int] = (),
 ) -> MultiExitNet:
-    """WideResNet32-4 with its own classifier as the only exit, unless `exit_after` asks for more.
+    """WideResNet32-4 with its own classifier as the only exit, unless `exit_after` (units 0 to 14) asks for more.
 
-    Args:
-        num_classes: logits per image.
-        in_channels: channels of an image.
-        width: channels of the stem, the stages have 4, 8 and 16 times as many; 16 is the published network, cost
-            grows with its square.
-        image_size: pixels of an image's shorter side, which "mixed" heads depend on; the network reads any size.
-        dropout: share of activations dropped between the two convolutions of a block.
-        pool: the heads of all exits, the last included: one of `list_pools()` for all, or one each, shallowest first,
-            joined by "+". By default internal classifiers before the network's own classifier.
-        exit_after: units (0 to 14) that get an early exit.
-
-    Raises:
-        ValueError: if a value is not one of the above.
+    Arguments as for `create_model`; `width` is that of the stem, the stages have 4, 8 and 16 times as many channels.
+    `dropout` is the share of activations dropped between the two convolutions of a block.
     """
-    check_positive(num_classes=num_classes, in_channels=in_channels, width=width, image_size=image_size)
     units: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
-    maps, channels, size = [(width, image_size)], width, image_size
+    channels = width
     for stage in range(3):
         for block in range(5):
             out_channels, stride = 4 * width * 2**stage, 2 if stage > 0 and block == 0 else 1
             units.append(PreActivationBlock(channels, out_channels, stride, dropout))
-            channels, size = out_channels, -(-size // stride)  # rounded up
-            maps.append((channels, size))
-    own = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *average_pool_exit(channels, num_classes))
-    return with_heads(units, maps, own, num_classes=num_classes, exit_after=exit_after, pool=pool)
+            channels = out_channels
+    head = average_pool_exit(channels, num_classes)
+    classifier = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *head)
+    return with_heads(units, classifier, exit_after, (in_channels, image_size, image_size), pool, num_classes)
 
 
-@register_model
-def wideresnet32_4_sdn(*, pool: str = "mixed", exit_after: Sequence[int] | None = None, **kwargs: Any) -> MultiExitNet:
-    """`wideresnet32_4` as a Shallow-Deep Network, see `shallow_deep`."""
-    return shallow_deep(wideresnet32_4, pool=pool, exit_after=exit_after, **kwargs)
+wideresnet32_4_sdn = shallow_deep(wideresnet32_4)

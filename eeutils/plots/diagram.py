@@ -10,7 +10,7 @@ from torch import Tensor
 from eeutils.analysis.costs import measure_costs
 from eeutils.analysis.decisions import Decisions
 from eeutils.models import MultiExitNet
-from eeutils.models.macs import on_meta, walk_units
+from eeutils.models.contracts import on_meta, walk_units
 from eeutils.models.multiexit import Features
 from eeutils.plots.style import color_over, exit_colors, exit_name, new_axes
 

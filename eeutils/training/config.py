@@ -1,4 +1,4 @@
-"""Configs of a training run: with data and first weights, all that its result depends on."""
+"""Configs of a training run: with data and first weights, they determine its result."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -19,8 +19,8 @@ class LossConfig:
         distillation: share of each early exit's loss that compares it with the last exit's softened output instead of
             the label (self-distillation: Phuong & Lampert, ICCV 2019; Zhang et al., ICCV 2019).
         temperature: softens both outputs for distillation.
-        label_smoothing: 0 by default. Smoothing lowers confidence, so that fixed thresholds stop firing, and makes it a
-            worse guide to what is right (Xia et al., ICLR 2025, arXiv 2403.14715).
+        label_smoothing: lowers confidence, so that fixed thresholds stop firing, and makes it a worse guide to errors
+            (Xia et al., ICLR 2025, arXiv 2403.14715).
 
     Raises:
         ValueError: if a value does not fit.
@@ -50,22 +50,22 @@ class TrainConfig:
         filter_learning_rate: the same for what Muon trains: the relative change of a layer's filters in one step.
         schedule: "linear" rises over `warmup`, then falls to 0 after the last step, because the last epochs at a tiny
             rate are worth points; "halving" halves every `halve_every` epochs (UPF-DL-2020); "steps" divides by ten
-            after each of `drops` (Shallow-Deep Networks). The first step is never at a lowered rate.
+            after each of `drops` (Shallow-Deep Networks).
         warmup: share of the run over which "linear" rises.
         halve_every: epochs between two halvings.
-        drops: shares of the run after which "steps" drops; shares, so that a shorter run keeps the shape.
-        momentum: of SGD; Adam's first beta.
+        drops: shares of the run after which "steps" drops, so that a shorter run keeps the shape.
+        momentum: of SGD; Adam's first beta. Zero needs `nesterov=False`.
         nesterov: look ahead; slightly better with the linear schedule. Adam ignores it.
         weight_decay: of parameters with two or more dimensions; norms and biases gain nothing from it. With "adam" it
             is L2, added to the gradient, unlike AdamW.
         bias_learning_rate: learning rate of BatchNorm's biases, as a multiple of `learning_rate`. They are few and may
             run ahead of the weights (in airbench at 64 times their rate).
-        average_decay: above 0, the network is validated and ends as the moving average of its weights, with this decay
-            per step; after t steps the decay is at most (1 + t) / (10 + t), so that first weights are soon forgotten.
+        average_decay: above 0, the network is validated and returned as the moving average of its weights, with this
+            decay per step, limited to (1 + t) / (10 + t) after t steps to forget the first weights.
         augmentation: drawn anew for every image.
         loss: how the exits' losses add up.
         seed: of the order of batches and of all draws; the caller draws the first weights.
-        precision: "auto" is bf16 on GPUs with bf16, fp16 with loss scaling on older ones, fp32 on a CPU.
+        precision: "auto" is bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on a CPU.
         compile: "auto" compiles runs on a GPU that are long enough to pay for it; on 2 CPU cores it gained under 10 %.
 
     Raises:
@@ -95,5 +95,3 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.nesterov and not self.momentum:
-            raise ValueError("momentum must be positive with nesterov, got 0")

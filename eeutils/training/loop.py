@@ -1,4 +1,4 @@
-"""One training run: `fit`, what it does in an epoch, and what it does in a step."""
+"""One training run: `fit`, an epoch, a step, and how a run is saved and resumed."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from eeutils.models import MultiExitNet, whiten
 from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
 from eeutils.training.checkpoint import as_json, difference, fingerprint, load_checkpoint, locked, sigterm_noted
-from eeutils.training.compute import autocast_dtype, compute_capability, should_compile
 from eeutils.training.config import TrainConfig
 from eeutils.training.history import History, by_exit, progress_bar, show
 from eeutils.training.losses import Loss, exit_losses, exit_weights
@@ -41,11 +40,11 @@ from eeutils.training.optimizer import (
     trained_part,
 )
 from eeutils.training.parallel import Workers
-from eeutils.training.preflight import check_fit
+from eeutils.training.preflight import autocast_dtype, check_fit, should_compile
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0  # on a large GPU an epoch takes a second, and so does writing 100 MB
-# Validation keeps no activations, so that it has room for larger batches than training.
+# Validation keeps no activations, so it has room for larger batches than training.
 _VALIDATION_BATCHES, _MOST_VALIDATION_IMAGES = 4, 500
 _IMAGES_TO_WHITEN = 5_000
 _DROPOUT_SEED = 0x5EED  # unlike the seeds of the batches
@@ -64,10 +63,9 @@ def fit(
 ) -> History:
     """Train `net` in place on `data.train`; measure it on `data.val` after each epoch.
 
-    With `checkpoint`, the run is saved at the end of epochs, at most every ten seconds; SIGTERM saves after the current
-    step and raises SystemExit. Called again, `fit` resumes the run, or only loads a finished one. On a CPU, the weights
-    are bit-equal to those of an undisturbed run. `eeutils.training.checkpoint` describes the file,
-    `eeutils.training.parallel` training on several GPUs.
+    With `checkpoint`, the run is saved after epochs, at most every ten seconds; SIGTERM saves it after the current step
+    and raises SystemExit. Called again, `fit` resumes the run, or only loads a finished one. On a CPU, the weights are
+    bit-equal to those of an undisturbed run. For several GPUs see `eeutils.training.parallel`.
 
     Args:
         net: the network; it ends in evaluation mode, on its device and in its memory format.
@@ -76,13 +74,13 @@ def fit(
         loss: a function of the logits of all exits, E times (N, C) float32, and labels (N,). It returns the loss of
             each exit (E,), which `config.loss.weights` add up, or their sum (). By default `exit_losses`.
         on_epoch: called with the history so far after each epoch; an exception ends the run.
-        checkpoint: a file for this run only. It identifies the network by names and shapes of tensors, and `loss` by
-            name.
+        checkpoint: a file for this run only (`eeutils.training.checkpoint`). It identifies the network by names and
+            shapes of tensors, and `loss` by name.
         device: where to train; by default a GPU if there is one.
         progress: show a progress bar on stderr.
 
     Raises:
-        TypeError: if `net` has no exits, or `data` or `config` is of another type.
+        TypeError: if `net` has no exits.
         ValueError: if network, data and config do not fit together, a weight is NaN or infinite, or the checkpoint
             belongs to another run.
         IntegrityError: if the checkpoint is damaged.
@@ -91,7 +89,7 @@ def fit(
     """
     device, net, workers = choose_device(device), uncompiled(net), Workers.of_this_run()
     path = None if checkpoint is None else Path(checkpoint)
-    check_fit(net, data, config, loss, path, workers.world_size)
+    check_fit(net, data, config, loss, workers.world_size)
     home = next(net.parameters()).device
     try:
         with (
@@ -104,10 +102,11 @@ def fit(
         ):
             run = _Run(net, data, config, loss, path, device, workers, sigterm)
             run.resume()
-            if run.epoch == config.epochs and progress and workers.is_first:
+            is_shown = progress and workers.is_first
+            if run.epoch == config.epochs and is_shown:
                 print(f"{path} is finished: nothing is trained", file=sys.stderr)
             total = config.epochs * len(run.batches)
-            with progress_bar(total, run.steps_done, run.batches.batch_size, progress and workers.is_first) as bar:
+            with progress_bar(total, run.steps_done, run.batches.batch_size, is_shown) as bar:
                 while run.epoch < config.epochs and not run.stopped:
                     run.train_epoch(bar)
                     if on_epoch and not run.step:
@@ -144,7 +143,7 @@ class _Run:
         )
         self.val = data.val.to(device)
         self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
-        dtype = autocast_dtype(config.precision, compute_capability(device))
+        dtype = autocast_dtype(config.precision, device)
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         is_compiled = should_compile(config.compile, device, config.epochs * len(self.batches))
@@ -155,36 +154,43 @@ class _Run:
         self.rows: list[dict[str, float]] = []
         self.saved_at = time.perf_counter()
 
+    @property
+    def steps_done(self) -> int:
+        return self.epoch * len(self.batches) + self.step
+
+    @property
+    def result(self) -> MultiExitNet:
+        """The network as `fit` returns it: the average, if weights are averaged."""
+        return self.net if self.average is None else self.average.net
+
     def train_epoch(self, bar: tqdm) -> None:
-        """Pass over the training split, validate, add a row to the history, save."""
+        """Pass over the rest of the training split, validate, add a row to the history, save."""
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}")
         set_modes(self.net, self.config.trained)
         progress = (self.epoch + 1) / self.config.epochs
         weights = exit_weights(self.config.loss.weights, self.net.num_exits, progress)
         self.weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
         first_step, started = self.step, time.perf_counter()
-        reported_at, reported_step = started, self.step
+        reported_at = started
         for images, labels in islice(self.batches.epoch(self.epoch), self.step, None):
             self.losses = self.losses + self.train_step(images, labels)
             self.step += 1
-            if self._must_stop():
-                self._report(bar, self.losses / self.step, self.step - reported_step)  # raises if the run diverged
+            if self._must_stop() or time.perf_counter() - reported_at > _SECONDS_BETWEEN_REPORTS:
+                self._report(bar, self.losses / self.step)  # raises if the run diverged
+                reported_at = time.perf_counter()
+            if self.stopped:
                 self.workers.average(self.losses)
                 self.save()
                 return
-            if time.perf_counter() - reported_at > _SECONDS_BETWEEN_REPORTS:
-                self._report(bar, self.losses / self.step, self.step - reported_step)
-                reported_at, reported_step = time.perf_counter(), self.step
         losses = self.losses / self.step
         self.workers.average(losses)
         self.workers.copy_from_first([*self.net.buffers(), *self.result.buffers()])
-        self._report(bar, losses, self.step - reported_step)
-        seconds_training = time.perf_counter() - started
+        self._report(bar, losses)
+        speed = (self.step - first_step) * self.batches.batch_size / (time.perf_counter() - started)
         rate = learning_rate(self.config, self.steps_done, len(self.batches))
         row = {"epoch": self.epoch + 1, "learning_rate": rate, "train_loss": float(self._objective(losses))}
         row |= by_exit("train_loss", losses) | by_exit("val_accuracy", self._validate())
-        row["images_per_second"] = (self.step - first_step) * self.batches.batch_size / seconds_training
-        row["seconds"] = time.perf_counter() - started
+        row |= {"images_per_second": speed, "seconds": time.perf_counter() - started}
         self.rows.append(row)
         self.epoch, self.step, self.losses = self.epoch + 1, 0, torch.zeros_like(losses)
         show(bar, row["train_loss"], self.rows)
@@ -193,7 +199,7 @@ class _Run:
             self.save()
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Update the weights once and return the losses, (E,) or (). Nothing here waits for the device."""
+        """Update the weights once and return the losses, (E,) or (). Nothing waits for the device."""
         number = self.steps_done
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, number + 1, len(self.batches)) * group["lr_factor"]
@@ -214,15 +220,6 @@ class _Run:
         """Sum the exits' losses (E,) with their weights; a sum () stays."""
         return losses @ self.weights if losses.ndim else losses
 
-    @property
-    def steps_done(self) -> int:
-        return self.epoch * len(self.batches) + self.step
-
-    @property
-    def result(self) -> MultiExitNet:
-        """The network as `fit` returns it: the average, if weights are averaged."""
-        return self.net if self.average is None else self.average.net
-
     def _must_stop(self) -> bool:
         """Return True in all processes once SIGTERM has reached any of them."""
         self.stopped = self.workers.any(self.sigterm.is_set())
@@ -235,26 +232,26 @@ class _Run:
         images = min(_VALIDATION_BATCHES * self.config.batch_size, _MOST_VALIDATION_IMAGES)
         with self.autocast:
             logits = collect_logits(self.result, self.val, batch_size=images)
-        if not logits.isfinite().all():  # the last step can spoil weights without a loss that shows it
-            raise self._diverged("the logits became NaN or infinite")
+        if not logits.isfinite().all():  # the last step may spoil weights after the last loss was computed
+            self._stop_diverged("the logits became NaN or infinite")
         return (logits.argmax(-1) == self.val.labels).float().mean(1)
 
-    def _report(self, bar: tqdm, losses: Tensor, steps: int) -> None:
-        """Move the bar on, or stop a diverged run. Reads the losses from the device, so only once a second."""
+    def _report(self, bar: tqdm, losses: Tensor) -> None:
+        """Move the bar on, or stop a diverged run. This waits for the device, so call it once a second at most."""
         loss = float(self._objective(losses))
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss became {loss}")
+            self._stop_diverged(f"the loss became {loss}")
         show(bar, loss, self.rows)
-        bar.update(steps * self.batches.batch_size)
+        bar.update(self.steps_done * self.batches.batch_size - bar.n)
 
-    def _diverged(self, what: str) -> TrainingDivergedError:
-        return TrainingDivergedError(
+    def _stop_diverged(self, what: str) -> NoReturn:
+        raise TrainingDivergedError(
             f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
             f"learning_rate (now {self.config.learning_rate}) or check the images"
         )
 
     def resume(self) -> None:
-        """Continue from the checkpoint if it exists; find out before training whether it can be written."""
+        """Continue from the checkpoint if it exists; write it, so that a full disk shows before training."""
         exists = self.path is not None and self.workers.is_first and self.path.exists()
         if state := self.workers.share_from_first(load_checkpoint(self.path) if exists else None):
             self._restore(state)
@@ -263,7 +260,7 @@ class _Run:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, if there is to be one."""
+        """Write the checkpoint, if one is wanted."""
         if self.path is not None and self.workers.is_first:
             save_state(self.path, self._state())
             self.saved_at = time.perf_counter()

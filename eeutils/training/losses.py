@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eeutils.fields import check_choice
 from eeutils.training.config import LossConfig
 
 Loss = Callable[[list[Tensor], Tensor], Tensor]  # logits of E exits, labels (N,) -> (E,) or ()
@@ -20,12 +21,8 @@ def _deeper_counts_more(num_exits: int, _: float) -> tuple[float, ...]:
 
 
 def _deeper_mean_one(num_exits: int, _: float) -> tuple[float, ...]:
-    """The same ratios with mean 1, so that a head learns about as fast as that of a plain network."""
+    """The same ratios with mean 1, so that a head learns about as fast as that of a network without early exits."""
     return tuple(num_exits * weight for weight in _deeper_counts_more(num_exits, _))
-
-
-def _equal(num_exits: int, _: float) -> tuple[float, ...]:
-    return (1 / num_exits,) * num_exits
 
 
 def _sdn(num_exits: int, progress: float) -> tuple[float, ...]:
@@ -38,16 +35,16 @@ def _sdn(num_exits: int, progress: float) -> tuple[float, ...]:
     return (*(min(share, 0.01 + progress * share) for share in shares), 1.0)
 
 
-_SCHEMES = {
+_SCHEMES: dict[str, Callable[[int, float], tuple[float, ...]]] = {
     "deeper_counts_more": _deeper_counts_more,
     "deeper_mean_one": _deeper_mean_one,
-    "equal": _equal,
+    "equal": lambda num_exits, progress: (1 / num_exits,) * num_exits,
     "sdn": _sdn,
 }
 
 
 def list_weight_schemes() -> list[str]:
-    """Return the names that `exit_weights` knows."""
+    """Return the names that `exit_weights` takes."""
     return sorted(_SCHEMES)
 
 
@@ -63,8 +60,7 @@ def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float
         ValueError: if the name is unknown, or the numbers are negative, all zero or not one per exit.
     """
     if isinstance(weights, str):
-        if weights not in _SCHEMES:
-            raise ValueError(f"weights must be numbers or one of {list_weight_schemes()}, got {weights!r}")
+        check_choice("weights", weights, list_weight_schemes())
         return _SCHEMES[weights](num_exits, progress)
     if len(weights) != num_exits or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
         raise ValueError(f"weights must be {num_exits} numbers, 0 or more and not all 0, got {tuple(weights)}")
@@ -80,11 +76,8 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, config: LossConfig) ->
     if not config.distillation:
         return torch.stack(hard)
     teacher = F.softmax(logits[-1].detach() / config.temperature, dim=-1)
+    students = [F.log_softmax(each / config.temperature, dim=-1) for each in logits[:-1]]
     # Times the temperature squared, so that gradients do not shrink with it (Hinton et al., 1503.02531).
-    soft = [
-        config.temperature**2
-        * F.kl_div(F.log_softmax(each / config.temperature, dim=-1), teacher, reduction="batchmean")
-        for each in logits[:-1]
-    ]
+    soft = [config.temperature**2 * F.kl_div(student, teacher, reduction="batchmean") for student in students]
     mixed = [torch.lerp(own, taught, config.distillation) for own, taught in zip(hard, soft, strict=False)]
     return torch.stack([*mixed, hard[-1]])

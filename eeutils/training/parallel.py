@@ -1,11 +1,8 @@
 """One training run in several processes, one GPU each, started by torchrun.
 
-On one machine with four GPUs:
+On one machine with four GPUs, and on two (the same command on both):
 
     torchrun --nproc-per-node 4 -m eeutils.train slim
-
-On two machines, the same command on both:
-
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint <first machine>:29500 \\
         -m eeutils.train slim
 
@@ -39,7 +36,7 @@ class Workers:
 
     @staticmethod
     def of_this_run() -> "Workers":
-        """Return the processes that torch.distributed knows of; without it, this one alone."""
+        """Return the processes of torch.distributed, or this one alone."""
         if dist.is_available() and dist.is_initialized():
             return Workers(dist.get_rank(), dist.get_world_size())
         return Workers()
@@ -91,10 +88,7 @@ class Workers:
 
 @contextmanager
 def workers_of_torchrun() -> Iterator[None]:
-    """Connect the processes that torchrun started, and give each a GPU if there are any.
-
-    Does nothing in a process that was started in another way.
-    """
+    """Connect the processes that torchrun started, if it did, and give each a GPU if there are any."""
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield
         return

@@ -1,6 +1,6 @@
-"""Check network, data and config before anything is trained."""
+"""Before the first step: do network, data and config fit, in which precision, compiled or not."""
 
-from pathlib import Path
+import warnings
 
 import torch
 
@@ -15,25 +15,20 @@ from eeutils.training.config import TrainConfig
 from eeutils.training.losses import Loss, exit_weights
 from eeutils.training.optimizer import set_modes, trained_part
 
+_STEPS_THAT_PAY_FOR_COMPILING = 2_000  # torch.compile takes about a minute
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def check_fit(
-    net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Loss | None, path: Path | None, world_size: int
-) -> None:
+
+def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Loss | None, world_size: int) -> None:
     """Try a training batch and its losses on a copy of `net`.
 
     Raises:
-        TypeError: if `net` has no exits, or `data` or `config` is of another type.
-        ValueError: if they do not fit together.
+        TypeError: if `net` has no exits.
+        ValueError: if network, data, config and loss do not fit together.
     """
     check_exits(net)
-    for name, value, kind in (("data", data, ImageData), ("config", config, TrainConfig)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
-    if path is not None and path.is_dir():
-        raise ValueError(f"checkpoint must be a file, got the folder '{path}'")
-    trained = config.trained
-    if not any(weight.requires_grad for weight in trained_part(net, trained).parameters()):
-        raise ValueError(f"trained must be a part of the network that is not frozen, got {trained!r}")
+    if not any(weight.requires_grad for weight in trained_part(net, config.trained).parameters()):
+        raise ValueError(f"trained must be a part of the network that is not frozen, got {config.trained!r}")
     if others := {each.dtype for each in net.parameters() if each.is_floating_point()} - {torch.float32}:
         raise ValueError(f"the network must be float32, got {others.pop()}; precision='bf16' computes in 16 bits")
     device, _ = device_and_dtype(net)
@@ -43,7 +38,7 @@ def check_fit(
     with torch.random.fork_rng(devices=cuda_indices(device)), torch.no_grad():
         images = augmented_batch(few.images, few.normalization, config.augmentation, draws)
         trial = independent_copy(net)
-        set_modes(trial, trained)
+        set_modes(trial, config.trained)
         try:
             logits = checked_answers(trial, images)
         except (RuntimeError, ValueError) as error:
@@ -53,3 +48,31 @@ def check_fit(
     exit_weights(config.loss.weights, net.num_exits)
     if loss is not None and (losses := loss(logits, few.labels)).shape not in ((net.num_exits,), ()):
         raise ValueError(f"loss must return shape ({net.num_exits},) or (), got {tuple(losses.shape)}")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a `TrainConfig.precision` stands for on `device`."""
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type != "cuda":
+        return torch.float32
+    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # an A100; a T4 is (7, 5)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def should_compile(choice: str, device: torch.device, steps: int) -> bool:
+    """Decide whether to compile a run of so many steps; `choice` is a `TrainConfig.compile`."""
+    if choice != "auto":
+        return choice == "yes"
+    return device.type == "cuda" and steps >= _STEPS_THAT_PAY_FOR_COMPILING and _can_compile(device)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Compile a trivial function, which needs a C compiler and on a GPU Triton; warn if that fails."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # each missing part raises its own
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"torch.compile does not work here, training goes on without it: {reason}", stacklevel=2)
+        return False
+    return True

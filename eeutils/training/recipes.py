@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from eeutils.data import Augmentation
+from eeutils.fields import check_choice
 from eeutils.training.config import LossConfig, TrainConfig
 
 # Shallow-Deep Networks (arXiv 1810.07052): the weight decay of each network, with and without exits.
@@ -13,7 +14,7 @@ _SDN_AUGMENTATION = Augmentation(cutout=0)
 _SDN_AUGMENTATION_64 = Augmentation(cutout=0, translate=8, brightness=0.2, contrast=0.2, saturation=0.2)
 _CNN = TrainConfig(epochs=100, batch_size=128, schedule="steps", nesterov=False, augmentation=_SDN_AUGMENTATION)
 _SDN = replace(_CNN, loss=LossConfig(weights="sdn"))
-# Exits for a trained CNN. The exits' weights hardly matter: no parameter is shared, and Adam divides by the scale.
+# Exits for a trained CNN. Loss weights hardly matter: exits share no parameters, and Adam divides by the scale.
 _IC_ONLY = TrainConfig(
     epochs=25,
     batch_size=128,
@@ -36,8 +37,8 @@ _RECIPES = {
     # For a GPU: batch size, schedule and augmentation after airbench (github.com/KellerJordan/cifar10-airbench).
     "modern": TrainConfig(epochs=80, batch_size=500, learning_rate=0.2),
     # For slim networks and short runs on a few CPU cores. Small batches, because on a CPU small steps cost no extra; no
-    # cutout, because slim networks underfit already; exit weights that average 1, because after 4 epochs at width 16
-    # three pyramid exits then reach 66.9/75.2/79.0 % on validation, against 65.4/74.2/78.4 % with a sum of 1.
+    # cutout, because slim networks underfit already; loss weights of mean 1, because after 4 epochs at width 16 three
+    # pyramid exits then reach 66.9/75.2/79.0 % on validation, against 65.4/74.2/78.4 % with a sum of 1.
     "slim": TrainConfig(
         epochs=16,
         batch_size=128,
@@ -45,9 +46,9 @@ _RECIPES = {
         augmentation=Augmentation(cutout=0),
         loss=LossConfig(weights="deeper_mean_one"),
     ),
-    # For `airnet_3exits`; momentum and steps after airbench94_muon. Validation accuracy (%) after 3 epochs at width 32:
-    # 75.1/83.8/87.2 with rate 0.1 for filters and 8 for biases, 77.0/84.6/87.8 with 0.2 and 8, 76.0/85.4/88.2 with 0.2
-    # and 64. Values between these were taken. Labels smoothed by 0.2, at 0.1 and 8: 75.5/84.4/86.7.
+    # For `airnet_3exits`; momentum and steps after airbench94_muon. Validation accuracy (%), 3 epochs at width 32, by
+    # rates of filters and biases: 75.1/83.8/87.2 with 0.1 and 8, 77.0/84.6/87.8 with 0.2 and 8, 76.0/85.4/88.2 with 0.2
+    # and 64. The recipe lies between. With label smoothing of 0.2, at 0.1 and 8: 75.5/84.4/86.7.
     "muon": TrainConfig(
         epochs=12,
         batch_size=500,
@@ -71,14 +72,13 @@ _RECIPES = {
         augmentation=Augmentation(cutout=0),
     ),
     # Shallow-Deep Networks: a CNN, a CNN trained with its exits, exits for a trained CNN. Optimizer, drops and weight
-    # decay are the paper's; here norms and biases do not decay, nor do exits for a trained CNN, and shifts mirror the
-    # border.
+    # decay are the paper's; here norms, biases and exits for a trained CNN do not decay, and shifts mirror the border.
     **_SHALLOW_DEEP,
     **{
         f"{name}_tinyimagenet": replace(config, augmentation=_SDN_AUGMENTATION_64)
         for name, config in _SHALLOW_DEEP.items()
     },
-    # Handwritten digits, which must not be mirrored: a minute's run for tests and first steps.
+    # Handwritten digits, which must not be mirrored: a minute for tests and first steps.
     "digits": TrainConfig(epochs=6, batch_size=64, augmentation=Augmentation(flip=False, translate=2, cutout=0)),
 }
 
@@ -92,12 +92,11 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     """Return a recipe by name, with some fields changed: `recipe("modern", epochs=26)`.
 
     Those of Shallow-Deep Networks are `cnn_<network>` and `sdn_<network>` (vgg16, resnet56, wideresnet32_4, mobilenet)
-    for CIFAR, and `ic_only` for the exits of a trained network; append `_tinyimagenet` for Tiny ImageNet. A shorter run
-    keeps the shape of the schedule.
+    for CIFAR, and `ic_only` for the exits of a trained network; append `_tinyimagenet` for Tiny ImageNet. With fewer
+    epochs the schedule keeps its shape.
 
     Raises:
         ValueError: if there is no such recipe, or a value does not fit.
     """
-    if name not in _RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; choose from {list_recipes()}")
+    check_choice("recipe", name, list_recipes())
     return replace(_RECIPES[name], **changes)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from eeutils.analysis.costs import measure_costs
-from eeutils.models import airnet, airnet_3exits, prepared_for_inference, whiten
+from eeutils.models import airnet, airnet_3exits, whiten
 from eeutils.models.airnet import Whitening
 
 
@@ -19,28 +19,24 @@ def test_airnet_costs_what_its_structure_says(width):
     assert costs.unit_macs.tolist() == [31**2 * 12 * 24, *[size**2 * 9 * few * many for few, many, size in layers]]
     assert costs.unit_params.tolist()[1:] == [9 * few * many + 2 * many for few, many, _ in layers]
     assert costs.exit_after == (2, 4, 6)
+    if width == 64:
+        macs = costs.cumulative_macs
+        assert macs[-1].item() == pytest.approx(118e6, rel=0.01)
+        assert (macs / macs[-1]).tolist() == pytest.approx([0.185, 0.711, 1], abs=0.001)
 
 
-def test_airnet_exits_stand_at_a_fifth_and_seven_tenths_of_the_cost():
-    with torch.device("meta"):
-        net = airnet_3exits(pool="avg")
-    macs = measure_costs(net, (3, 32, 32)).cumulative_macs
-    assert macs[-1].item() == pytest.approx(118e6, rel=0.01)
-    assert (macs / macs[-1]).tolist() == pytest.approx([0.185, 0.711, 1], abs=0.001)
-
-
-def test_airnet_layers_pass_on_their_input_at_first():
+def test_airnet_layers_start_as_the_identity():
     x = torch.randn(2, 16, 8, 8)
     layer = airnet(width=4).units[4]
     torch.testing.assert_close(layer[0](x), x)
 
 
 @pytest.mark.parametrize(
-    ("argument", "value", "named"), [("width", 0, "0"), ("exit_after", (6,), "6"), ("pool", "conv+spp", "spp")]
+    ("argument", "value", "named"), [("image_size", 8, "unit 5"), ("exit_after", (6,), "6"), ("pool", "a+b", "a.b")]
 )
-def test_airnet_refuses_what_makes_no_network(argument, value, named):
+def test_airnet_names_values_that_make_no_network(argument, value, named):
     with pytest.raises(ValueError, match=named):
-        airnet(**{argument: value})
+        airnet(**{"width": 2, argument: value})
 
 
 def correlated_images() -> torch.Tensor:
@@ -57,7 +53,7 @@ def test_whitening_makes_pixels_uncorrelated():
     torch.testing.assert_close(features[:12] @ features[:12].T / features.shape[1], torch.eye(12), atol=0.1, rtol=0)
 
 
-def test_whitening_is_set_once_and_not_trained():
+def test_whiten_sets_filters_once_and_they_are_not_trained():
     net = airnet(width=2)
     before = deepcopy(net.units[0][0].weight)
     whiten(net, correlated_images())
@@ -70,9 +66,3 @@ def test_whitening_is_set_once_and_not_trained():
     whiten(loaded, 9 * correlated_images())
 
     assert all(torch.equal(tensor, whitened[name]) for name, tensor in loaded.state_dict().items())
-
-
-def test_airnet_prepared_for_inference_answers_the_same():
-    net, images = airnet_3exits(width=4).eval(), torch.randn(4, 3, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(prepared_for_inference(net)(images), net(images), atol=1e-4, rtol=1e-4)

@@ -22,13 +22,6 @@ def test_pyramid_exits_divide_each_level_by_its_grid_size(pool, reduce):
     assert sorted(head.state_dict()) == ["linear.bias", "linear.weight"]
 
 
-def test_the_convolutional_exit_doubles_the_channels_and_halves_the_map():
-    head, x = create_exit("conv", 6, 4).eval(), torch.randn(3, 6, 8, 8)
-    features = head[0](x)
-    assert features.shape == (3, 12, 4, 4)
-    torch.testing.assert_close(head(x), head[1](features))
-
-
 @pytest.mark.parametrize("pool", list_pools())
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8)])
 def test_create_exit_reads_maps_of_any_size(pool, size):

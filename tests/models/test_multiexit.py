@@ -5,11 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.models import MultiExitNet, resnet18
-from eeutils.models.multiexit import map_tensors
+from eeutils.models import MultiExitNet, map_tensors, resnet18
 
 
-def test_forward_is_the_heads_on_the_features(net, images):
+def test_multi_exit_net_forward_is_the_heads_on_the_features(net, images):
     heads = [head(feature) for head, feature in zip(net.exits.values(), net.forward_features(images), strict=True)]
     torch.testing.assert_close(net(images), heads, rtol=0, atol=0)
 
@@ -74,47 +73,19 @@ def test_map_tensors_keeps_the_structure(made_of):
     assert type(changed) is type(made_of(2, 3))
 
 
-class Carrying(nn.Module):
-    """Returns a map and the images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.convolution(x), x
-
-
-class Sum(nn.Module):
-    """Begins in place, and adds what was carried past the exit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return self.activation(x[0]) + x[1]
-
-
-class OfFirst(nn.Module):
-    def forward(self, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return x[0].mean((2, 3))
-
-
-def test_units_may_carry_tensors_past_an_exit(images):
-    net = MultiExitNet([Carrying(), Sum()], {0: OfFirst(), 1: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())})
-    assert [stage.head_reads_a_copy for stage in net.stages()] == [True, False]
-    features = net.units[0].convolution(images)
+def test_multi_exit_net_units_may_carry_tensors_past_an_exit(carrying, images):
+    assert [stage.head_reads_a_copy for stage in carrying.stages()] == [True, False]
+    features = carrying.units[0].convolution(images)
     expected = [features.mean((2, 3)), (features.relu() + images).mean((2, 3))]
-    torch.testing.assert_close(net(images), expected)
+    torch.testing.assert_close(carrying(images), expected)
 
 
-def test_exits_are_ordered_by_depth():
+def test_multi_exit_net_orders_exits_by_depth():
     net = MultiExitNet([nn.Identity() for _ in range(11)], {10: nn.Flatten(), 2: nn.Flatten(), 9: nn.Flatten()})
     assert (net.exit_after, net.num_exits) == ((2, 9, 10), 3)
 
 
-def test_keys_of_the_backbone_do_not_depend_on_the_exits():
+def test_multi_exit_net_keys_of_the_backbone_do_not_depend_on_the_exits():
     def backbone(net: MultiExitNet) -> list[str]:
         return [key for key in net.state_dict() if key.startswith("units.")]
 
@@ -122,7 +93,7 @@ def test_keys_of_the_backbone_do_not_depend_on_the_exits():
 
 
 @pytest.mark.parametrize("places", [(-1, 1), (1, 2), (0,)])
-def test_exits_follow_units_and_the_last_is_one_of_them(places):
+def test_multi_exit_net_needs_an_exit_after_the_last_unit(places):
     with pytest.raises(ValueError, match=str(places[0])):
         MultiExitNet([nn.Identity(), nn.Identity()], {place: nn.Flatten() for place in places})
     with pytest.raises(ValueError, match="got"):

@@ -33,12 +33,6 @@ def test_vgg16_pooling_ends_its_stage():
     assert pooled == [1, 3, 6, 9, 12]
 
 
-def test_vgg16_exit_is_no_larger_than_its_map():
-    for unit, pixels in ((8, 4), (9, 2)):
-        net = vgg16(width=2, exit_after=[unit])
-        assert net.exits[str(unit)].linear.in_features == 16 * pixels**2
-
-
 def test_vgg16_names_an_image_size_that_it_does_not_read():
     with pytest.raises(ValueError, match="28"):
         vgg16(width=1, image_size=28)

@@ -34,7 +34,7 @@ def measured(*runs: TimedRun, epochs: int = 80) -> Measurement:
 @pytest.fixture
 def peak(monkeypatch):
     """Instead of measuring one."""
-    monkeypatch.setattr(bench, "training_peak", lambda precision, device: 1e12)
+    monkeypatch.setattr(bench, "matrix_peak", lambda device, dtype: 1e12)
 
 
 @pytest.mark.parametrize(

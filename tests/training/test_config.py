@@ -31,12 +31,6 @@ def test_train_config_names_a_value_that_does_not_fit(field, value):
     assert repr(value) in str(error.value)
 
 
-def test_train_config_has_momentum_where_it_has_nesterov():
-    with pytest.raises(ValueError, match="momentum"):
-        TrainConfig(momentum=0.0)
-    assert TrainConfig(momentum=0.0, nesterov=False).momentum == 0
-
-
 @pytest.mark.parametrize(
     ("field", "value"), [("distillation", 1.0), ("label_smoothing", 1.5), ("temperature", 0.0), ("weights", None)]
 )

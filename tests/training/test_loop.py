@@ -9,11 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eeutils.analysis.predictions import predict
-from eeutils.data import TrainBatches
+from eeutils.data import TrainBatches, data_from_tensors
 from eeutils.errors import StorageError, TrainingDivergedError
+from eeutils.models import airnet
+from eeutils.models.airnet import Whitening
 from eeutils.training import History, LossConfig, fit, loop
 from eeutils.training.checkpoint import load_checkpoint
 from eeutils.training.loop import _Run
@@ -349,3 +352,19 @@ def test_fit_learns_on_a_gpu(tiny_net, tiny_data, tiny_config, trained, compiled
     assert losses.iloc[-1] < losses.iloc[0]
     there, here = (predict(net, tiny_data.val, device=device) for device in ("cuda", "cpu"))
     assert (there.predicted == here.predicted).double().mean() > 0.9
+
+
+def test_fit_shows_the_stem_normalised_training_images(tiny_data, tiny_config, monkeypatch):
+    images = F.interpolate(tiny_data.train.images.float(), 16).byte()
+    data = data_from_tensors(images, tiny_data.train.labels, tiny_data.classes)
+    shown, original = [], Whitening.whiten
+    monkeypatch.setattr(Whitening, "whiten", lambda layer, images: (shown.append(images), original(layer, images)))
+    net = airnet(width=2, num_classes=4)
+
+    fit(net, data, tiny_config(epochs=1), progress=False)
+    stem = net.units[0][0].weight.clone()
+    fit(net, data, tiny_config(epochs=1, trained="exits"), progress=False)  # the backbone stays as it is
+
+    assert len(shown) == 1
+    assert torch.equal(shown[0], data.normalization(data.train.images))
+    assert torch.equal(net.units[0][0].weight, stem)

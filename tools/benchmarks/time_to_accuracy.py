@@ -21,12 +21,12 @@ import tyro
 
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, load_data
-from eeutils.device import device_name
+from eeutils.device import device_name, matrix_peak, share_of_peak
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.registry import fitting_arguments
 from eeutils.training import History, TrainConfig, choose_device, fit, recipe
-from eeutils.training.compute import autocast_dtype, compute_capability, share_of_peak, training_peak
+from eeutils.training.preflight import autocast_dtype
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
 from tools.tables import frame_as_markdown
@@ -152,7 +152,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def measure(options: TimeToAccuracy) -> Measurement:
     """Train and test all seeds, one after the other, then measure the device's peak."""
     device = choose_device(options.device)
-    configs = [options.config(seed) for seed in range(options.seeds)]
+    configs, dtype = [options.config(seed) for seed in range(options.seeds)], autocast_dtype(options.precision, device)
     with torch.device("meta"):
         _build(options)  # a wrong name is found out before anything is downloaded
     data = load_data(options.data)
@@ -160,8 +160,8 @@ def measure(options: TimeToAccuracy) -> Measurement:
         runs=tuple(timed_run(options, data, config, device) for config in configs),
         epochs=configs[0].epochs,
         device=device_name(device),
-        dtype=autocast_dtype(options.precision, compute_capability(device)),
-        peak=training_peak(options.precision, device),
+        dtype=dtype,
+        peak=matrix_peak(device, dtype),
     )
 
 
