@@ -1,11 +1,10 @@
-"""Checks of values: one of several choices, and the fields of config dataclasses."""
+"""Checks of values: of a type, in a range, one of several choices; and of the fields of config dataclasses."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -14,22 +13,30 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A requirement on a field's value beyond its type: `Annotated[float, Rule("below 1", lambda value: value < 1)]`.
+def check_type(name: str, value: object, kind: type, hint: str) -> None:
+    """Raise TypeError unless `value`, the argument `name`, is a `kind`; `hint` says how to get one."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}; {hint}")
 
-    Attributes:
-        requirement: completes "must be ..." in an error.
-        holds: the test.
-    """
 
-    requirement: str
+def check_range(name: str, value: float, low: float, high: float = inf) -> None:
+    """Raise ValueError unless `value`, the argument `name`, is a number in [low, high]."""
+    if not low <= value <= high:
+        wanted = f"{low:g} or more" if high == inf else f"in {low:g}..{high:g}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+class Rule(NamedTuple):
+    """A requirement on a value beyond its type: `Annotated[float, Rule("below 1", lambda value: value < 1)]`."""
+
+    requirement: str  # completes "must be ..." in an error
     holds: Callable[[Any], bool]
 
 
 Positive = Annotated[float, Rule("positive", lambda value: value > 0)]
 NotNegative = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
 Share = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+Natural = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
 Count = Annotated[int, Rule("1 or more", lambda value: value >= 1)]
 
 
@@ -46,7 +53,7 @@ def check_fields(config: Any) -> None:
         kind, *rules = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         given = getattr(config, name)
         value = _converted(given, kind)
-        broken = [_words(kind)] if value is None else [rule.requirement for rule in rules if not rule.holds(value)]
+        broken = [_name(kind)] if value is None else [rule.requirement for rule in rules if not rule.holds(value)]
         if broken:
             raise ValueError(f"{name} must be {broken[0]}, got {given!r}")
         object.__setattr__(config, name, value)  # configs are frozen
@@ -70,14 +77,7 @@ def _converted(value: Any, kind: Any) -> Any:
     return value if isinstance(value, kind) else None
 
 
-def _words(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return f"one of {list(arguments)}"
-    if origin is UnionType:
-        return " or ".join(map(_words, arguments))
-    if origin is tuple:
-        return f"a sequence, each item {_words(arguments[0])}"
-    return {int: "a whole number", float: "a finite number", bool: "True or False", str: "a name"}.get(
-        kind, f"of type {kind.__name__}"
-    )
+def _name(kind: Any) -> str:
+    if isinstance(kind, type) and not get_args(kind):
+        return "a finite float" if kind is float else f"of type {kind.__name__}"
+    return str(kind).replace("typing.", "")

@@ -11,7 +11,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -71,11 +71,6 @@ class TrainingRun:
         """Folder for the results."""
         return self.out or Path("runs") / f"{run_name(asdict(self))}-s{self.train.seed}"
 
-    @property
-    def model_args(self) -> dict[str, Any]:
-        """Arguments for the builder of the network."""
-        return asked_arguments(asdict(self))
-
 
 @message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
@@ -133,7 +128,7 @@ def train(run: TrainingRun) -> None:
         return
     history.save_csv(run.folder / "history.csv")
     save_tensors(run.folder / "weights.safetensors", net.state_dict())
-    if not _is_newer(report, checkpoint):  # keep the report of the machine that trained a finished run
+    if not report.exists() or report.stat().st_mtime_ns <= checkpoint.stat().st_mtime_ns:  # else it was only loaded
         content = _report(run, net, data, history, device, workers.world_size)
         write_text(report, json.dumps(content, indent=2, default=str) + "\n")
     print(json.dumps(read_report(run.folder)["test_accuracy"]), f"on test; see {run.folder}")
@@ -148,16 +143,12 @@ def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
         copy_backbone(net, donor, last_exit=trained != "exits")
 
 
-def _is_newer(file: Path, source: Path) -> bool:
-    """Return True if `file` exists and was written after `source`."""
-    return file.exists() and file.stat().st_mtime_ns > source.stat().st_mtime_ns
-
-
 def _build(run: TrainingRun, **shape: int) -> MultiExitNet:
+    arguments = asked_arguments(asdict(run))
     try:
-        return create_model(run.model, **run.model_args, **shape)
+        return create_model(run.model, **arguments, **shape)
     except TypeError as error:
-        raise ValueError(f"model must take {run.model_args}, got {run.model!r}: {error}") from error
+        raise ValueError(f"model must take {arguments}, got {run.model!r}: {error}") from error
 
 
 def _report(
@@ -169,6 +160,11 @@ def _report(
     if run.train.trained == "all":  # exits alone have a cheaper backward pass
         peak = world_size * matrix_peak(device, autocast_dtype(run.train.precision, device))
         share = round(share_of_peak(float(test.costs[-1]), images_per_second, peak), 3)
+    backdoor = {}
+    if run.poison_share is not None:  # of marked test images of other classes, the share that an exit takes for target
+        marked = predict(net, stamped(data.test, run.trigger), device=device)
+        success = attack_success(marked, run.trigger.target)
+        backdoor = {"attack_success": [round(share, 4) for share in success.tolist()]}
     launcher = "python" if world_size == 1 else f"torchrun --nproc-per-node {world_size}"
     return {
         "command": f"{launcher} -m eeutils.train {shlex.join(sys.argv[1:])}",
@@ -180,16 +176,8 @@ def _report(
         "share_of_peak": share,
         "test_accuracy": [round(share, 4) for share in test.accuracy.tolist()],
         "macs": test.costs.tolist(),
-        **_backdoor(run, net, data, device),
+        **backdoor,
     }
-
-
-def _backdoor(run: TrainingRun, net: MultiExitNet, data: ImageData, device: torch.device) -> dict[str, list[float]]:
-    """Measure the share of marked test images of other classes that each exit assigns to the trigger's class."""
-    if run.poison_share is None:
-        return {}
-    marked = predict(net, stamped(data.test, run.trigger), device=device)
-    return {"attack_success": [round(share, 4) for share in attack_success(marked, run.trigger.target).tolist()]}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from eeutils.device import (
 )
 from eeutils.models import resnet18_2exits
 from eeutils.training import fit, recipe
-from eeutils.weights import list_weights, load_weights
+from eeutils.weights import load_weights
 
 CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -82,54 +82,49 @@ def test_cuda_indices_names_the_gpu_of_a_run(monkeypatch):
     assert [cuda_indices(torch.device(name)) for name in ("cpu", "cuda", "cuda:0")] == [[], [2], [0]]
 
 
-IMAGES = Split(
-    torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
-    torch.tensor([0, 1]),
-    ("a", "b"),
-    Normalization((0.5,) * 3, (0.2,) * 3),
-)
-GIVEN_A_DEVICE = {
-    "fit": lambda net, device: fit(net, ImageData("tiny", IMAGES, IMAGES, IMAGES), recipe("digits"), device=device),
-    "predict": lambda net, device: predict(net, IMAGES, device=device),
-    "Cascade": lambda net, device: Cascade(net, ThresholdPolicy((0.5,)), device=device),
-    "load_weights": lambda net, device: load_weights(list_weights()[0], device),
-    "load_classifier": lambda net, device: load_classifier("resnet18_2exits-spp-cifar10-w16", device=device),
-}
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("function", GIVEN_A_DEVICE)
 @pytest.mark.parametrize("device", ["cuda", "gpu"])
-def test_choose_device_speaks_for_every_front_door(function, device):
-    with pytest.raises(ValueError, match=rf"\['cpu'\], got '{device}'"):
-        GIVEN_A_DEVICE[function](resnet18_2exits(width=2), device)
-
-
-def switches() -> dict[str, bool]:
-    names = ("enabled", "benchmark", "deterministic", "allow_tf32")
-    return {name: getattr(CUDNN, name) for name in names} | {"matrices": MATMUL.allow_tf32}
+def test_choose_device_speaks_for_every_front_door(device):
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    split = Split(images, torch.tensor([0, 1]), ("a", "b"), Normalization((0.5,) * 3, (0.2,) * 3))
+    net, data = resnet18_2exits(width=2), ImageData("tiny", split, split, split)
+    for ask in (
+        lambda: fit(net, data, recipe("digits"), device=device),
+        lambda: predict(net, split, device=device),
+        lambda: Cascade(net, ThresholdPolicy((0.5,)), device=device),
+        lambda: load_weights("resnet18_2exits-spp-cifar10-w16", device),
+        lambda: load_classifier("resnet18_2exits-spp-cifar10-w16", device=device),
+    ):
+        with pytest.raises(ValueError, match=rf"\['cpu'\], got '{device}'"):
+            ask()
 
 
 @pytest.fixture
-def put_back():
-    """Put the switches back by hand; monkeypatch cannot, for they are not ordinary attributes."""
-    before = switches()
-    yield
+def switches():
+    """The switches, put back by hand: monkeypatch cannot, because they are not ordinary attributes."""
+
+    def values() -> dict[str, bool]:
+        names = ("enabled", "benchmark", "deterministic", "allow_tf32")
+        return {name: getattr(CUDNN, name) for name in names} | {"matrices": MATMUL.allow_tf32}
+
+    before = values()
+    yield values
     MATMUL.allow_tf32 = before.pop("matrices")
     for name, value in before.items():
         setattr(CUDNN, name, value)
 
 
 @pytest.mark.parametrize(
-    ("setting", "expected"),
+    ("setting", "tf32", "expected"),
     [
-        (tuned_convolutions, {"benchmark": True}),
-        (unrounded_convolutions, {"allow_tf32": False}),
-        (matrices_rounded_as_convolutions, {"matrices": True}),
+        (tuned_convolutions, True, {"benchmark": True}),
+        (unrounded_convolutions, True, {"allow_tf32": False}),
+        (matrices_rounded_as_convolutions, True, {"matrices": True}),
+        (matrices_rounded_as_convolutions, False, {"matrices": False}),
     ],
 )
-def test_switches_are_put_back(put_back, setting, expected):
-    CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, True, False
+def test_switches_are_put_back(switches, setting, tf32, expected):
+    CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, tf32, not tf32
     before = switches()
     with suppress(KeyError), setting():
         assert switches() == before | expected
@@ -137,15 +132,8 @@ def test_switches_are_put_back(put_back, setting, expected):
     assert switches() == before
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_matrices_rounded_as_convolutions_follows_them(put_back, allowed):
-    CUDNN.allow_tf32, MATMUL.allow_tf32 = allowed, not allowed
-    with matrices_rounded_as_convolutions():
-        assert MATMUL.allow_tf32 is allowed
-
-
 @pytest.mark.parametrize("by_cudnn", [True, False])
-def test_tuned_convolutions_respects_deterministic_algorithms(put_back, monkeypatch, by_cudnn):
+def test_tuned_convolutions_respects_deterministic_algorithms(switches, monkeypatch, by_cudnn):
     CUDNN.deterministic = by_cudnn
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: not by_cudnn)
     with tuned_convolutions():

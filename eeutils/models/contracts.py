@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eeutils.models.memory import check_sizes, independent_copy, make_weights_permanent
+from eeutils.fields import check_range
+from eeutils.models.memory import device_and_dtype, independent_copy, make_weights_permanent
 from eeutils.models.multiexit import Features, MultiExitNet, map_tensors, uncompiled
 
 # Where torch needs values it names the device ("cannot be called on meta tensors", "register_meta"), or a "fake impl"
@@ -31,8 +32,7 @@ def check_exits(net: nn.Module) -> MultiExitNet:
 
 def check_exit_index(exit_index: int, num_exits: int) -> None:
     """Raise ValueError if there is no exit `exit_index`; 0 is the shallowest."""
-    if not 0 <= exit_index < num_exits:
-        raise ValueError(f"exit_index must be in 0..{num_exits - 1}, got {exit_index}")
+    check_range("exit_index", exit_index, 0, num_exits - 1)
 
 
 def check_units(name: str, units: Collection[int], allowed: Sequence[int]) -> None:
@@ -109,7 +109,7 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
         ValueError: if a lazy layer has no weights yet.
     """
     net = check_exits(net)
-    check_sizes(net)
+    device_and_dtype(net)  # raises if a layer is lazy
     copy = independent_copy(net)
     make_weights_permanent(copy)
     for module in copy.modules():

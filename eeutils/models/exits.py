@@ -13,16 +13,6 @@ from eeutils.models.multiexit import MultiExitNet, map_tensors
 _LARGEST_GRID = 4
 
 
-def average_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
-    """Global average pooling and one linear layer: ResNet's own classifier."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-
-
-def max_pool_exit(channels: int, num_classes: int) -> nn.Sequential:
-    """Global max pooling and one linear layer."""
-    return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-
-
 class SpatialPyramidExit(nn.Module):
     """Spatial pyramid pooling on grids of 1, 2 and 4 cells a side, and one linear layer.
 
@@ -59,8 +49,8 @@ def convolutional_exit(channels: int, num_classes: int) -> nn.Sequential:
 class InternalClassifier(nn.Module):
     """The early exit of Shallow-Deep Networks (Kaya et al., ICML 2019, arXiv 1810.07052, section 3).
 
-    A learned mix of max and average pooling reduces the feature map to at most 4x4; one linear layer reads it. A map
-    of 4x4 or less stays as it is, and the mix has no effect. `size` is the map's shorter side in pixels.
+    A learned mix of max and average pooling reduces the feature map, whose shorter side is `size`, to at most 4x4; one
+    linear layer reads it. A map of 4x4 or less stays as it is.
 
     Shapes: (N, channels, H, W) -> logits (N, num_classes).
     """
@@ -75,13 +65,14 @@ class InternalClassifier(nn.Module):
         return self.linear(self.pool(x).flatten(1))
 
 
+# From channels, classes and shorter side of a feature map.
 _EXITS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "avg": lambda channels, num_classes, size: average_pool_exit(channels, num_classes),
-    "max": lambda channels, num_classes, size: max_pool_exit(channels, num_classes),
-    "spp": lambda channels, num_classes, size: SpatialPyramidExit(channels, num_classes),
-    "spp_avg": lambda channels, num_classes, size: SpatialPyramidExit(channels, num_classes, reduce="avg"),
-    "mixed": lambda channels, num_classes, size: InternalClassifier(channels, size, num_classes),
-    "conv": lambda channels, num_classes, size: convolutional_exit(channels, num_classes),
+    "avg": lambda c, n, size: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, n)),
+    "max": lambda c, n, size: nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(c, n)),
+    "spp": lambda c, n, size: SpatialPyramidExit(c, n),
+    "spp_avg": lambda c, n, size: SpatialPyramidExit(c, n, reduce="avg"),
+    "mixed": lambda c, n, size: InternalClassifier(c, size, n),
+    "conv": lambda c, n, size: convolutional_exit(c, n),
 }
 
 

@@ -43,17 +43,13 @@ def _fold_neighbours(net: nn.Module) -> None:
             pair = module.get_submodule(conv), module.get_submodule(norm)
             if uses[pair[0]] == uses[pair[1]] == 1 and _can_be_folded(*pair):
                 module.set_submodule(conv, fuse_conv_bn_eval(*pair))
-                # timm's BatchNormAct2d drops and activates as well.
-                rest = [part for name, part in pair[1].named_children() if name in ("drop", "act")]
-                module.set_submodule(norm, nn.Sequential(*rest) if rest else nn.Identity())
+                module.set_submodule(norm, nn.Identity())
 
 
 def _can_be_folded(conv: nn.Module, norm: nn.Module) -> bool:
     """Return true for a plain convolution and a norm with fixed statistics, both without hooks."""
-    is_norm = type(norm) is nn.BatchNorm2d or type(norm).__name__ == "BatchNormAct2d"
-    if type(conv) is not nn.Conv2d or not is_norm or norm.running_mean is None or norm.training:
-        return False
-    return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
+    are_plain = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None
+    return are_plain and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
 
 
 class StageModule(nn.Module):

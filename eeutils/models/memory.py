@@ -22,15 +22,11 @@ def device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     Raises:
         ValueError: if a lazy layer has no weights yet.
     """
-    check_sizes(net)
-    first = next((tensor for tensor in _tensors(net) if tensor.is_floating_point()), torch.empty(0))
-    return first.device, first.dtype
-
-
-def check_sizes(net: nn.Module) -> None:
-    """Raise ValueError if a lazy layer of `net` has no weights yet."""
-    if any(map(is_lazy, _tensors(net))):
+    tensors = list(chain(net.parameters(), net.buffers()))
+    if any(map(is_lazy, tensors)):
         raise ValueError("a lazy layer of the network has no weights yet; call net(images) once first")
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    return first.device, first.dtype
 
 
 def independent_copy(net: ModuleT) -> ModuleT:
@@ -48,10 +44,16 @@ def make_weights_permanent(net: nn.Module) -> None:
                 del module._forward_pre_hooks[key]
 
 
-def to_channels_last(net: nn.Module) -> None:
-    """Bring the 4-D tensors of `net` into channels-last memory; `net.to(memory_format=...)` raises at 5-D tensors."""
-    for tensor in _four_dimensional(net):
+def to_channels_last(net: nn.Module) -> list[Tensor]:
+    """Bring the 4-D tensors of `net` into channels-last memory, and return those that were contiguous.
+
+    `net.to(memory_format=torch.channels_last)` raises at 5-D tensors.
+    """
+    tensors = [tensor for tensor in chain(net.parameters(), net.buffers()) if tensor.ndim == 4]
+    contiguous = [tensor for tensor in tensors if tensor.is_contiguous()]
+    for tensor in tensors:
         tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return contiguous
 
 
 @contextmanager
@@ -60,8 +62,7 @@ def channels_last(net: nn.Module) -> Iterator[None]:
 
     Callers may need it: `safetensors.torch.save_file` takes contiguous tensors only.
     """
-    contiguous = [tensor for tensor in _four_dimensional(net) if tensor.is_contiguous()]
-    to_channels_last(net)
+    contiguous = to_channels_last(net)
     try:
         yield
     finally:
@@ -79,23 +80,7 @@ def named_weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_weights(net: nn.Module) -> None:
-    """Raise ValueError if a weight of `net` is NaN or infinite."""
-    broken = [name for name, tensor in named_weights(net) if not _is_finite(tensor)]
-    if broken:
-        raise ValueError(f"weights must be finite, got NaN or infinity in {len(broken)}, the first is {broken[0]!r}")
-
-
-def _tensors(net: nn.Module) -> Iterator[Tensor]:
-    return chain(net.parameters(), net.buffers())
-
-
-def _four_dimensional(net: nn.Module) -> list[Tensor]:
-    # Quantized weights are wrappers without memory of their own.
-    return [tensor for tensor in _tensors(net) if tensor.ndim == 4 and not is_traceable_wrapper_subclass(tensor)]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if is_traceable_wrapper_subclass(tensor):  # quantized: check its parts
-        names, _ = tensor.__tensor_flatten__()
-        return all(_is_finite(getattr(tensor, name)) for name in names)
-    return bool(tensor.isfinite().all())
+    """Raise ValueError if a weight of `net` is NaN or infinite; the parts of quantized weights are not checked."""
+    for name, tensor in named_weights(net):
+        if not is_traceable_wrapper_subclass(tensor) and not tensor.isfinite().all():
+            raise ValueError(f"weights must be finite, got NaN or infinity in {name!r}")

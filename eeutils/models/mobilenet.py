@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from eeutils.models.exits import average_pool_exit, with_heads
+from eeutils.models.exits import with_heads
 from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
@@ -44,7 +44,7 @@ def mobilenet(
     for widths, stride in _BLOCKS:
         units.append(depthwise_separable(channels, widths * width, stride))
         channels = widths * width
-    classifier = average_pool_exit(channels, num_classes)
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
     return with_heads(units, classifier, exit_after, (in_channels, image_size, image_size), pool, num_classes)
 
 

@@ -13,35 +13,23 @@ Features = Tensor | Sequence[Any] | Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """Recipe to build a network again.
+    """How to build a network again."""
 
-    Attributes:
-        library: who builds it; "eeutils" stands for `create_model`.
-        name: of the network.
-        arguments: keyword arguments of the builder, in types that JSON has.
-    """
-
-    library: str
+    library: str  # "eeutils" stands for `create_model`
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any]  # as JSON has them
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The units between one exit and the next, and the exit at their end.
-
-    Attributes:
-        units: of the backbone, shallow to deep.
-        head: the exit.
-        head_reads_a_copy: true if `head` or the next unit begins in place, as `nn.ReLU(inplace=True)` does.
-    """
+    """The units between one exit and the next, and the exit at their end."""
 
     units: tuple[nn.Module, ...]
     head: nn.Module
-    head_reads_a_copy: bool
+    head_reads_a_copy: bool  # because it or the next unit overwrites its input, as `nn.ReLU(inplace=True)` does
 
     def features(self, x: Features) -> Features:
-        """Feature map of the stage before (N, ...) -> feature map of this one."""
+        """Map the features of the stage before (N, ...) to those of this one."""
         for unit in self.units:
             x = unit(x)
         return x
@@ -51,17 +39,16 @@ class Stage:
         return map_tensors(torch.clone, features) if self.head_reads_a_copy else features
 
     def answer(self, features: Features) -> Tensor:
-        """Feature map of this stage -> logits (N, C). Call it before the next stage runs."""
+        """Map the features of this stage to logits (N, C); call it before the next stage runs."""
         return self.head(self.read(features))
 
 
 class MultiExitNet(nn.Module):
-    """A convolutional network as a list of units with a head after some of them.
+    """A network as a list of units with a head after some of them.
 
-    A *unit* is a piece of the backbone (the stem, a block); an *exit* is a head that reads the feature map after
-    one unit. The network's own classifier is its last exit, so a plain CNN is a network with one exit. The keys of
-    `state_dict()` are `units.<unit>...` and `exits.<unit>...`: those of the backbone do not depend on where the
-    exits are.
+    A *unit* is a piece of the backbone (the stem, a block); an *exit* is a head that reads the feature map after one
+    unit. The network's own classifier is its last exit, so a plain CNN is a network with one exit. The keys of
+    `state_dict()` are `units.<unit>...` and `exits.<unit>...`: those of the backbone do not depend on the exits.
 
     Args:
         units: the backbone, shallow to deep; each maps a feature map to the next. A feature map may also be a tuple,
@@ -70,7 +57,7 @@ class MultiExitNet(nn.Module):
         exits: unit index -> head that maps the feature map after that unit to logits; the last unit needs one.
 
     Attributes:
-        origin: how to build this network again, if `create_model` built it; networks changed by surgery have none.
+        origin: how to build this network again; None after surgery, or if it was built by hand.
 
     Raises:
         ValueError: if an exit follows a unit that does not exist, or the last unit has none.
@@ -106,7 +93,7 @@ class MultiExitNet(nn.Module):
             start = unit + 1
 
     def forward_features(self, x: Tensor) -> list[Features]:
-        """Images (N, C, H, W) -> the feature map that each exit reads, shallowest first."""
+        """Map images (N, C, H, W) to the features that each exit reads, shallowest first."""
         features = []
         for stage in self.stages():
             x = stage.features(x)
@@ -114,7 +101,7 @@ class MultiExitNet(nn.Module):
         return features
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (N, C, H, W) -> logits of every exit, each (N, classes), shallowest first."""
+        """Map images (N, C, H, W) to the logits of every exit, each (N, classes), shallowest first."""
         logits = []
         for stage in self.stages():
             x = stage.features(x)
@@ -142,12 +129,12 @@ def tensors_of(features: Features) -> list[Tensor]:
 
 
 def uncompiled(net: nn.Module) -> nn.Module:
-    """Return the network inside a `torch.compile` wrapper, or `net` itself; weights are shared."""
+    """Return the network inside a `torch.compile` wrapper, or `net` itself."""
     return getattr(net, "_orig_mod", net)  # the class of the wrapper is slow to import
 
 
 def begins_in_place(module: nn.Module) -> bool:
-    """Return true if the first layer of `module` overwrites its input."""
+    """Return True if the first layer of `module` overwrites its input."""
     while (first := next(module.children(), None)) is not None:
         module = first
     return getattr(module, "inplace", False)

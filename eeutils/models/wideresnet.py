@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from eeutils.models.exits import average_pool_exit, with_heads
+from eeutils.models.exits import with_heads
 from eeutils.models.layers import conv_norm_act
 from eeutils.models.multiexit import MultiExitNet
 from eeutils.models.registry import register_model
@@ -66,8 +66,8 @@ def wideresnet32_4(
             out_channels, stride = 4 * width * 2**stage, 2 if stage > 0 and block == 0 else 1
             units.append(PreActivationBlock(channels, out_channels, stride, dropout))
             channels = out_channels
-    head = average_pool_exit(channels, num_classes)
-    classifier = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *head)
+    last = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    classifier = nn.Sequential(*last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
     return with_heads(units, classifier, exit_after, (in_channels, image_size, image_size), pool, num_classes)
 
 

@@ -16,7 +16,7 @@ _NEWTON_SCHULZ_STEPS = 3
 
 
 def trained_part(net: MultiExitNet, trained: str) -> nn.Module:
-    """Return what `TrainConfig.trained` stands for: `net`, its exits, or all exits but the last."""
+    """Return the part that `TrainConfig.trained` names: `net`, its exits, or all exits but the last."""
     if trained == "all":
         return net
     exits = list(net.exits.values())
@@ -51,42 +51,31 @@ def gradients_for(net: MultiExitNet, trained: str) -> Iterator[None]:
 def create_optimizer(part: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """Create the optimizer of `part`; each parameter group multiplies the learning rate by its `lr_factor`."""
     groups = _parameter_groups(part, config)
-    # The fused kernel reads the loss scaler's verdict on the device; the others would wait for it at every step.
-    fused = device.type == "cuda"
+    fused = device.type == "cuda"  # other kernels wait for the loss scaler's verdict at every step
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
+    settings = {"lr": config.learning_rate, "momentum": config.momentum, "nesterov": config.nesterov}
     if config.optimizer == "muon":
-        in_bf16 = config.precision == "bf16"
-        optimizer = Muon(groups, config.learning_rate, config.momentum, config.nesterov, in_bf16=in_bf16)
+        optimizer = Muon(groups, in_bf16=config.precision == "bf16", **settings)
     else:
-        optimizer = torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
-        )
+        optimizer = torch.optim.SGD(groups, fused=fused, **settings)
     if config.momentum:
-        _start_momentum_at_zero(optimizer)
+        # Start at zero, which does not change the first step. If its scaled gradients overflow, as in fp16, the fused
+        # kernel skips it and would leave buffers uninitialised.
+        for parameter in part.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load the state of an optimizer of the same config; settings, such as which kernel steps, stay the device's."""
+    """Load the state of an optimizer of the same config, but not its settings, such as the kernel for its device."""
     optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
-    """Create momentum buffers of zeros, which do not change the first step.
-
-    When the scaled gradients of the first step overflow, as in fp16, the fused kernel skips it and leaves the buffers
-    that torch would create for it uninitialised.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _parameter_groups(part: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Group weights, which decay; norms and biases, which do not; BatchNorm's biases, if they have their own rate.
 
-    With Muon, the filters of exits and of all units but the stem come first.
+    With Muon, the first group is the filters of exits and of all units but the stem.
     """
     rest = dict(part.named_parameters())
     faster, filters = [], []
@@ -128,7 +117,7 @@ class WeightAverage:
     Args:
         net: the network before training.
         decay: share of the average that an update keeps; 0.999 looks back about a thousand steps. Update t keeps at
-            most (1 + t) / (10 + t), so that a short run, too, forgets its first weights.
+            most (1 + t) / (10 + t), so that short runs forget their first weights as well.
     """
 
     def __init__(self, net: MultiExitNet, decay: float) -> None:
@@ -161,26 +150,22 @@ class Muon(torch.optim.SGD):
 
     Args:
         groups: of parameters; weight decay has no effect on orthogonal ones.
-        learning_rate: of groups without their own `lr`.
-        momentum: of all groups.
-        nesterov: look ahead.
         in_bf16: make orthogonal in bf16, which is precise enough and on recent CPUs eight times as fast.
+        settings: of SGD.
     """
 
-    def __init__(
-        self, groups: list[dict[str, Any]], learning_rate: float, momentum: float, nesterov: bool, in_bf16: bool
-    ) -> None:
-        super().__init__(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
+    def __init__(self, groups: list[dict[str, Any]], *, in_bf16: bool, **settings: Any) -> None:
+        super().__init__(groups, **settings)
         self.dtype = torch.bfloat16 if in_bf16 else torch.float32
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update all parameters; gradients of filters are used up. Nothing waits for the device."""
+        """Update all parameters and drop the gradients of filters. Nothing waits for the device."""
         for group in self.param_groups:
             for filters in group["params"] if group["orthogonal"] else ():
                 if filters.grad is not None:
                     self._step_filters(filters, **group)
-        super().step(closure)  # passes over what has no gradient
+        super().step(closure)  # skips what has no gradient
 
     def _step_filters(self, filters: Tensor, lr: float, momentum: float, nesterov: bool, **_: Any) -> None:
         state = self.state[filters]
@@ -194,7 +179,7 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """`matrix` with its larger singular values brought near 1, by a few Newton-Schulz steps."""
+    """Bring the larger singular values of `matrix` near 1 by a few Newton-Schulz steps."""
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix

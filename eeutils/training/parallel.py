@@ -24,22 +24,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of this run.
+    """The processes of this run."""
 
-    Attributes:
-        rank: number of this process, from 0.
-        world_size: number of processes.
-    """
-
-    rank: int = 0
-    world_size: int = 1
+    rank: int = 0  # of this process
+    world_size: int = 1  # how many there are
 
     @staticmethod
     def of_this_run() -> "Workers":
         """Return the processes of torch.distributed, or this one alone."""
-        if dist.is_available() and dist.is_initialized():
-            return Workers(dist.get_rank(), dist.get_world_size())
-        return Workers()
+        is_started = dist.is_available() and dist.is_initialized()
+        return Workers(dist.get_rank(), dist.get_world_size()) if is_started else Workers()
 
     @property
     def is_first(self) -> bool:

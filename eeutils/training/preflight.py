@@ -8,6 +8,7 @@ from eeutils.analysis.predictions import check_outputs
 from eeutils.data import ImageData
 from eeutils.data.augmentation import augmented_batch
 from eeutils.device import cuda_indices
+from eeutils.fields import check_type
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_exits, checked_answers
 from eeutils.models.memory import device_and_dtype, independent_copy
@@ -23,10 +24,12 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Los
     """Try a training batch and its losses on a copy of `net`.
 
     Raises:
-        TypeError: if `net` has no exits.
+        TypeError: if `net` has no exits, or `data` or `config` is of another type.
         ValueError: if network, data, config and loss do not fit together.
     """
     check_exits(net)
+    check_type("data", data, ImageData, "it has a training, a validation and a test split")
+    check_type("config", config, TrainConfig, 'take recipe("slim")')
     if not any(weight.requires_grad for weight in trained_part(net, config.trained).parameters()):
         raise ValueError(f"trained must be a part of the network that is not frozen, got {config.trained!r}")
     if others := {each.dtype for each in net.parameters() if each.is_floating_point()} - {torch.float32}:

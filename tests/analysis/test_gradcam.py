@@ -13,8 +13,7 @@ from eeutils.analysis.gradcam import (
     map_correlation,
     map_spread,
 )
-from eeutils.models import MultiExitNet, create_model
-from eeutils.models.exits import average_pool_exit
+from eeutils.models import MultiExitNet, create_exit, create_model
 
 NETWORKS = {
     "resnet18_sdn": {"width": 4},
@@ -302,7 +301,7 @@ class Block(nn.Module):
 
 
 def test_guided_backprop_refuses_relu_functions():
-    net = net_of(Block(), head=average_pool_exit(4, 10))
+    net = net_of(Block(), head=create_exit("avg", 4, 10))
     with pytest.raises(ValueError, match="got 1 functions"):
         guided_backprop(net, pictures(1), 0)
     assert grad_cam(net, pictures(1), 0).shape == (1, 32, 32)

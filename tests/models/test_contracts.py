@@ -72,7 +72,7 @@ def run_fit(net: MultiExitNet, split: Split) -> None:
     fit(net, ImageData("own", split, split, split), TrainConfig(epochs=1), progress=False)
 
 
-def test_front_doors_need_the_weights_of_lazy_layers():
+def test_device_and_dtype_need_the_weights_of_lazy_layers():
     pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     split = Split(pixels, torch.arange(20) % 10, tuple("0123456789"), Normalization((0.5,) * 3, (0.25,) * 3))
     heads = {unit: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)) for unit in (0, 1)}

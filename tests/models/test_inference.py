@@ -83,7 +83,7 @@ def test_prepared_layers_with_hooks_stay(layer):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("change", [lambda conv: prune.random_unstructured(conv, "weight", 0.5), weight_norm])
-def test_pruned_and_weight_normed_networks_cost_and_answer_as_they_are(net, change):
+def test_prepared_pruned_and_weight_normed_networks_cost_and_answer_as_they_are(net, change):
     change(net.units[0][0])
     prepared = answers_the_same(net)
     assert norms(prepared) == 0
@@ -93,13 +93,13 @@ def test_pruned_and_weight_normed_networks_cost_and_answer_as_they_are(net, chan
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_quantized_networks_are_told_to_measure_seconds(net):
+def test_exit_costs_of_quantized_networks_point_to_measure_seconds(net):
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
     with pytest.raises(ValueError, match="measure_seconds"):
         exit_costs(quantized, (3, 16, 16))
 
 
-def test_hooks_do_not_see_the_counting_of_costs(net):
+def test_exit_costs_are_counted_without_hooks(net):
     net.units[0].register_forward_hook(lambda *_: pytest.fail("seen"))
     assert len(exit_costs(net, (3, 16, 16))) == 3
 

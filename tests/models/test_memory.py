@@ -66,7 +66,7 @@ def test_device_and_dtype_are_those_of_the_first_float():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("change", [lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5), weight_norm])
-def test_copies_of_computed_weights_answer_alike_and_become_permanent(change):
+def test_independent_copy_and_make_weights_permanent_keep_the_answers(change):
     net, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 9, 9)
     change(net[0])
     copy = independent_copy(net)

@@ -60,7 +60,7 @@ def test_resnet18_has_its_exits_at_the_usual_places_or_elsewhere():
 
 
 @pytest.mark.parametrize("name", ["resnet18_3exits", "resnet56", "mobilenet"])
-def test_pool_names_all_exits_and_none_keeps_the_own_classifier(name):
+def test_create_model_pool_names_all_exits_and_none_keeps_the_own_classifier(name):
     def first_parts(heads: Iterable[nn.Module]) -> list[type]:
         return [type(head[0] if isinstance(head, nn.Sequential) else head) for head in heads]
 

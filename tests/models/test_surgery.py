@@ -111,7 +111,7 @@ def biased(net: MultiExitNet) -> MultiExitNet:
         (widen_backbone, lambda: resnet18(width=2, stem="imagenet"), r"\(2, 3, 7, 7\)"),
     ],
 )
-def test_backbones_of_other_networks_are_refused(change, donor: Callable[[], MultiExitNet], got):
+def test_copy_and_widen_backbone_name_layers_that_differ(change, donor: Callable[[], MultiExitNet], got):
     net = resnet18(width=4)
     before = snapshot(net)
     with pytest.raises(ValueError, match=got):

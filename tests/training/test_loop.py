@@ -29,6 +29,14 @@ EARLY = {"trained": "early_exits", "loss": LossConfig(weights="equal")}
 ADAM = {**EARLY, "optimizer": "adam", "learning_rate": 0.01, "schedule": "steps", "drops": (0.6,)}
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def at_step(monkeypatch, epoch: int, step: int, action) -> None:
     """Call `action` before this step of the next run that gets there."""
     original = TrainBatches.epoch
@@ -41,14 +49,6 @@ def at_step(monkeypatch, epoch: int, step: int, action) -> None:
             yield batch
 
     monkeypatch.setattr(TrainBatches, "epoch", epochs)
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -109,11 +109,14 @@ def test_fit_takes_a_loss_per_exit_or_their_sum(tiny_net, tiny_data, tiny_config
     assert not [name for name in history.rows[0] if name.startswith("train_loss_")]
 
 
-def test_fit_calls_on_epoch_with_the_history_so_far(tiny_net, tiny_data, tiny_config):
+def test_fit_calls_on_epoch_and_shows_progress(tiny_net, tiny_data, tiny_config, capsys):
     seen: list[History] = []
-    history = fit(tiny_net(), tiny_data, tiny_config(), on_epoch=seen.append, progress=False)
+    history = fit(tiny_net(), tiny_data, tiny_config(), on_epoch=seen.append)
     assert [len(each.rows) for each in seen] == [1, 2, 3]
     assert seen[-1] == history
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert all(part in shown for part in ("epoch 3/3", "loss", "img/s", "<00:00"))
+    assert shown.split("val")[1].count("%") == 3
 
 
 def test_fit_depends_on_the_seed_only(tiny_net, tiny_data, tiny_config, weights, changed):
@@ -189,15 +192,6 @@ def test_train_step_never_waits_for_the_device(tiny_net, tiny_data, tiny_config,
             torch.cuda.set_sync_debug_mode("default")
     assert "aten.convolution.default" in operations.names
     assert not [name for name in operations.names if "local_scalar" in name or "nonzero" in name]
-
-
-def test_fit_shows_progress(tiny_net, tiny_data, tiny_config, capsys):
-    fit(tiny_net(), tiny_data, tiny_config(epochs=2))
-    shown = capsys.readouterr().err.split("\r")[-1]
-    assert all(part in shown for part in ("epoch 2/2", "loss", "img/s", "<00:00"))
-    assert shown.split("val")[1].count("%") == 3
-    fit(tiny_net(), tiny_data, tiny_config(epochs=1), progress=False)
-    assert capsys.readouterr() == ("", "")
 
 
 RESUMED = {

@@ -55,18 +55,18 @@ def test_exit_weights_names_weights_that_do_not_fit(weights):
     assert repr(weights) in str(error.value)
 
 
-def test_cross_entropy_by_hand():
+def test_exit_losses_are_cross_entropies_by_hand():
     losses = exit_losses([EARLY, LAST], LABELS, LossConfig())
     assert losses.tolist() == pytest.approx([-(log(3 / 4) + log(1 / 4)) / 2, -(log(0.9) + log(0.1)) / 2])
 
 
-def test_label_smoothing_by_hand():
+def test_exit_losses_with_label_smoothing_by_hand():
     (loss,) = exit_losses([EARLY[:1]], LABELS[:1], LossConfig(label_smoothing=0.2))
     assert loss.item() == pytest.approx(-(0.9 * log(3 / 4) + 0.1 * log(1 / 4)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_self_distillation_by_hand(temperature):
+def test_exit_losses_with_distillation_by_hand(temperature):
     losses = exit_losses([EARLY, LAST], LABELS, LossConfig(distillation=0.25, temperature=temperature))
     student, teacher = (1 / (1 + exp(-log(odds) / temperature)) for odds in (3, 9))
     divergence = teacher * log(teacher / student) + (1 - teacher) * log((1 - teacher) / (1 - student))
@@ -76,13 +76,13 @@ def test_self_distillation_by_hand(temperature):
     )
 
 
-def test_self_distillation_does_not_move_the_last_exit():
+def test_exit_losses_with_distillation_do_not_move_the_last_exit():
     early, last = EARLY.clone().requires_grad_(), LAST.clone().requires_grad_()
     exit_losses([early, last], LABELS, LossConfig(distillation=0.5))[0].backward()
     assert early.grad.abs().sum() > 0
     assert not last.grad.any()
 
 
-def test_self_distillation_leaves_a_single_exit_alone():
+def test_exit_losses_with_distillation_leave_a_single_exit_alone():
     alone = exit_losses([LAST], LABELS, LossConfig(distillation=0.5))
     assert torch.equal(alone, exit_losses([LAST], LABELS, LossConfig()))

@@ -75,16 +75,15 @@ def test_bias_learning_rate_multiplies_that_of_norms(tiny_net, tiny_data, tiny_c
         torch.testing.assert_close(moved_ahead, moved * (8 if bias_of_norm else 1), msg=name)
 
 
-def test_bias_learning_rate_stands_norms_without_a_bias(tiny_config):
-    part = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4), create_exit("avg", 4, 4)
-    )
-    groups = create_optimizer(part, tiny_config(bias_learning_rate=8.0), CPU).param_groups
-    assert [parameter is part[2].bias for parameter in groups[2]["params"]] == [True]
+def test_create_optimizer_stands_norms_without_a_bias_and_heads_without_a_filter(tiny_config):
+    part = nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4), create_exit("avg", 4, 4))
+    groups = create_optimizer(part, tiny_config(optimizer="muon", bias_learning_rate=8.0), CPU).param_groups
+    assert [parameter is part[1].bias for parameter in groups[2]["params"]] == [True]
+    assert not any(each["orthogonal"] for each in groups)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_forgets_a_first_step_that_overflows(tiny_net, tiny_config, momentum):
+def test_create_optimizer_stands_a_first_step_that_overflows(tiny_net, tiny_config, momentum):
     """A GradScaler has the fused kernel skip such a step."""
     nets = {"cuda": tiny_net(), "cpu": tiny_net()}  # the devices that the kernels are for; the weights are on the CPU
     config = tiny_config(momentum=momentum, nesterov=False)
@@ -119,7 +118,7 @@ def test_restore_optimizer_keeps_state_but_not_the_kernel(tiny_net, tiny_config,
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_weight_decay_is_l2_on_two_dimensions_or_more(tiny_config, kind):
+def test_create_optimizer_decays_two_dimensions_or_more_by_l2(tiny_config, kind):
     """With a gradient of 0, L2 makes Adam move a weight by the whole rate; AdamW would hardly move it."""
     part = nn.ModuleList([nn.LayerNorm((2, 4, 4)), nn.LayerNorm(4), nn.Linear(3, 3)])
     nn.init.constant_(part[2].weight, 1.0)
@@ -238,7 +237,7 @@ def test_orthogonal_keeps_directions_and_brings_singular_values_near_one(shape, 
 def test_muon_steps_by_hand():
     """Two steps in one direction: an orthogonal gradient stays as it is but for a gain, which is that of one number."""
     filters = nn.Parameter(torch.eye(4).reshape(4, 4, 1, 1) * 3)
-    optimizer = Muon([group(filters)], learning_rate=0.1, momentum=0.5, nesterov=True, in_bf16=False)
+    optimizer = Muon([group(filters)], lr=0.1, momentum=0.5, nesterov=True, in_bf16=False)
     gain = orthogonal(torch.eye(4))[0, 0]
     for size in (1.0, 7.0):  # of the gradient, which makes no difference
         filters.grad = size * torch.eye(4).reshape(4, 4, 1, 1)
@@ -251,7 +250,7 @@ def test_muon_steps_by_hand():
 def test_muon_trains_other_groups_as_sgd_does():
     one, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(one.state_dict())
-    muon = Muon([group(*one.parameters(), is_orthogonal=False)], 0.1, 0.9, nesterov=True, in_bf16=False)
+    muon = Muon([group(*one.parameters(), is_orthogonal=False)], in_bf16=False, lr=0.1, momentum=0.9, nesterov=True)
     sgd = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for _ in range(3):
         for own, theirs in zip(one.parameters(), other.parameters(), strict=True):
@@ -274,13 +273,6 @@ def test_muon_gets_the_filters_past_the_stem(tiny_net, tiny_config):
     assert [each["lr_factor"] for each in others] == [1.0, 1.0, 8.0]
     assert not any(each["orthogonal"] for each in others)
     assert sum(len(each["params"]) for each in (first, *others)) == len(list(net.parameters()))
-
-
-def test_muon_trains_heads_without_a_filter(tiny_config):
-    groups = create_optimizer(
-        nn.ModuleList([create_exit("avg", 4, 4)]), tiny_config(optimizer="muon"), CPU
-    ).param_groups
-    assert not any(each["orthogonal"] for each in groups)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

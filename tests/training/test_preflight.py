@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -34,6 +32,13 @@ def test_fit_names_a_misfit_before_training(
     assert not list(tmp_path.iterdir())
 
 
+def test_fit_names_arguments_of_another_type(tiny_net, tiny_data, tiny_config):
+    with pytest.raises(TypeError, match=r"^config .* str"):
+        fit(tiny_net(), tiny_data, "slim", progress=False)
+    with pytest.raises(TypeError, match=r"^data .* Split"):
+        fit(tiny_net(), tiny_data.train, tiny_config(), progress=False)
+
+
 def test_fit_refuses_a_loss_of_another_shape(tiny_net, tiny_data, tiny_config):
     with pytest.raises(ValueError, match=r"^loss .*\(3,\) or \(\), got \(16, 4\)|^loss .*got \(2, 4\)"):
         fit(tiny_net(), tiny_data, tiny_config(), loss=lambda logits, labels: logits[0], progress=False)
@@ -59,14 +64,6 @@ def test_fit_names_a_head_that_spoils_deeper_exits(tiny_net, tiny_data, tiny_con
         fit(net, tiny_data, tiny_config(), progress=False)
 
 
-def test_fit_needs_an_output_per_class_at_every_exit(tiny_data, tiny_config):
-    whole = resnet18(width=2, num_classes=4)
-    net = MultiExitNet(whole.units, {2: resnet18(width=2, num_classes=2).exits["8"], 8: whole.exits["8"]})
-    net.exits["2"][-1] = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"\(2, 2\), \(2, 4\)"):
-        fit(net, tiny_data, tiny_config(), progress=False)
-
-
 def test_check_fit_tries_the_share_of_one_process(tiny_data, tiny_config):
     """With a batch of two, each of two processes gets one image, too few for a norm over single values."""
     units = [nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4))]
@@ -84,12 +81,8 @@ def test_check_fit_needs_something_to_train(tiny_net, tiny_data, tiny_config, tr
         check_fit(net, tiny_data, tiny_config(trained=trained), None, 1)
     next(trained_part(net, trained).parameters()).requires_grad_(True)
     check_fit(net, tiny_data, tiny_config(trained=trained), None, 1)
-
-
-def test_check_fit_needs_early_exits_to_train_them(tiny_data, tiny_config):
-    config = replace(tiny_config(), trained="early_exits")
     with pytest.raises(ValueError, match="'early_exits'"):
-        check_fit(resnet18(width=2, num_classes=4), tiny_data, config, None, 1)
+        check_fit(resnet18(width=2, num_classes=4), tiny_data, tiny_config(trained="early_exits"), None, 1)
 
 
 def test_autocast_dtype_auto_is_what_the_device_is_fast_at(monkeypatch):

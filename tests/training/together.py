@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from eeutils.data import Augmentation, ImageData, TrainBatches, load_data
+from eeutils.files import save_tensors
 from eeutils.models import MultiExitNet, create_exit, resnet18_3exits
 from eeutils.training import History, TrainConfig, fit, loop, recipe
 from eeutils.training.parallel import Workers, workers_of_torchrun
@@ -41,37 +41,30 @@ def without_norms() -> MultiExitNet:
 
 
 def leave(net: MultiExitNet, name: str, rank: int) -> None:
-    save_file(
-        {key: tensor.contiguous() for key, tensor in net.state_dict().items()}, FOLDER / f"{name}-{rank}.safetensors"
-    )
+    save_tensors(FOLDER / f"{name}-{rank}.safetensors", net.state_dict())
 
 
 def train(net: MultiExitNet, config: TrainConfig, checkpoint: Path | None = None) -> History:
     return fit(net, some_digits(), config, checkpoint=checkpoint, progress=False)
 
 
-def train_until(step: int, rank: int, action, checkpoint: Path) -> None:
-    """Call `action` in the second epoch of one process, which ends the run in all of them."""
+def train_until_terminated(checkpoint: Path) -> None:
+    """Send SIGTERM to the second process in its second epoch, which ends the run in both."""
     original = TrainBatches.epoch
 
     def epoch(self, number):
         for index, batch in enumerate(original(self, number)):
-            if (number, index, self.rank) == (1, step, rank):
-                action()
+            if (number, index, self.rank) == (1, 2, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     TrainBatches.epoch = epoch
     try:
         train(with_norms(seed=0), SHORT, checkpoint)
     except SystemExit:
-        return
-    finally:
         TrainBatches.epoch = original
+        return
     raise AssertionError("the run was not stopped")
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
@@ -85,7 +78,7 @@ def main() -> None:
             leave(net, name, workers.rank)
         # One process gets SIGTERM; only the first has the checkpoint, as on machines without a common disk.
         own = FOLDER / f"stopped-{workers.rank}.pt"
-        train_until(2, 1, terminate, own)
+        train_until_terminated(own)
         net = with_norms(seed=5 + workers.rank)
         train(net, SHORT, own)
         leave(net, "resumed", workers.rank)
