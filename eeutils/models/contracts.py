@@ -25,7 +25,7 @@ def check_exits(net: nn.Module) -> MultiExitNet:
     """
     if not hasattr(net, "num_exits"):
         wraps_one = hasattr(getattr(net, "module", None), "num_exits")  # DataParallel, AveragedModel
-        remedy = "pass net.module" if wraps_one else "cut it into units: MultiExitNet(units, {unit: head, ...})"
+        remedy = "pass net.module" if wraps_one else "add some with with_exits(net, after=[...])"
         raise TypeError(f"{type(net).__name__} has no exits; {remedy}")
     return uncompiled(net)
 
