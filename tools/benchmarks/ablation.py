@@ -26,7 +26,7 @@ from eeutils.models import MultiExitNet, create_model, drop_exits
 from eeutils.models.airnet import Whitening
 from eeutils.models.registry import fitting_arguments
 from eeutils.scoreboard import MAX_DROP, Spread
-from eeutils.training import TrainConfig, choose_device, fit, muon, recipe
+from eeutils.training import TrainConfig, choose_device, fit, optimizer, recipe
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
 from tools.tables import frame_as_markdown
@@ -148,7 +148,7 @@ def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: I
     net = create_model(study.model, pool=variant.pool, **shape)
     if variant.prepare is not None:
         variant.prepare(net)
-    with mock.patch.object(muon, "_NEWTON_SCHULZ_STEPS", variant.newton_schulz_steps):
+    with mock.patch.object(optimizer, "_NEWTON_SCHULZ_STEPS", variant.newton_schulz_steps):
         if variant.backbone_first:
             config = replace(config, epochs=max(1, config.epochs // 2))
             plain = drop_exits(net, net.exit_after[:-1])  # shares its weights
