@@ -1,11 +1,24 @@
-"""Typed fields of config dataclasses, checked when a config is made."""
+"""Checks of values: one of several choices, and the fields of config dataclasses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise ValueError unless `value`, the argument `name`, is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+
+
+def check_range(name: str, value: float, low: float, high: float = inf) -> None:
+    """Raise ValueError unless `value`, the argument `name`, is a number in [low, high]."""
+    if not low <= value <= high:
+        wanted = f"{low:g} or more" if high == inf else f"in {low:g}..{high:g}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class Rule:
 Positive = Annotated[float, Rule("positive", lambda value: value > 0)]
 NotNegative = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
 Share = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+Natural = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
 Count = Annotated[int, Rule("1 or more", lambda value: value >= 1)]
 
 

@@ -1,8 +1,8 @@
 """Confusion: exits that disagree with the last one indicate a mistake (Kaya et al., ICML 2019, arXiv 1810.07052).
 
-Two indicators are at hand: the confusion score of a network with exits, and the doubt of its last exit or of a plain
+Two indicators are compared: the confusion score of a network with exits, and the doubt of its last exit or of a plain
 network. An `ErrorIndicator` measures how well one separates mistakes from right answers: by the two counts that the
-authors' code prints, the overlap of the histograms that they draw, and the figures usual today.
+authors' code prints, by the overlap of the histograms that they draw, and by AUROC and AURC.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eeutils.analysis.metrics import draw_images
 from eeutils.analysis.predictions import Predictions
+from eeutils.fields import Positive, check_fields
 
 
 def confusion_scores(predictions: Predictions) -> Tensor:
@@ -30,25 +31,24 @@ def doubt(predictions: Predictions) -> Tensor:
 
 @dataclass(frozen=True)
 class Standardization:
-    """Scale that puts the scores of different networks in standard deviations of their training scores.
+    """Scale of scores in standard deviations of the training scores, which makes different networks comparable.
 
-    The order of the images stays the same, and with it everything an `ErrorIndicator` measures.
+    It keeps the order of the images, and so everything an `ErrorIndicator` measures.
 
     Attributes:
-        mean: mean of the training scores.
+        mean: of the training scores.
         std: their standard deviation, above 0.
     """
 
     mean: float
-    std: float
+    std: Positive
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < float("inf"):
-            raise ValueError(f"std must be positive and finite, got {self.std}; do the scores differ?")
+        check_fields(self)
 
     @staticmethod
     def of(train_scores: Tensor) -> "Standardization":
-        """Take mean and standard deviation of `train_scores` (N,)."""
+        """Take the mean and standard deviation of `train_scores` (N,)."""
         scores = train_scores.double()
         return Standardization(float(scores.mean()), float(scores.std(correction=0)))
 
@@ -122,7 +122,7 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
         bins: bins of the histogram, between the smallest and the largest suspicion.
 
     Raises:
-        ValueError: if shapes, types or values are others, or the answers are all right or all wrong.
+        ValueError: if the answers are all right or all wrong.
     """
     _check(suspicion, wrong)
     suspicion = suspicion.double()
@@ -145,19 +145,10 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
 
 
 def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: int = 0) -> Tensor:
-    """(draws,) float64, AUROC on bootstrap samples of the images.
+    """(draws,) float64, AUROC of `suspicion` (N,) on bootstrap samples of the images; see `error_indicator`.
 
     A seed always draws the same images, so draws for two indicators can be subtracted to bound their difference. They
     cover the choice of the images, not the training seed. A sample without wrong or without right answers gives NaN.
-
-    Args:
-        suspicion: (N,) float, see `error_indicator`.
-        wrong: (N,) bool.
-        draws: bootstrap samples.
-        seed: seed of the draws.
-
-    Raises:
-        ValueError: as in `error_indicator`.
     """
     _check(suspicion, wrong)
     times = draw_images(len(wrong), draws, seed)
@@ -200,15 +191,9 @@ def _histogram(values: Tensor, edges: np.ndarray) -> Tensor:
 
 
 def _check(suspicion: Tensor, wrong: Tensor) -> None:
-    if (
-        suspicion.ndim != 1
-        or suspicion.shape != wrong.shape
-        or wrong.dtype != torch.bool
-        or not suspicion.isfinite().all()
-    ):
+    fits = suspicion.ndim == 1 and suspicion.shape == wrong.shape and wrong.dtype == torch.bool
+    if not fits or not suspicion.isfinite().all() or wrong.unique().numel() < 2:
         raise ValueError(
-            "suspicion and wrong must be (N,) finite floats and (N,) bool, "
-            f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}"
+            "suspicion and wrong must be finite (N,) and bool (N,), some wrong and some not, "
+            f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}, {int(wrong.sum())} wrong"
         )
-    if wrong.all() or not wrong.any():
-        raise ValueError(f"wrong must hold right and wrong answers, got {int(wrong.sum())} wrong of {len(wrong)}")

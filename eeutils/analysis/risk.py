@@ -1,8 +1,8 @@
 """Thresholds with a guarantee: risk control for early exits (Jazbec et al., NeurIPS 2024, arXiv 2405.20915).
 
-Both functions measure a loss of early exiting on validation data and accept a threshold only if chance alone hardly
-explains a loss that low. Thresholds are tested from 1 downwards until the first fails (fixed sequence testing), so each
-is tested at the full `delta`, however many there are.
+Both functions measure the loss that early exits cause on validation data, and accept a threshold only if chance alone
+hardly explains a loss that low. Thresholds are tested from 1 downwards until the first fails (fixed sequence testing),
+so each is tested at the full `delta`, however many there are.
 """
 
 import math
@@ -64,10 +64,6 @@ def choose_with_guarantee(
         score: see `eeutils.analysis.policies.score_of`.
         thresholds: (T,) in [0, 1], or infinite, to choose from, fixed before seeing `validation`; by default
             `GUARANTEE_THRESHOLDS`, 602 from 1 to 0.
-
-    Raises:
-        TypeError: if `validation` is not a `Predictions`.
-        ValueError: if an argument is out of range, or the score is unknown.
     """
     return _lowest_certified(measure_risk(validation, max_risk, score, thresholds), delta, score, validation)
 
@@ -88,7 +84,7 @@ def choose_with_gap_guarantee(
     Args:
         max_drop: accuracy that may be lost, in [0, 1); 0.005 is half a point.
 
-    Other arguments, errors and the case that nothing is certified: see `choose_with_guarantee`.
+    Other arguments, and the case that nothing is certified: see `choose_with_guarantee`.
     """
     return _lowest_certified(measure_gap(validation, max_drop, delta, score, thresholds), delta, score, validation)
 

@@ -1,4 +1,4 @@
-"""Your own images as a data set: tensors, folders, data sets of torchvision and of Hugging Face."""
+"""Your own images as a dataset: tensors, folders, datasets of torchvision and of Hugging Face."""
 
 import os
 import warnings
@@ -42,7 +42,7 @@ def data_from_tensors(
         images: (N, C, H, W) uint8.
         labels: (N,) int64, indices into `classes`.
         classes: names of the classes.
-        name: of the data set.
+        name: of the dataset.
         val_share: part of N to choose by.
         test_share: part of N to report on.
         seed: of the split.
@@ -50,8 +50,7 @@ def data_from_tensors(
             `eeutils.weights.weight_entry(name).normalization`.
 
     Raises:
-        TypeError: if images or labels are not tensors.
-        ValueError: if shapes, dtypes, labels or channels do not fit, or a share leaves a split without some class.
+        ValueError: if a share leaves a split without some class.
     """
     kwargs = {"name": name, "val_share": val_share, "test_share": test_share, "seed": seed}
     return _data_from_parts({"train": (images, labels)}, classes, **kwargs, normalization=normalization)
@@ -72,7 +71,7 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
     Raises:
         FileNotFoundError: if the folder does not exist.
         IntegrityError: if an image cannot be read; it names the file.
-        ValueError: as `data_from_tensors` and `load_image` do, and if class folders are missing, unknown or empty.
+        ValueError: if class folders are missing, unknown or empty.
     """
     root, skipped = Path(root), Counter[str]()
     folders = {_PARTS[path.name]: path for path in _folders(root) if path.name in _PARTS}
@@ -92,12 +91,12 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
 def data_from_torchvision(
     train: Any, test: Any = None, *, size: int | None = None, classes: Sequence[str] | None = None, **kwargs: Any
 ) -> ImageData:
-    """Read a torchvision classification data set, built without a transform, into memory.
+    """Read a torchvision classification dataset, built without a transform, into memory.
 
         data_from_torchvision(FashionMNIST("data"), FashionMNIST("data", train=False), size=32)
 
     Args:
-        train: the data set; yields pairs of a PIL image and a label.
+        train: the dataset; yields pairs of a PIL image and a label.
         test: its test split; by default held out of `train`.
         size: pixels per side of the squares that the images become; by default the size that all of them have.
         classes: by default `train.classes`.
@@ -112,7 +111,7 @@ def data_from_torchvision(
 
 
 def data_from_hf(dataset: Any, *, size: int | None = None, **kwargs: Any) -> ImageData:
-    """Read a Hugging Face image classification data set into memory.
+    """Read a Hugging Face image classification dataset into memory.
 
         data_from_hf(datasets.load_dataset("beans"), size=64)
 
@@ -150,7 +149,7 @@ def _data_from_parts(
     seed: int = 0,
     normalization: Normalization | None = None,
 ) -> ImageData:
-    """Make a data set of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
+    """Make a dataset of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
     if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
         shares = f"{val_share} and {test_share}"
         raise ValueError(f"val_share and test_share must be positive and sum to less than 1, got {shares}")

@@ -3,10 +3,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eeutils.analysis import thresholds as module
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import SDN_THRESHOLDS, PatiencePolicy, ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
@@ -83,35 +82,11 @@ def test_sweeps_agree_with_decide_at_every_threshold(predictions, score, values)
         assert rates[index].tolist() == pytest.approx(decisions.exit_rates)
 
 
-@settings(max_examples=60)
-@given(predictions=tables(), score=SCORES, data=st.data())
-def test_sweep_one_agrees_with_decide(predictions, score, data):
-    assume(predictions.num_exits > 1)
-    early = predictions.num_exits - 1
-    scores = score_of(predictions.logits[:-1], score)
-    values = st.one_of(st.floats(0, 1), st.just(math.inf), st.sampled_from(scores.clamp(0, 1).flatten().tolist()))
-    thresholds = data.draw(st.lists(values, min_size=early, max_size=early))
-    moving = data.draw(st.integers(0, early - 1))
-    candidates = torch.tensor(data.draw(st.lists(values, min_size=1, max_size=5))).double()
-    accuracy, cost = module._sweep_one(predictions, scores, torch.tensor(thresholds).double(), moving, candidates)
-    for index, candidate in enumerate(candidates.tolist()):
-        changed = (*thresholds[:moving], candidate, *thresholds[moving + 1 :])
-        assert (accuracy[index].item(), cost[index].item()) == pytest.approx(outcome(predictions, changed, score))
-
-
 @pytest.mark.parametrize("thresholds", [[-0.1], [0.5, 1.01], [math.nan], [-math.inf], []])
 def test_sweeps_refuse_impossible_thresholds(table, thresholds):
     for sweep in (accuracy_cost_curve, exit_rates_at):
         with pytest.raises(ValueError, match="thresholds"):
             sweep(table, thresholds)
-
-
-def test_sweeps_score_the_table_once(table, monkeypatch):
-    calls = []
-    monkeypatch.setattr(module, "score_of", lambda *args: calls.append(1) or score_of(*args))
-    accuracy_cost_curve(table, torch.linspace(0, 1, 1000))
-    choose_thresholds(table, budget=0.5)
-    assert len(calls) == 2
 
 
 @given(predictions=tables(), score=SCORES)
@@ -127,16 +102,6 @@ def rising(num_images: int, first_right: int) -> Predictions:
     sure = torch.linspace(0.55, 0.99, num_images, dtype=torch.float64)
     right = torch.where(torch.arange(num_images) >= first_right, sure, 1 - sure)
     return right_with([right.tolist(), [0.9] * num_images], [1, 5])
-
-
-@pytest.mark.parametrize(("num_images", "missed"), [(998, 0), (999, 1), (1000, 2)])
-def test_default_thresholds_hold_up_to_998_scores(num_images, missed):
-    predictions = rising(num_images, first_right=0)
-    scores = predictions.confidence[0].double()
-    assert len(scores.unique()) == num_images
-    grid = accuracy_cost_curve(predictions).thresholds
-    assert int((~torch.isin(scores, grid)).sum()) == missed
-    assert len(grid) == num_images + 2 - missed
 
 
 @pytest.mark.parametrize("num_images", [998, 1000])

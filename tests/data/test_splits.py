@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eeutils.data import ImageData, Normalization, Split
-from eeutils.data.splits import missing_classes, stratified_holdout
+from eeutils.data.splits import stratified_holdout
 
 GREY = Normalization((0.5,), (0.25,))
 
@@ -85,7 +85,7 @@ def test_split_takes_narrow_images(width):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"images": torch.rand(4, 3, 8, 8)}, r"float32.*\(images \* 255\)"),
+        ({"images": torch.rand(4, 3, 8, 8)}, r"float32.*255"),
         ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.int32)}, "int32"),
         ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"\(3, 8, 8\)"),
         ({"images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
@@ -93,8 +93,8 @@ def test_split_takes_narrow_images(width):
         ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "got 1"),
         ({"images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(0).long()}, r"\(0, 3, 8, 8\)"),
         ({"images": torch.zeros(4, 3, 0, 8, dtype=torch.uint8)}, r"\(4, 3, 0, 8\)"),
-        ({"labels": torch.tensor([0, 1, 2, 0])}, r"0\.\.2"),
-        ({"labels": torch.tensor([0, -1, 1, 0])}, r"-1\.\.1"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"0\.\.1, got 2"),
+        ({"labels": torch.tensor([0, -1, 1, 0])}, r"0\.\.1, got -1"),
         ({"labels": torch.tensor([0, 1, 1])}, r"\(3,\)"),
         ({"labels": torch.tensor([[0], [1], [1], [0]])}, r"\(4, 1\)"),
         ({"labels": torch.tensor([0.0, 1, 1, 0])}, "float32"),
@@ -156,8 +156,3 @@ def test_image_data_refuses_splits_that_differ(changes, named, part):
     splits[part] = replace(splits[part], **changes)
     with pytest.raises(ValueError, match=f"{part}.*{named}"):
         ImageData("own", **splits)
-
-
-def test_missing_classes_names_classes_without_images():
-    assert missing_classes(split_of([3, 1])) == []
-    assert missing_classes(split_of([0, 3, 0, 1, 0])) == ["0", "2", "4"]

@@ -74,7 +74,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 def vouched(content: bytes, **changes) -> TinyImageNetArchive:
     """Return the small archive as if the official zip were `content`."""
-    return replace(SMALL, md5=hashlib.md5(content).hexdigest(), archive_size=len(content), **changes)
+    return replace(SMALL, md5=hashlib.md5(content).hexdigest(), size=len(content), **changes)
 
 
 def decoded(content: bytes) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import predict
-from eeutils.analysis.seconds import measure_seconds
+from eeutils.analysis.costs import measure_seconds
 from eeutils.cascade import Cascade
 from eeutils.data import Normalization, Split
 from eeutils.engines import Engine, PreparedNet, list_engines, register_engine
