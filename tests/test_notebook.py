@@ -124,15 +124,6 @@ def test_the_full_name_of_weights_is_taken_as_it_is(registry):
     assert Session(quick=True).weights_name("b") == f"resnet18_3exits-spp-digits-w{QUICK_WIDTH}"
 
 
-def test_an_unknown_kind_is_named_with_those_that_there_are(registry):
-    registry(trained("resnet18_3exits", "spp", 64, model_args={"exit_after": [2, 4]}, name="full-name"))
-
-    with pytest.raises(
-        ValueError, match=r"'resnet99-avg'; .* from \['resnet18-avg', .*full name that list_weights\(\) has"
-    ):
-        Session(quick=False).weights_name("resnet99-avg")
-
-
 def test_runs_of_one_kind_are_found_whatever_their_seed(registry, empty_cache):
     seeds = [f"spp-w16{end}" for end in ("", "-s1", "-s2")]
     registry(*(trained("resnet18_3exits", "spp", 16, name=name) for name in (*seeds, "spp-w24")))

@@ -69,17 +69,6 @@ def test_hires_cam_keeps_places_that_grad_cam_averages():
     assert grad_cam(net, image, 0, 0).tolist() == [[[0.25, 0.25], [1.0, 0.5]]]  # all weighed by 0.5
 
 
-def test_grad_cam_is_resized_to_the_image():
-    net = net_of(nn.MaxPool2d(4), head=averaging([[1.0]]))
-    image = torch.zeros(1, 1, 8, 8)
-    image[..., 5, 1] = 3.0  # in the cell at the lower left
-    (resized,) = grad_cam(net, image, 0, 0)
-    assert resized.shape == (8, 8)
-    assert resized[6:, :2].eq(1).all()
-    assert resized[:2].eq(0).all()
-    assert 0 < resized[6, 4] < resized[6, 3] < 1
-
-
 def test_grad_cam_looks_before_the_pooling_that_ends_a_unit():
     net = net_of(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), head=averaging([[1.0]]))
     image = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]]]])
@@ -198,19 +187,6 @@ def test_maps_of_one_image_and_of_none_agree_with_those_of_a_batch(method):
     together = method(net, images, 3)
     torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-3)
     assert method(net, images[:0], 3).shape == (0, *together.shape[1:])
-
-
-@each_way_in
-def test_maps_ignore_other_exits_and_deeper_units(method):
-    net, images = network("resnet18_sdn"), pictures(2)
-    before = method(net, images, 2)
-    for index, head in enumerate(net.exits.values()):
-        if index != 2:
-            for parameter in head.parameters():
-                parameter.data.fill_(torch.nan)
-    for parameter in net.units[net.exit_after[2] + 1].parameters():
-        parameter.data.fill_(torch.nan)
-    assert torch.equal(method(net, images, 2), before)
 
 
 @each_way_in

@@ -91,11 +91,6 @@ def test_threshold_policy_keeps_any_sequence_as_a_tuple_of_floats(kind):
     assert ThresholdPolicy((1 - 1e-9, 0.1)).thresholds == (1 - 1e-9, 0.1)
 
 
-@pytest.mark.parametrize("number", [1, np.float64(1), torch.tensor(1.0), np.float32(1)])
-def test_threshold_policy_keeps_one_number_as_a_float(number):
-    assert type(ThresholdPolicy(number).thresholds) is float
-
-
 def test_check_policy_compares_the_number_of_thresholds():
     for thresholds in ((0.5,), (0.5, 0.5, 0.5)):
         with pytest.raises(ValueError, match="thresholds"):

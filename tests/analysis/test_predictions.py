@@ -242,16 +242,6 @@ def test_predict_gives_logits_that_can_be_differentiated_also_in_inference_mode(
     assert temperature.grad is not None
 
 
-@pytest.mark.parametrize("costs", [[1, 2, 3], np.array([1, 2, 3], np.float32), torch.tensor([1, 2, 3])])
-def test_predict_takes_costs_of_another_measure(costs):
-    net, split = small_net().train(), images(3)
-    predictions = predict(net, split, costs=costs)
-    assert predictions.costs.dtype == torch.float64
-    assert predictions.costs.tolist() == [1, 2, 3]
-    assert torch.equal(predictions.logits, predict(net, split).logits)
-    assert net.training
-
-
 class Doubled(nn.Module):
     """Writes into its input."""
 

@@ -89,14 +89,6 @@ def test_sweeps_refuse_impossible_thresholds(table, thresholds):
             sweep(table, thresholds)
 
 
-@given(predictions=tables(), score=SCORES)
-def test_default_thresholds_are_0_1_and_all_scores_of_a_small_table(predictions, score):
-    grid = accuracy_cost_curve(predictions, score=score).thresholds
-    scores = score_of(predictions.logits[:-1], score).clamp(0, 1).flatten()
-    assert grid.dtype == torch.float64
-    assert grid.tolist() == sorted({0.0, 1.0, *scores.tolist()})
-
-
 def rising(num_images: int, first_right: int) -> Predictions:
     """Two exits; confidence of the first rises from image to image, and it is right from `first_right` on."""
     sure = torch.linspace(0.55, 0.99, num_images, dtype=torch.float64)

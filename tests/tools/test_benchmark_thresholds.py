@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pandas as pd
-import pytest
 import torch
 
 from eeutils.analysis.policies import ThresholdPolicy
@@ -76,14 +75,6 @@ def test_the_command_writes_its_tables(tmp_path, monkeypatch, capsys):
         [f"| {budget}", networks, way] for budget, networks in who_can.items() for way in FOR_BUDGET
     ]
     assert text in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("option", "value", "message"), [("--weights", "nothing", "nothing"), ("--repeats", "1", "2")])
-def test_a_wrong_value_ends_with_its_message(option, value, message):
-    with pytest.raises(SystemExit) as stopped:
-        main([option, value])
-
-    assert message in str(stopped.value)
 
 
 def test_one_threshold_spends_a_budget_whether_or_not_that_pays():

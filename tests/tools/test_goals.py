@@ -2,12 +2,10 @@
 
 import math
 
-import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
 from eeutils.scoreboard import Evaluation
-from eeutils.weights import without_seed
 from tools.goals import GOALS, Goal, at_exit, goals_board, within_macs, within_share
 from tools.train_missing import plan
 
@@ -118,10 +116,3 @@ def test_goals_are_for_networks_that_are_planned():
 
     assert {name for goal in GOALS for name in goal.networks} <= planned
     assert len({goal.what for goal in GOALS}) == len(GOALS)
-
-
-@pytest.mark.parametrize(
-    ("name", "common"), [("net-w16-s12", "net-w16"), ("net-w16", "net-w16"), ("a-s1-b", "a-s1-b"), ("a-sx", "a-sx")]
-)
-def test_names_without_their_seed(name, common):
-    assert without_seed(name) == common

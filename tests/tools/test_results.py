@@ -11,7 +11,6 @@ from torch.nn.functional import one_hot
 
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
-from eeutils.errors import StorageError
 from eeutils.scoreboard import Evaluation
 from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry, without_seed
 from tools import pages, results
@@ -90,13 +89,6 @@ def test_shares_of_mistakes_may_move_more_than_shares_of_images():
 
     assert results._differences(board, board + 0.9) == ["net, cascade: 88.00 is published, 88.90 came out"]
     assert len(results._differences(board, board + 1.1)) == 3
-
-
-def test_words_in_a_table_are_not_compared():
-    board = pd.DataFrame({"reached (%)": [88.0], "by": ["net"]}, index=["goal"])
-    other = pd.DataFrame({"reached (%)": [87.0], "by": ["other"]}, index=["goal"])
-
-    assert results._differences(board, other) == ["goal, reached (%): 88.00 is published, 87.00 came out"]
 
 
 def test_the_figure_and_the_headline_show_networks_that_are_planned(tmp_path):
@@ -215,24 +207,6 @@ def test_of_weights_that_do_not_ship_the_predictions_are_taken_as_they_are(recom
 def test_without_trained_weights_there_is_nothing_to_recompute(recompute, capsys):
     assert recompute(PUBLISHED) == 1
     assert "no trained weights" in capsys.readouterr().err
-
-
-def stops_with(monkeypatch, capsys, error: BaseException) -> tuple[object, str]:
-    """What `main` ends with where `error` is raised, and what it prints."""
-
-    def fail() -> int:
-        raise error
-
-    monkeypatch.setattr(results, "compare_and_write", fail)
-    with pytest.raises(SystemExit) as stopped:
-        results.main()
-    return stopped.value.code, "".join(capsys.readouterr())
-
-
-def test_what_cannot_be_had_ends_with_its_message(monkeypatch, capsys):
-    error = StorageError("cannot write weights/file")
-    assert stops_with(monkeypatch, capsys, error) == ("error: cannot write weights/file", "")
-    assert stops_with(monkeypatch, capsys, KeyboardInterrupt()) == (130, "")
 
 
 def test_outside_a_clone_it_stops_before_anything_is_computed(monkeypatch):
