@@ -1,4 +1,4 @@
-"""Checks of values: one of several choices, and the fields of config dataclasses."""
+"""Checks of values: of a type, in a range, one of several choices; and of the fields of config dataclasses."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -12,6 +12,12 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise ValueError unless `value`, the argument `name`, is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+
+
+def check_type(name: str, value: object, kind: type, hint: str) -> None:
+    """Raise TypeError unless `value`, the argument `name`, is a `kind`; `hint` says how to get one."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}; {hint}")
 
 
 def check_range(name: str, value: float, low: float, high: float = inf) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from eeutils.analysis.metrics import draw_images
@@ -137,7 +137,7 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
         wrong=_histogram(of_wrong, edges),
         suspected_right=int((of_right > of_wrong.mean()).sum()),
         trusted_wrong=int((of_wrong < of_right.mean()).sum()),
-        split_errors=_best_split(mistakes, counts),
+        split_errors=_best_split(suspicion, wrong),
         auroc=float(roc_auc_score(wrong.numpy(), suspicion.numpy())),
         coverage=kept / len(wrong),
         risk=(mistakes / counts.double()).repeat_interleave(counts).cumsum(0) / kept,
@@ -178,12 +178,12 @@ def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns), index=pd.Index(list(indicators), name="indicator"))
 
 
-def _best_split(mistakes: Tensor, counts: Tensor) -> int:
-    """Fewest answers on the wrong side of a threshold; (V,) mistakes and answers at each value of suspicion, rising."""
-    trusted_wrong = torch.cat([mistakes.new_zeros(1), mistakes.cumsum(0)])
-    right = counts - mistakes
-    suspected_right = right.sum() - torch.cat([right.new_zeros(1), right.cumsum(0)])
-    return int((trusted_wrong + suspected_right).min())
+def _best_split(suspicion: Tensor, wrong: Tensor) -> int:
+    """Fewest answers on the wrong side of a threshold."""
+    suspected_right, suspected_wrong, _ = roc_curve(wrong.numpy(), suspicion.numpy(), drop_intermediate=False)
+    num_wrong = int(wrong.sum())
+    errors = suspected_right * (len(wrong) - num_wrong) + (1 - suspected_wrong) * num_wrong
+    return round(errors.min())
 
 
 def _histogram(values: Tensor, edges: np.ndarray) -> Tensor:

@@ -133,10 +133,7 @@ def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, s
 
 
 def points_gained(correct: Tensor, reference: Tensor) -> dict[str, float]:
-    """Return the "gain" of `correct` (N,) over `reference` (N,) in points, and the "low" and "high" ends of its interval.
-
-    Both are bool, of the same images; see `paired_bootstrap`.
-    """
+    """Return the "gain" in points of `correct` over `reference`, (N,) bool, and its 95 % interval, "low" to "high"."""
     low, high = paired_bootstrap(correct[None], reference[None])
     gain = correct.double().mean() - reference.double().mean()
     return {"gain": 100 * float(gain), "low": 100 * float(low), "high": 100 * float(high)}

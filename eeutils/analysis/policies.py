@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from eeutils.fields import Count, Natural, check_choice, check_fields
+from eeutils.fields import Count, Natural, check_choice, check_fields, check_type
 
 # The grid of Shallow-Deep Networks (arXiv 1810.07052); the default of `accuracy_cost_curve` is finer.
 SDN_THRESHOLDS = (0.1, 0.15, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -132,9 +132,7 @@ class AgreementPolicy:
 
 def check_policy(policy: Policy, num_exits: int) -> None:
     """Raise TypeError unless `policy` is a `Policy`, and ValueError if it is for another number of exits."""
-    if not isinstance(policy, Policy):
-        kind, remedy = type(policy).__name__, "its .policy" if hasattr(policy, "policy") else "ThresholdPolicy(0.9)"
-        raise TypeError(f"policy must be a Policy with leaves(logits) and check(num_exits), got {kind}; use {remedy}")
+    check_type("policy", policy, Policy, "use ThresholdPolicy(0.9), or a choice's .policy")
     policy.check(num_exits)
 
 

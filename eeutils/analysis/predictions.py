@@ -14,6 +14,7 @@ from eeutils.analysis.costs import exit_costs, remove_hooks
 from eeutils.data.splits import Split, check_split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
+from eeutils.fields import check_type
 from eeutils.files import damaged, load_tensors, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
@@ -199,9 +200,7 @@ def checked_costs(costs: Tensor | Sequence[float], num_exits: int) -> Tensor:
 
 def check_predictions(predictions: Predictions) -> None:
     """Raise TypeError unless `predictions` is a `Predictions`."""
-    if not isinstance(predictions, Predictions):
-        kind = type(predictions).__name__
-        raise TypeError(f"predictions must be a Predictions, got {kind}; use predict(net, data.val)")
+    check_type("predictions", predictions, Predictions, "use predict(net, data.val)")
 
 
 def check_outputs(split: Split, outputs: int) -> None:

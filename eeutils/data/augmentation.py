@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from eeutils.fields import Natural, Rule, check_fields
+from eeutils.fields import Natural, Rule, check_fields, check_type
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,11 @@ class Normalization:
 
 
 def check_normalized(images: Tensor) -> None:
-    """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of pixels, uint8, or of normalised floats.
+    """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of uint8 pixels or normalised floats.
 
-    Normalised photographs spread around 0 by a few units: neither do all of them lie within [0, 1], nor any beyond 30.
-    Pixels have values above 1.
+    Pixels have values above 1. Normalised photographs spread around 0: not all lie in [0, 1], and none beyond 30.
     """
-    if not isinstance(images, Tensor):
-        kind = type(images).__name__
-        raise TypeError(f"images must be a torch.Tensor, got {kind}; load_image and torch.from_numpy make one")
+    check_type("images", images, Tensor, "load_image and torch.from_numpy make one")
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()

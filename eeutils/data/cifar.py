@@ -32,23 +32,14 @@ from eeutils.sources import Source, check_hash, local_folders
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """Official archive of one of the two datasets.
+    """Official archive of one of the two datasets."""
 
-    Attributes:
-        name: for `load_data`.
-        torchvision: class of `torchvision.datasets` that knows address, folder, file names and md5s.
-        content: expected from every source.
-        normalization: mean and standard deviation of each channel over the training images, held-out ones included.
-        size: in bytes.
-        validation_size: number of training images to hold out.
-    """
-
-    name: str
-    torchvision: str
-    content: Mapping[str, Content]
-    normalization: Normalization
-    size: int
-    validation_size: int = 5_000
+    name: str  # for `load_data`
+    torchvision: str  # class of `torchvision.datasets` that knows address, folder, file names and md5s
+    content: Mapping[str, Content]  # expected from every source
+    normalization: Normalization  # over all training images, those held out included
+    size: int  # in bytes
+    validation_size: int = 5_000  # training images to hold out
 
     @property
     def dataset(self) -> Any:
@@ -60,17 +51,11 @@ class CifarArchive:
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """Archive of one version of a package.
+    """Archive of one version of a package."""
 
-    Attributes:
-        spec: name@version.
-        sha512: in base64, as npm writes it.
-        size: in bytes.
-    """
-
-    spec: str
-    sha512: str
-    size: int
+    spec: str  # name@version
+    sha512: str  # in base64, as npm writes it
+    size: int  # in bytes
 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -15,6 +15,7 @@ from torch import Tensor
 from eeutils.data.augmentation import Normalization
 from eeutils.data.images import as_tensor, image_suffixes, open_image
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
+from eeutils.fields import check_type
 from eeutils.sources import progress_bar
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def data_from_tensors(
         labels: (N,) int64, indices into `classes`.
         classes: names of the classes.
         name: of the dataset.
-        val_share: part of N to choose by.
-        test_share: part of N to report on.
+        val_share, test_share: parts of N to hold out.
         seed: of the split.
         normalization: by default that of the training images; for trained weights the one they were trained with,
             `eeutils.weights.weight_entry(name).normalization`.
@@ -96,8 +96,7 @@ def data_from_torchvision(
         data_from_torchvision(FashionMNIST("data"), FashionMNIST("data", train=False), size=32)
 
     Args:
-        train: the dataset; yields pairs of a PIL image and a label.
-        test: its test split; by default held out of `train`.
+        train, test: pairs of a PIL image and a label; by default test images are held out of `train`.
         size: pixels per side of the squares that the images become; by default the size that all of them have.
         classes: by default `train.classes`.
         kwargs: those of `data_from_tensors`.
@@ -206,8 +205,7 @@ def _in_memory(samples: Iterable[tuple["Image", int]], count: int, size: int | N
     images, labels = torch.empty(0, 3, 1, 1, dtype=torch.uint8), []
     with progress_bar("reading images", count, unit="img") as bar:
         for number, (image, label) in enumerate(samples):
-            if not isinstance(image, Image.Image):
-                raise TypeError(f"images must be PIL images, got {type(image).__name__}; use no transform")
+            check_type("image", image, Image.Image, "use no transform")
             pixels = as_tensor(image, size)
             if not number:
                 images = torch.empty(count, *pixels.shape, dtype=torch.uint8)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eeutils.data.augmentation import Normalization, check_normalized
-from eeutils.fields import check_range
+from eeutils.fields import check_range, check_type
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,13 @@ class ImageData:
 
 def check_split(split: Split) -> None:
     """Raise TypeError unless `split` is a `Split`, and ValueError if its images have no value above 1."""
-    if not isinstance(split, Split):
-        raise TypeError(
-            f"split must be a Split, such as data.test, got {type(split).__name__}; "
-            "use Split(images, labels, classes, normalization)"
-        )
+    check_type("split", split, Split, "use data.test, or Split(images, labels, classes, normalization)")
     check_normalized(split.images[:256])
 
 
 def check_images(images: Tensor) -> None:
     """Raise TypeError or ValueError unless these are (N, C, H, W) uint8, with a hint how to convert them."""
-    _check_tensor("images", images, "torch.from_numpy makes one")
+    check_type("images", images, Tensor, "torch.from_numpy makes one")
     swapped = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 4
     if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape or swapped:
         hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
@@ -134,17 +130,12 @@ def check_images(images: Tensor) -> None:
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
-    _check_tensor("labels", labels, "torch.tensor makes one")
+    check_type("labels", labels, Tensor, "torch.tensor makes one")
     if labels.dtype != torch.int64 or labels.shape != (num_images,):
         found = f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise ValueError(f"labels must be int64 of shape ({num_images},), got {found}; labels.long() converts them")
     for label in labels.aminmax():
         check_range("labels", int(label), 0, num_classes - 1)
-
-
-def _check_tensor(name: str, value: Tensor, hint: str) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}; {hint}")
 
 
 def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:
