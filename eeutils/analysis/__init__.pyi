@@ -58,7 +58,6 @@ from .predictions import Predictions as Predictions
 from .predictions import predict as predict
 from .risk import GUARANTEE_THRESHOLDS as GUARANTEE_THRESHOLDS
 from .risk import RiskTest as RiskTest
-from .risk import choose_with_gap_guarantee as choose_with_gap_guarantee
 from .risk import choose_with_guarantee as choose_with_guarantee
 from .risk import measure_gap as measure_gap
 from .risk import measure_risk as measure_risk

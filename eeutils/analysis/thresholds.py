@@ -112,8 +112,7 @@ def choose_thresholds(
             exit's cost.
     """
     check_predictions(validation)
-    if (max_drop is None) == (budget is None):
-        raise ValueError(f"exactly one of max_drop and budget must be given, got {max_drop=} and {budget=}")
+    check_one_goal(max_drop=max_drop, budget=budget)
     pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
     scores = score_of(validation.logits[:-1], score)
     candidates = _candidates(scores)
@@ -186,6 +185,12 @@ def _grid(scores: Tensor) -> Tensor:
     ranks = torch.linspace(0, max(len(ordered) - 1, 0), _GRID - 2, dtype=torch.float64).long()
     between = ordered[ranks] if len(ordered) else ordered
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
+
+
+def check_one_goal(**goals: float | None) -> None:
+    """Raise ValueError unless exactly one of the keyword arguments is given."""
+    if sum(goal is not None for goal in goals.values()) != 1:
+        raise ValueError(f"exactly one of {' and '.join(goals)} must be given, got {goals}")
 
 
 def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
