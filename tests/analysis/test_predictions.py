@@ -113,7 +113,7 @@ def test_save_and_load_round_to_half_precision(tmp_path_factory, shape, scale, s
 
 
 def test_save_refuses_logits_beyond_half_precision(tmp_path):
-    with pytest.raises(ValueError, match="1e"):
+    with pytest.raises(ValueError, match="100000"):
         table(logits=torch.full((2, 3, 2), 1e5)).save(tmp_path / "table")
     assert not list(tmp_path.iterdir())
 

