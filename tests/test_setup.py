@@ -62,7 +62,7 @@ def fake_environment(folder: Path, packages: dict[str, str]) -> Path:
     return folder / "bin" / "python"
 
 
-def test_a_new_enough_torch_is_not_replaced(tmp_path):
+def test_install_keeps_a_recent_torch(tmp_path):
     """As in Colab, which comes with torch and torchvision: 2.10 and 0.25 are good enough, and so is any later pair."""
     for torch, torchvision in (("2.10.0+cu128", "0.25.0+cu128"), ("2.11.0", "0.26.0")):
         packages = OLDEST | {"torch": torch, "torchvision": torchvision, "numpy": "2.0.2"}
@@ -72,14 +72,14 @@ def test_a_new_enough_torch_is_not_replaced(tmp_path):
         assert changes(result) == []
 
 
-def test_an_older_torch_is_not_good_enough(tmp_path):
+def test_install_replaces_an_old_torch(tmp_path):
     """It would be replaced: offline, where nothing can be fetched, that is an error."""
     result = uv_dry_run(fake_environment(tmp_path / "old", OLDEST | {"torch": "2.9.1", "torchvision": "0.24.1"}))
 
     assert result.returncode != 0 or {name.split("==")[0] for name in changes(result)} >= {"torch"}
 
 
-def test_the_oldest_torch_and_torchvision_are_a_pair():
+def test_oldest_torch_and_torchvision_are_a_pair():
     """Torchvision 0.(n+15) is made for torch 2.n."""
     torch, torchvision = (tuple(map(int, OLDEST[name].split("."))) for name in ("torch", "torchvision"))
 

@@ -130,11 +130,12 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
     mistakes = places[wrong].bincount(minlength=len(values))  # (V,), of the answers equally suspect
     edges = np.histogram_bin_edges(values.numpy(), bins)
     of_right, of_wrong = suspicion[~wrong], suspicion[wrong]
+    right, mistaken = (torch.from_numpy(np.histogram(each.numpy(), edges)[0]) for each in (of_right, of_wrong))
     kept = torch.arange(1, len(wrong) + 1, dtype=torch.float64)
     return ErrorIndicator(
         edges=torch.from_numpy(edges),
-        right=_histogram(of_right, edges),
-        wrong=_histogram(of_wrong, edges),
+        right=right,
+        wrong=mistaken,
         suspected_right=int((of_right > of_wrong.mean()).sum()),
         trusted_wrong=int((of_wrong < of_right.mean()).sum()),
         split_errors=_best_split(suspicion, wrong),
@@ -184,10 +185,6 @@ def _best_split(suspicion: Tensor, wrong: Tensor) -> int:
     num_wrong = int(wrong.sum())
     errors = suspected_right * (len(wrong) - num_wrong) + (1 - suspected_wrong) * num_wrong
     return round(errors.min())
-
-
-def _histogram(values: Tensor, edges: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.histogram(values.numpy(), edges)[0])
 
 
 def _check(suspicion: Tensor, wrong: Tensor) -> None:

@@ -115,7 +115,7 @@ def choose_thresholds(
     check_one_goal(max_drop=max_drop, budget=budget)
     pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
     scores = score_of(validation.logits[:-1], score)
-    candidates = _candidates(scores)
+    candidates = torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])  # infinity: an exit is off
     shared = pick(*_sweep_shared(validation, scores, candidates))
     if per_exit or (per_exit is None and budget is not None):
         thresholds = candidates[_refined(validation, scores, candidates, shared, pick)].tolist()
@@ -168,11 +168,6 @@ def _refined(validation: Predictions, scores: Tensor, candidates: Tensor, shared
     return chosen
 
 
-def _candidates(scores: Tensor) -> Tensor:
-    """(T,) float64, thresholds to search among; infinity switches an exit off."""
-    return torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])
-
-
 def _grid(scores: Tensor) -> Tensor:
     """(T,) float64, rising, at most `_GRID` thresholds at evenly spaced ranks of `scores`, with 0 and 1.
 
@@ -203,18 +198,10 @@ def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
 
 
 def count_leaving(chosen: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
-    """Count the images `chosen` that leave at each exit, with each of `thresholds` at all early exits.
+    """Count the images `chosen` (E, N) that leave at each exit with each threshold (T,) at all early exits: (T, E).
 
-    An image leaves at exit e if the threshold is above its best earlier score and at most its best score so far. Each
-    exit contributes two sorted lists, in which all thresholds are looked up together.
-
-    Args:
-        chosen: (E, N) bool, the images to count at each exit.
-        scores: (E - 1, N), of the early exits.
-        thresholds: (T,) float64.
-
-    Returns:
-        (T, E) float64.
+    An image leaves at exit e if the threshold is above its best earlier score and at most its best score so far, given
+    those of the early exits (E - 1, N). Each exit contributes two sorted lists, in which all thresholds are looked up.
     """
     ends = scores.new_full((1, scores.shape[1]), math.inf)  # no image is out before the first exit, all after the last
     best = torch.cat([-ends, scores.cummax(0).values, ends])

@@ -27,7 +27,7 @@ def net():
     return net
 
 
-def test_one_at_a_time_says_what_the_table_says(net):
+def test_one_at_a_time_agrees_with_the_table(net):
     split, costs = make_split(12), exit_costs(net, (3, 8, 8))
     predictions = predict(net, split)
     slow = bench.one_at_a_time(net, split, SDN_THRESHOLDS, costs)
@@ -51,7 +51,7 @@ def test_one_at_a_time_stops_computing_once_an_exit_is_sure(net):
     assert len(calls) == 5
 
 
-def test_both_ways_run_on_the_same_images_and_agree(net):
+def test_measure_runs_both_ways_and_they_agree(net):
     race = bench.measure(net, make_split(9), part=4, repeats=2)
     assert race.agree
     assert (race.part, race.images) == (4, 9)
@@ -60,14 +60,14 @@ def test_both_ways_run_on_the_same_images_and_agree(net):
         assert (seconds > 0).all()
 
 
-def test_the_sections_run_on_a_network_whose_first_exit_no_small_budget_affords(net):
+def test_sections_take_a_network_with_a_dear_first_exit(net):
     val, test = (predict(net, make_split(count)) for count in (30, 40))
     dear = torch.tensor([6.0, 8.0, 10.0]).double()
     for section in bench.SECTIONS.values():
         section(*(Predictions(table.logits, table.labels, dear) for table in (val, test)))
 
 
-def test_the_command_writes_its_report(tmp_path, monkeypatch, net, capsys):
+def test_main_writes_its_report(tmp_path, monkeypatch, net, capsys):
     data = load_data("digits")
     entry = WeightEntry.__new__(WeightEntry)
     object.__setattr__(entry, "data", "digits")
