@@ -329,22 +329,6 @@ def test_cascade_refuses_other_networks_and_policies(net, policy, message):
 # Networks that others have made.
 
 
-class WeightStandardized(nn.Conv2d):
-    """A convolution that computes its weight anew every time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight, self.bias)
-
-
-class Doubled(nn.Sequential):
-    """A chain that is more than one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self[0](x)
-        return self[1](x) + x
-
-
 class Tokens(nn.Module):
     """Feature map (N, C, H, W) -> (N, H * W, C)."""
 
@@ -387,31 +371,29 @@ def tokens() -> MultiExitNet:
 class SkippingUnit(nn.Module):
     """Images -> a map, and the images themselves for a unit behind the exit."""
 
-    def __init__(self, names: tuple[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.convolution, self.names = nn.Conv2d(3, 8, 3, padding=1), names
+        self.convolution = nn.Conv2d(3, 8, 3, padding=1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
-        both = self.convolution(x), x
-        return dict(zip(self.names, both, strict=True)) if self.names else both
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"map": self.convolution(x), "images": x}
 
 
 class Joined(nn.Module):
-    """The map, or where `both` that and what came past it, through `layers`."""
+    """The map, or where `both` map and images, through `layers`."""
 
     def __init__(self, layers: nn.Module, *, both: bool) -> None:
         super().__init__()
         self.layers, self.both = layers, both
 
-    def forward(self, x: tuple[Tensor, Tensor] | dict[str, Tensor]) -> Tensor:
-        features, images = x.values() if isinstance(x, dict) else x
-        return self.layers(torch.cat([features, images], 1) if self.both else features)
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return self.layers(torch.cat([x["map"], x["images"]], 1) if self.both else x["map"])
 
 
-def skipping(names: tuple[str, str] | None = None) -> MultiExitNet:
+def skipping() -> MultiExitNet:
     joined = Joined(nn.Conv2d(11, 8, 3), both=True)
     exits = {0: Joined(head(8, nn.ReLU(inplace=True)), both=False), 1: head(8)}
-    return MultiExitNet([SkippingUnit(names), joined], exits)
+    return MultiExitNet([SkippingUnit(), joined], exits)
 
 
 class PositionBias(nn.Module):
@@ -425,54 +407,11 @@ class PositionBias(nn.Module):
         return x + self.bias[..., 0]
 
 
-class Quantized(Tensor):
-    """A weight in 8 bits: it stands for tensors that it has, without memory of its own, and does what a layer needs."""
-
-    @staticmethod
-    def __new__(cls, numbers: Tensor, scale: Tensor) -> "Quantized":
-        return Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
-
-    def __init__(self, numbers: Tensor, scale: Tensor) -> None:
-        self.numbers, self.scale = numbers, scale
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["numbers", "scale"], None
-
-    @classmethod
-    def __tensor_unflatten__(cls, parts: dict[str, Tensor], *_) -> "Quantized":
-        return cls(**parts)
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        weight = next(each for each in args if isinstance(each, cls))
-        match func.overloadpacket.__name__:
-            case "detach" | "clone":
-                return cls(func(weight.numbers), func(weight.scale))
-            case "_to_copy":
-                return cls(weight.numbers.to(kwargs["device"]), weight.scale.to(kwargs["device"]))
-            case "t" | "linear":
-                return func(*(weight.numbers * weight.scale if each is weight else each for each in args))
-        raise NotImplementedError(func)
-
-
-def quantized(layer: nn.Linear) -> nn.Linear:
-    weight = layer.weight.detach()
-    scale = weight.abs().max() / 127
-    layer.weight = nn.Parameter(Quantized((weight / scale).round().to(torch.int8), scale), requires_grad=False)
-    return layer
-
-
-def in_8_bits() -> MultiExitNet:
-    heads = {unit: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), quantized(nn.Linear(8, 4))) for unit in (0, 1)}
-    return MultiExitNet([nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3))], heads)
-
-
 FOREIGN_NETWORKS = {
     "units that work in place": vgg_by_layers,
     "a head that works in place": lambda: MultiExitNet(
         [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], {0: head(8, nn.ReLU(inplace=True)), 1: head(8)}
     ),
-    "weight standardisation": lambda: convolutions(WeightStandardized(3, 8, 3), nn.BatchNorm2d(8)),
     "spectral norm": lambda: convolutions(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
     "a hook after the convolution": lambda: convolutions(
         hooked("register_forward_hook", nn.Conv2d(3, 8, 3), lambda _, __, x: x.square()), nn.BatchNorm2d(8)
@@ -480,14 +419,11 @@ FOREIGN_NETWORKS = {
     "a hook before the norm": lambda: convolutions(
         nn.Conv2d(3, 8, 3), hooked("register_forward_pre_hook", nn.BatchNorm2d(8), lambda _, x: x[0].square())
     ),
-    "a chain with a forward of its own": lambda: convolutions(Doubled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))),
     "tokens": tokens,
     "flat features": lambda: MultiExitNet(
         [nn.Flatten(), nn.Sequential(nn.Linear(192, 8), nn.ReLU())], {0: nn.Linear(192, 4), 1: nn.Linear(8, 4)}
     ),
     "a connection that skips an exit": skipping,
-    "a connection with a name": lambda: skipping(("map", "images")),
-    "quantized weights": in_8_bits,
     "a parameter of five dimensions": lambda: convolutions(nn.Conv2d(3, 8, 3), PositionBias()),
 }
 

@@ -195,6 +195,7 @@ def _private_copy(net: MultiExitNet, images: Tensor, exit_index: int) -> tuple[n
     """Copy the images, the units up to an exit and its head, ready to be differentiated."""
     cut = truncate(net, exit_index)
     if len(images):
+        if len(images):
         check_normalized(images)
     if not images.is_floating_point():
         raise ValueError(f"images must be normalised floats, got {images.dtype}")

@@ -170,12 +170,6 @@ def test_normalization_of_gives_mean_0_and_std_1():
     torch.testing.assert_close(normalized.std(1), torch.ones(3), atol=1e-5, rtol=0)
 
 
-def test_normalization_of_copes_with_little_contrast():
-    flat, faint = torch.full((4, 1, 8, 8), 7, dtype=torch.uint8), 7 + random_images(4, 1, 8, 8) % 2
-    assert Normalization.of(flat)(flat).abs().max() < 1
-    assert Normalization.of(faint)(faint).std().item() == pytest.approx(1)
-
-
 @pytest.mark.parametrize(
     "images",
     [

@@ -127,11 +127,6 @@ def test_data_from_folder_skips_folders_beside_given_splits(folder):
         assert_right(data_from_folder(folder, size=8))
 
 
-def test_data_from_folder_takes_a_class_named_train_for_a_class(folder):
-    (folder / "red").rename(folder / "train")
-    assert data_from_folder(folder, size=8).classes == ("blue", "train")
-
-
 def test_data_from_folder_counts_what_it_skips(folder):
     for name in ("a.heic", "b.HEIC", "c.txt", "noname"):
         (folder / "red" / name).write_bytes(b"?")
