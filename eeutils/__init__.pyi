@@ -1,11 +1,10 @@
 # Public names of `eeutils`, read by `__init__.py`, editors and type checkers.
+from .analysis.costs import measure_seconds as measure_seconds
 from .analysis.decisions import decide as decide
 from .analysis.policies import ThresholdPolicy as ThresholdPolicy
 from .analysis.predictions import Predictions as Predictions
 from .analysis.predictions import predict as predict
-from .analysis.risk import choose_with_gap_guarantee as choose_with_gap_guarantee
 from .analysis.risk import choose_with_guarantee as choose_with_guarantee
-from .analysis.seconds import measure_seconds as measure_seconds
 from .analysis.thresholds import choose_thresholds as choose_thresholds
 from .cascade import Cascade as Cascade
 from .classifier import Classifier as Classifier

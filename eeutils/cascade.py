@@ -10,9 +10,9 @@ from torch import Tensor
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import Decisions, check_fallback, fallback_logits
 from eeutils.analysis.policies import Policy, ThresholdPolicy, check_policy, leaving, looks_back
-from eeutils.analysis.predictions import check_outputs, check_split, checked_costs
+from eeutils.analysis.predictions import check_outputs, checked_costs
 from eeutils.data.augmentation import Normalization, check_normalized
-from eeutils.data.splits import Split
+from eeutils.data.splits import Split, check_split
 from eeutils.engines import PreparedNet, Stages
 from eeutils.models import MultiExitNet
 

@@ -1,7 +1,7 @@
 """Start a notebook: device, figure style, data and trained networks.
 
-With EEUTILS_QUICK=1 in the environment a notebook runs in seconds, for real, without a network connection: on the
-digits data, with slim networks that are trained on the spot (and kept in the cache folder).
+With EEUTILS_QUICK=1 in the environment a notebook runs in seconds, offline: on the digits data, with slim networks that
+are trained on the spot and kept in the cache folder.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from eeutils.weights import (
 QUICK_WIDTH = 8
 
 YOURS = "yours/"
-"""Prefix of the networks that notebooks 2 and 3 trained here, such as "yours/resnet18_2exits-spp"."""
+"""Prefix of networks trained here in notebook 2 or 3, such as "yours/resnet18_2exits-spp"."""
 
 _DRIVE = Path("/content/drive/MyDrive")
 
@@ -47,10 +47,10 @@ _COMPARED = ("resnet18-avg", *(f"resnet18_{exits}exits-{pool}" for exits in (2, 
 class Session:
     """Data and trained networks of a notebook.
 
-    Networks are asked for as `<model>-<pool>`, for example "resnet18_3exits-spp": the session takes the widest at which
-    all networks that notebooks compare are trained. With "-ic_only" at the end it takes one whose early exits were
-    trained alone, on a plain network as it was. The full name of weights (`list_weights()`) is taken as it is; in quick
-    mode it stands for its kind. "yours/<model>-<pool>" is the network that you trained in notebook 2 or 3.
+    A network's name is `<model>-<pool>`, such as "resnet18_3exits-spp", for the widest at which all networks that
+    notebooks compare are trained; with "-ic_only" at the end, one whose early exits were trained alone on a finished
+    network. A full name from `list_weights()` stands for itself, in quick mode for its kind. "yours/<model>-<pool>" is
+    the network that you trained in notebook 2 or 3.
 
     Attributes:
         quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -81,11 +81,7 @@ class Session:
         return QUICK_WIDTH if self.quick else 64 if torch.cuda.is_available() else 16
 
     def weights_name(self, network: str) -> str:
-        """Full name of the weights of `network`.
-
-        Raises:
-            ValueError: if none of that kind are trained.
-        """
+        """Full name of the weights of `network`."""
         registry = default_registry()
         if self.quick:
             return f"{_kind_asked_for(network, registry)}-digits-w{QUICK_WIDTH}"
@@ -94,10 +90,7 @@ class Session:
         fitting = _by_width(registry, network)
         if not fitting:
             kinds = sorted({_kind(entry) for entry in registry.entries if _is_usual(entry)})
-            raise ValueError(
-                f"no trained weights of {network!r}; choose a <model>-<pool> from {kinds} or a full name that "
-                "list_weights() has"
-            )
+            raise ValueError(f"network must be a full name from list_weights() or one of {kinds}, got {network!r}")
         return fitting.get(_common_width(registry), fitting[max(fitting)])
 
     def seeds(self, network: str) -> list[str]:

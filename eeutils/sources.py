@@ -1,4 +1,4 @@
-"""Places to get a data set or a file from, asked one after the other."""
+"""Places to get a dataset or a file from, asked one after the other."""
 
 import hashlib
 import os
@@ -36,15 +36,10 @@ class Source(Generic[T]):
 
 
 def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str = "") -> T:
-    """Ask the sources in order, and return what the first one delivers.
-
-    Args:
-        what: name of the thing, for messages.
-        sources: in order of preference.
-        otherwise: last line of the message if none delivers.
+    """Ask the sources in order of preference, and return `what` the first one delivers.
 
     Raises:
-        DataUnavailableError: if none delivers; the message lists reasons and remedies.
+        DataUnavailableError: if none delivers; the message lists reasons and remedies, then says `otherwise`.
         StorageError: if a source cannot write; no other source is asked.
     """
     failures = []

@@ -1,4 +1,4 @@
-"""What every test starts from."""
+"""Shared fixtures: seeds, an empty cache, a misbehaving site, CIFAR-10."""
 
 import os
 import random
@@ -30,10 +30,10 @@ settings.register_profile("eeutils", deadline=None)  # nothing here is about tim
 settings.load_profile("eeutils")
 
 
-# They start processes, train, or run shipped networks: seconds each, which `make test-fast` leaves out.
+# Files that start processes, train or run shipped networks: seconds each, left out of `make test-fast`.
 LONG = {"test_demo", "test_train_missing", "test_train_cli", "test_parallel", "test_interruptions", "test_serve"}
 LONG |= {"test_export", "test_colab", "test_publish", "test_notebooks", "test_notebook", "test_setup", "test_engines"}
-LONG |= {"test_shipped", "test_adapt", "test_structure", "test_readme", "test_analysis_names", "test_cache"}
+LONG |= {"test_shipped", "test_adapt", "test_structure", "test_readme", "test_cache"}
 LONG |= {"test_benchmark_ablation", "test_benchmark_cascade", "test_benchmark_sdn", "test_benchmark_time"}
 
 
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
-    """Every test draws the same numbers, alone or among others."""
+    """Draw the same numbers in every test, alone or among others."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def _seeds() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _on_the_cpu() -> Iterator[None]:
-    """Where nobody says which device, also if there is a GPU: bit for bit is promised here alone."""
+    """Compute on the CPU by default, also if there is a GPU: only there are results equal bit for bit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eeutils.device.default_device", lambda: torch.device("cpu"))
         yield
@@ -61,7 +61,7 @@ def _on_the_cpu() -> Iterator[None]:
 
 @pytest.fixture
 def compiled() -> Callable[[Forward], tuple[Forward, list[torch.fx.GraphModule]]]:
-    """Gives a forward pass as torch.compile takes it, and the list of the graphs that this came to."""
+    """Compile a forward pass, and list the graphs that this makes."""
 
     def compile_and_list(forward: Forward) -> tuple[Forward, list[torch.fx.GraphModule]]:
         graphs = []
@@ -78,11 +78,11 @@ def compiled() -> Callable[[Forward], tuple[Forward, list[torch.fx.GraphModule]]
 
 @dataclass(frozen=True)
 class TwoInARow:
-    """A rule of one's own: leave when an exit names the class that the one before named."""
+    """Custom policy: leave when an exit predicts the class that the exit before it predicted."""
 
     def leaves(self, logits: Tensor) -> Tensor:
-        named = logits.argmax(-1)
-        return named[-1] == named[-2] if len(named) > 1 else torch.zeros_like(named[-1], dtype=torch.bool)
+        classes = logits.argmax(-1)
+        return classes[-1] == classes[-2] if len(classes) > 1 else torch.zeros_like(classes[-1], dtype=torch.bool)
 
     def check(self, num_exits: int) -> None:
         if num_exits < 2:
@@ -96,7 +96,7 @@ def two_in_a_row() -> type[TwoInARow]:
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own, empty."""
+    """An empty cache folder."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("EEUTILS_CACHE", str(folder))
     return folder
@@ -104,7 +104,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a site says after `delay_s`; `silent_after` bytes it falls silent, `ends_after` bytes it hangs up."""
+    """Answer of a site after `delay_s`; it falls silent after `silent_after` bytes, or hangs up after `ends_after`."""
 
     body: bytes
     kind: str = "application/octet-stream"
@@ -118,7 +118,7 @@ class Answer:
 
 @dataclass
 class Site:
-    """Answers by path (to each request the next one, the last one for ever), and the requests made."""
+    """Answers by path, one for each request and the last one forever, and the requests made."""
 
     url: str = ""
     answers: dict[str, list[Answer]] = field(default_factory=dict)
@@ -186,4 +186,4 @@ def cifar10() -> ImageData:
     try:
         return load_data("cifar10")
     except (DataUnavailableError, StorageError) as error:
-        pytest.skip(f"CIFAR-10 cannot be had here: {error}")
+        pytest.skip(f"CIFAR-10 is not available: {error}")

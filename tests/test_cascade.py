@@ -83,7 +83,7 @@ def assert_agreement(net: MultiExitNet, split: Split, policy: ThresholdPolicy, b
     count=st.integers(1, 12),
     data=st.data(),
 )
-def test_the_cascade_and_the_table_agree_image_by_image(num_exits, pool, stem, score_name, count, data):
+def test_cascade_and_table_agree_image_by_image(num_exits, pool, stem, score_name, count, data):
     net, split = make_net(num_exits, pool=pool, stem=stem), make_split(count, 32 if stem == "imagenet" else 8)
     shares = data.draw(st.lists(st.floats(0, 1), min_size=num_exits - 1, max_size=num_exits - 1))
     scores = score_of(predict(net, split).logits[:-1], score_name)
@@ -91,20 +91,13 @@ def test_the_cascade_and_the_table_agree_image_by_image(num_exits, pool, stem, s
     assert_agreement(net, split, policy, batch_size=data.draw(st.integers(1, count)))
 
 
-def test_thresholds_halfway_down_part_the_images_and_the_table_agrees_on_each():
+def test_cascade_and_table_agree_at_every_batch_size():
     net, split = make_net(3), make_split(60)
     scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.6), between_scores(scores[1], 0.5)))
     assert set(decide(predict(net, split), policy).exit_index.tolist()) == {0, 1, 2}  # else this shows little
     for batch_size in (1, 7, 60, 500):
         assert_agreement(net, split, policy, batch_size)
-
-
-def test_a_batch_of_thousands():
-    net, split = make_net(3), make_split(4096, size=4)
-    scores = score_of(predict(net, split).logits[:-1])
-    policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
-    assert_agreement(net, split, policy, batch_size=4096)
 
 
 def watched_cascade(net: MultiExitNet, policy: ThresholdPolicy) -> tuple[Cascade, list[list[int]]]:
@@ -121,7 +114,7 @@ def watched_cascade(net: MultiExitNet, policy: ThresholdPolicy) -> tuple[Cascade
 
 @settings(max_examples=10, deadline=None)
 @given(shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), count=st.integers(1, 20))
-def test_no_unit_computes_for_images_that_have_left(shares, count):
+def test_cascade_runs_no_unit_for_images_that_have_left(shares, count):
     net, split = make_net(3), make_split(count)
     scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy(tuple(map(between_scores, scores, shares)))
@@ -134,22 +127,14 @@ def test_no_unit_computes_for_images_that_have_left(shares, count):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_when_all_leave_at_once_nothing_behind_the_first_exit_runs(count):
+def test_cascade_stops_when_all_images_leave_at_once(count):
     cascade, seen = watched_cascade(make_net(3), ALWAYS)
     assert answers(cascade, make_split(count)).exit_index.tolist() == [0] * count
     assert seen == [[count]] * 3 + [[]] * 6
 
 
-@pytest.mark.parametrize("count", [1, 5])
-def test_when_nobody_leaves_the_answers_are_the_last_exits(count):
-    net, split = make_net(3), make_split(count)
-    result = answers(Cascade(net, NEVER), split)
-    assert result.exit_index.tolist() == [2] * count
-    torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 40])
-def test_a_rule_that_looks_back_agrees_as_well(batch_size, two_in_a_row):
+@pytest.mark.parametrize("batch_size", [1, 40])
+def test_cascade_agrees_with_a_policy_that_looks_back(batch_size, two_in_a_row):
     net, split = make_net(6, num_classes=2), make_split(40, num_classes=2)
     with torch.no_grad():  # an untrained head names one class for all images; moved so that it names both
         for head, logits in zip(net.exits.values(), predict(net, split).logits, strict=True):
@@ -161,25 +146,7 @@ def test_a_rule_that_looks_back_agrees_as_well(batch_size, two_in_a_row):
     assert torch.equal(result.predicted, decisions.predicted)
 
 
-def test_a_rule_that_does_not_answer_a_bool_an_image_is_named(two_in_a_row):
-    class Careless(two_in_a_row):
-        def leaves(self, logits: Tensor) -> Tensor:
-            return logits[-1].argmax(-1)
-
-    with pytest.raises(ValueError, match="Careless"):
-        Cascade(make_net(3), Careless()).run(make_split(4))
-
-
-def test_an_error_that_is_not_the_images_is_not_put_down_to_them(two_in_a_row):
-    class Failing(two_in_a_row):
-        def leaves(self, logits: Tensor) -> Tensor:
-            raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match=r"^out of memory"):
-        Cascade(make_net(3), Failing()).run(make_split(4))
-
-
-def test_an_error_of_large_batches_is_not_put_down_to_the_images():
+def test_cascade_passes_errors_of_large_batches_on():
     class Forgetful(nn.Module):
         def forward(self, x):
             if len(x) > 3:
@@ -193,7 +160,7 @@ def test_an_error_of_large_batches_is_not_put_down_to_the_images():
         Cascade(net, NEVER).run(make_split(4))
 
 
-def test_the_network_given_stays_as_it_was():
+def test_cascade_leaves_the_network_as_it_was():
     net = make_net(3).train()
     net.units[0].eval()
     modes = [module.training for module in net.modules()]
@@ -208,7 +175,7 @@ def test_the_network_given_stays_as_it_was():
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_training_the_network_on_does_not_change_a_cascade():
+def test_cascade_does_not_follow_later_training():
     net, split = make_net(2), make_split(3)
     cascade = Cascade(net, NEVER)
     before = answers(cascade, split).logits
@@ -217,7 +184,7 @@ def test_training_the_network_on_does_not_change_a_cascade():
     assert torch.equal(answers(cascade, split).logits, before)
 
 
-def test_a_run_says_what_came_of_it():
+def test_cascade_run_returns_the_decisions():
     net, split = make_net(3), make_split(20)
     predictions = predict(net, split)
     policy = ThresholdPolicy(between_scores(score_of(predictions.logits[:-1])[0], 0.5))
@@ -227,22 +194,22 @@ def test_a_run_says_what_came_of_it():
     assert torch.equal(result.costs, predictions.costs)  # folded norms are no multiply-adds before either
 
 
-def test_the_cost_of_a_run_may_be_measured_otherwise():
+def test_cascade_run_takes_other_costs():
     cascade, split = Cascade(make_net(3), ALWAYS), make_split(4)
     assert cascade.run(split, costs=[1, 2, 4]).relative_cost == 0.25
     assert cascade.run(split).relative_cost != 0.25
-    with pytest.raises(ValueError, match="costs must be 3"):
+    with pytest.raises(ValueError, match="costs"):
         cascade.run(split, costs=[1, 2])
 
 
-def test_images_of_each_size_have_costs_of_their_own():
+def test_cascade_run_has_costs_for_each_image_size():
     cascade = Cascade(make_net(2), ALWAYS)
     small, large = (cascade.run(make_split(4, size)).mean_cost for size in (8, 16))
     assert small < large
     assert cascade.run(make_split(4, 8)).mean_cost == small
 
 
-def test_results_can_be_used_like_any_tensor():
+def test_cascade_results_can_be_written_to_and_differentiated():
     result = Cascade(make_net(2), NEVER)(torch.randn(2, 3, 8, 8))
     result.logits[0] = 0
     temperature = torch.ones((), requires_grad=True)
@@ -250,7 +217,7 @@ def test_results_can_be_used_like_any_tensor():
     assert temperature.grad is not None
 
 
-def test_the_confidence_is_the_probability_of_the_class_named():
+def test_cascade_confidence_is_the_probability_of_the_predicted_class():
     result = CascadeResult(torch.tensor([[0.0, 3.0], [1.0, 1.0], [2.0, 0.0]]).log(), torch.zeros(3).long())
     assert result.confidence.tolist() == [1.0, 0.5, 1.0]
     run = answers(Cascade(make_net(3), ThresholdPolicy(0.15)), make_split(20))
@@ -260,7 +227,7 @@ def test_the_confidence_is_the_probability_of_the_class_named():
     assert repr(run) == "CascadeResult(20 images of 10 classes)"
 
 
-def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precision():
+def test_cascade_keeps_images_and_takes_any_memory_format_or_precision():
     cascade = Cascade(make_net(3), ThresholdPolicy(0.15))
     images = torch.randn(6, 3, 8, 8).to(memory_format=torch.channels_last)
     before = images.clone()
@@ -279,19 +246,15 @@ def test_images_given_are_not_changed_and_may_be_of_any_memory_format_or_precisi
         (torch.zeros(3, 8, 8), r"got \(3, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8), r"got \(0, 3, 8, 8\)"),
         (torch.full((1, 3, 8, 8), 9, dtype=torch.uint8), "uint8"),
-        (torch.full((1, 3, 8, 8), 9), "int64"),
-        (torch.zeros(2, 1, 8, 8), r"shape \(1, 8, 8\) does not fit the network\'s unit 0 .* 3 channels, but got 1"),
-        (torch.zeros(2, 4, 8, 8), "3 channels, but got 4"),
+        (torch.zeros(2, 1, 8, 8), r"\(1, 8, 8\).*unit 0"),
         (torch.rand(2, 3, 8, 8), r"float32 in \[0\.0\d+, 0\.99\d+\]"),
         (torch.randint(0, 256, (2, 3, 32, 32)).float(), r"float32 in \[0, 255\]"),
-        (torch.randint(0, 256, (2, 3, 32, 32)).float() - 120, r"float32 in \[-120, 135\]"),
         (torch.full((2, 3, 8, 8), torch.inf), r"\[inf, inf\]"),
-        (torch.full((2, 3, 8, 8), -torch.inf), r"\[-inf, -inf\]"),
         (torch.full((2, 3, 8, 8), torch.nan), r"\[nan, nan\]"),
     ],
 )
 @pytest.mark.parametrize("policy", [NEVER, ALWAYS])
-def test_images_that_make_no_sense_are_refused(images, message, policy):
+def test_cascade_refuses_images(images, message, policy):
     with pytest.raises(ValueError, match=message):
         Cascade(make_net(2), policy)(images)
 
@@ -334,23 +297,16 @@ def test_cascade_takes_whatever_its_normalization_makes():
     assert len(Cascade(net, NEVER, normalization=normalization)(pixels).predicted) == 4
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 30.0])
-def test_small_values_are_let_in_though_none_is_negative(value):
-    """As those of a normalization with a mean of 0."""
-    assert len(Cascade(make_net(3), NEVER)(torch.full((2, 3, 8, 8), value)).predicted) == 2
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", ["exits.2.2.bias", "units.0.1.running_mean", "units.0.1.running_var"])
-def test_a_network_with_broken_weights_is_refused(name, value):
+@pytest.mark.parametrize("name", ["exits.2.2.bias", "units.0.1.running_var"])
+def test_cascade_refuses_broken_weights(name, value):
     net = make_net(3)
     net.state_dict()[name][0] = value
-    message = f"in 1, the first is '{name}'"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(name)):
         Cascade(net, NEVER)
 
 
-def test_an_attention_mask_of_infinities_is_no_broken_weight():
+def test_cascade_takes_an_attention_mask_of_infinities():
     net = make_net(3)
     net.units[0].register_buffer("mask", torch.full((2,), -torch.inf))
     assert len(Cascade(net, NEVER)(torch.randn(3, 3, 8, 8)).predicted) == 3
@@ -359,44 +315,18 @@ def test_an_attention_mask_of_infinities_is_no_broken_weight():
 @pytest.mark.parametrize(
     ("net", "policy", "message"),
     [
-        (nn.Conv2d(3, 4, 1), NEVER, r"Conv2d has no exits; cut it into units"),
-        (make_net(3), 0.5, "got float"),
-        (make_net(3), CascadeResult(torch.zeros(1, 2), torch.zeros(1)), "got CascadeResult"),
-        (make_net(3), Choice(NEVER, 0.0, 0.0), "got Choice"),
+        (nn.Conv2d(3, 4, 1), NEVER, "Conv2d"),
+        (make_net(3), 0.5, "float"),
+        (make_net(3), CascadeResult(torch.zeros(1, 2), torch.zeros(1)), "CascadeResult"),
+        (make_net(3), Choice(NEVER, 0.0, 0.0), "Choice"),
     ],
 )
-def test_what_is_no_network_or_no_policy_is_named(net, policy, message):
+def test_cascade_refuses_other_networks_and_policies(net, policy, message):
     with pytest.raises(TypeError, match=message):
         Cascade(net, policy)
 
 
-def test_an_unknown_fallback_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="got 'first'"):
-        Cascade(make_net(3), NEVER, fallback="first")
-
-
-def test_what_is_no_split_is_named():
-    with pytest.raises(TypeError, match="got Tensor"):
-        Cascade(make_net(3), NEVER).run(torch.randn(4, 3, 8, 8))
-
-
 # Networks that others have made.
-
-
-class WeightStandardized(nn.Conv2d):
-    """A convolution that computes its weight anew every time."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight, self.bias)
-
-
-class Doubled(nn.Sequential):
-    """A chain that is more than one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self[0](x)
-        return self[1](x) + x
 
 
 class Tokens(nn.Module):
@@ -441,31 +371,29 @@ def tokens() -> MultiExitNet:
 class SkippingUnit(nn.Module):
     """Images -> a map, and the images themselves for a unit behind the exit."""
 
-    def __init__(self, names: tuple[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.convolution, self.names = nn.Conv2d(3, 8, 3, padding=1), names
+        self.convolution = nn.Conv2d(3, 8, 3, padding=1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
-        both = self.convolution(x), x
-        return dict(zip(self.names, both, strict=True)) if self.names else both
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"map": self.convolution(x), "images": x}
 
 
 class Joined(nn.Module):
-    """The map, or where `both` that and what came past it, through `layers`."""
+    """The map, or where `both` map and images, through `layers`."""
 
     def __init__(self, layers: nn.Module, *, both: bool) -> None:
         super().__init__()
         self.layers, self.both = layers, both
 
-    def forward(self, x: tuple[Tensor, Tensor] | dict[str, Tensor]) -> Tensor:
-        features, images = x.values() if isinstance(x, dict) else x
-        return self.layers(torch.cat([features, images], 1) if self.both else features)
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return self.layers(torch.cat([x["map"], x["images"]], 1) if self.both else x["map"])
 
 
-def skipping(names: tuple[str, str] | None = None) -> MultiExitNet:
+def skipping() -> MultiExitNet:
     joined = Joined(nn.Conv2d(11, 8, 3), both=True)
     exits = {0: Joined(head(8, nn.ReLU(inplace=True)), both=False), 1: head(8)}
-    return MultiExitNet([SkippingUnit(names), joined], exits)
+    return MultiExitNet([SkippingUnit(), joined], exits)
 
 
 class PositionBias(nn.Module):
@@ -479,54 +407,11 @@ class PositionBias(nn.Module):
         return x + self.bias[..., 0]
 
 
-class Quantized(Tensor):
-    """A weight in 8 bits: it stands for tensors that it has, without memory of its own, and does what a layer needs."""
-
-    @staticmethod
-    def __new__(cls, numbers: Tensor, scale: Tensor) -> "Quantized":
-        return Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
-
-    def __init__(self, numbers: Tensor, scale: Tensor) -> None:
-        self.numbers, self.scale = numbers, scale
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["numbers", "scale"], None
-
-    @classmethod
-    def __tensor_unflatten__(cls, parts: dict[str, Tensor], *_) -> "Quantized":
-        return cls(**parts)
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        weight = next(each for each in args if isinstance(each, cls))
-        match func.overloadpacket.__name__:
-            case "detach" | "clone":
-                return cls(func(weight.numbers), func(weight.scale))
-            case "_to_copy":
-                return cls(weight.numbers.to(kwargs["device"]), weight.scale.to(kwargs["device"]))
-            case "t" | "linear":
-                return func(*(weight.numbers * weight.scale if each is weight else each for each in args))
-        raise NotImplementedError(func)
-
-
-def quantized(layer: nn.Linear) -> nn.Linear:
-    weight = layer.weight.detach()
-    scale = weight.abs().max() / 127
-    layer.weight = nn.Parameter(Quantized((weight / scale).round().to(torch.int8), scale), requires_grad=False)
-    return layer
-
-
-def in_8_bits() -> MultiExitNet:
-    heads = {unit: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), quantized(nn.Linear(8, 4))) for unit in (0, 1)}
-    return MultiExitNet([nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3))], heads)
-
-
-OWN_NETWORKS = {
+FOREIGN_NETWORKS = {
     "units that work in place": vgg_by_layers,
     "a head that works in place": lambda: MultiExitNet(
         [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], {0: head(8, nn.ReLU(inplace=True)), 1: head(8)}
     ),
-    "weight standardisation": lambda: convolutions(WeightStandardized(3, 8, 3), nn.BatchNorm2d(8)),
     "spectral norm": lambda: convolutions(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)),
     "a hook after the convolution": lambda: convolutions(
         hooked("register_forward_hook", nn.Conv2d(3, 8, 3), lambda _, __, x: x.square()), nn.BatchNorm2d(8)
@@ -534,27 +419,17 @@ OWN_NETWORKS = {
     "a hook before the norm": lambda: convolutions(
         nn.Conv2d(3, 8, 3), hooked("register_forward_pre_hook", nn.BatchNorm2d(8), lambda _, x: x[0].square())
     ),
-    "a chain with a forward of its own": lambda: convolutions(Doubled(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))),
     "tokens": tokens,
     "flat features": lambda: MultiExitNet(
         [nn.Flatten(), nn.Sequential(nn.Linear(192, 8), nn.ReLU())], {0: nn.Linear(192, 4), 1: nn.Linear(8, 4)}
     ),
     "a connection that skips an exit": skipping,
-    "a connection with a name": lambda: skipping(("map", "images")),
-    "quantized weights": in_8_bits,
     "a parameter of five dimensions": lambda: convolutions(nn.Conv2d(3, 8, 3), PositionBias()),
 }
 
 
-def test_a_quantized_weight_that_is_broken_is_refused():
-    net = in_8_bits()
-    net.exits["1"][2].weight.scale.fill_(torch.nan)
-    with pytest.raises(ValueError, match=re.escape("the first is 'exits.1.2.weight'")):
-        Cascade(net, NEVER)
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_images_stay_as_they_are_under_a_first_layer_that_works_in_place(memory_format):
+def test_cascade_keeps_images_from_a_first_layer_that_works_in_place(memory_format):
     net = MultiExitNet([nn.ReLU(inplace=True), nn.Conv2d(3, 8, 3)], {1: head(8)})
     images = torch.randn(4, 3, 8, 8).to(memory_format=memory_format)
     before = images.clone()
@@ -564,10 +439,10 @@ def test_images_stay_as_they_are_under_a_first_layer_that_works_in_place(memory_
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("kind", OWN_NETWORKS)
-def test_networks_of_ones_own_get_the_tables_answers(kind):
+@pytest.mark.parametrize("kind", FOREIGN_NETWORKS)
+def test_cascade_and_table_agree_on_foreign_networks(kind):
     torch.manual_seed(0)
-    net, split = OWN_NETWORKS[kind](), make_split(40, num_classes=4)
+    net, split = FOREIGN_NETWORKS[kind](), make_split(40, num_classes=4)
     net.train()(torch.randn(64, 3, 8, 8))  # statistics that matter
     predictions = predict(net, split)
     thresholds = tuple(between_scores(each, 0.5) for each in score_of(predictions.logits[:-1]))
@@ -597,12 +472,12 @@ def one_output() -> nn.Sequential:
         ((head(8), one_output()), r"\(3, 1\)"),
     ],
 )
-def test_heads_that_answer_anything_but_logits_are_named(heads, answers):
+def test_cascade_refuses_heads_that_return_anything_but_logits(heads, answers):
     net = MultiExitNet([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)], dict(enumerate(heads)))
     split = make_split(6, num_classes=4)
     with pytest.raises(ValueError, match=answers):
         Cascade(net, ALWAYS).run(split)
-    with pytest.raises(ValueError, match="exits must answer logits"):
+    with pytest.raises(ValueError, match="logits"):
         predict(net, split)
 
 
@@ -620,7 +495,7 @@ class MeanOfFirst(nn.Linear):
         return super().forward(x.mean(0))
 
 
-def test_units_that_hand_on_something_else_first_than_images_are_refused_when_a_batch_is_split():
+def test_cascade_refuses_units_that_do_not_keep_images_first():
     torch.manual_seed(0)
     patches = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), TokensFirst())
     net = MultiExitNet([patches, nn.Linear(8, 8)], {0: MeanOfFirst(8, 4), 1: MeanOfFirst(8, 4)})
@@ -631,7 +506,7 @@ def test_units_that_hand_on_something_else_first_than_images_are_refused_when_a_
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_networks_of_another_precision_get_the_tables_answers(dtype):
+def test_cascade_and_table_agree_in_other_precisions(dtype):
     net, split = make_net(3).to(dtype), make_split(60)
     scores = score_of(predict(net, split).logits[:-1])
     for share in (0.3, 0.97):
@@ -643,7 +518,7 @@ def test_networks_of_another_precision_get_the_tables_answers(dtype):
         assert answers(cascade, split).logits.dtype == torch.float32
 
 
-def test_a_cascade_may_compute_in_another_precision_than_its_network():
+def test_cascade_computes_in_the_precision_asked_for():
     net, split = make_net(3), make_split(60)
     half = Cascade(net, NEVER, precision="bf16")
     assert next(net.parameters()).dtype == torch.float32
@@ -654,7 +529,7 @@ def test_a_cascade_may_compute_in_another_precision_than_its_network():
     torch.testing.assert_close(result.logits, whole.logits, rtol=0.1, atol=0.1)
 
 
-def test_a_network_of_several_precisions_keeps_them():
+def test_cascade_keeps_several_precisions():
     class Widened(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.float()
@@ -667,14 +542,14 @@ def test_a_network_of_several_precisions_keeps_them():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"precision": "bfloat16"}, {"precision": "int8"}, {"engine": "tensorflow"}, {"device": "abacus"}]
+    "wrong", [{"precision": "bfloat16"}, {"precision": "int8"}, {"engine": "tensorflow"}, {"fallback": "first"}]
 )
-def test_cascade_refuses_unknown_engines_precisions_and_devices(wrong):
+def test_cascade_refuses_unknown_options(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong.values()))):
         Cascade(make_net(3), NEVER, **wrong)
 
 
-def test_thresholds_for_another_precision_are_chosen_on_predictions_in_it():
+def test_cascade_agrees_with_predictions_in_its_precision():
     net, split = make_net(3), make_split(60)
     predictions = predict(net, split, engine="torch", precision="bf16")
     policy = ThresholdPolicy(tuple(between_scores(each, 0.5) for each in score_of(predictions.logits[:-1])))
@@ -682,25 +557,25 @@ def test_thresholds_for_another_precision_are_chosen_on_predictions_in_it():
     assert (decide(predictions, policy).exit_index == exit_index).double().mean() > 0.95  # unfolded it is 0.9
 
 
-def test_a_compiled_network_is_run_uncompiled(compiled):
+def test_cascade_runs_a_compiled_network_uncompiled(compiled):
     net, split = make_net(3), make_split(20)
     wrapped, graphs = compiled(net)
     cascade = Cascade(wrapped, ThresholdPolicy(0.15))
     assert type(cascade.net) is MultiExitNet
     assert torch.equal(answers(cascade, split).logits, answers(Cascade(net, ThresholdPolicy(0.15)), split).logits)
-    with pytest.raises(ValueError, match="does not fit the network"):
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\)"):
         cascade(torch.zeros(2, 1, 8, 8))
     assert not graphs
 
 
-def test_norms_without_statistics_stay_norms():
+def test_cascade_keeps_norms_without_statistics():
     net = convolutions(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
     split = make_split(40, num_classes=4)
     result = answers(Cascade(net, NEVER), split)
     torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
 
 
-def test_scores_near_one_are_told_apart_in_16_bits():
+def test_cascade_tells_scores_near_1_apart_in_16_bits():
     net = make_net(2)
     with torch.no_grad():
         net.exits["4"][2].weight.zero_()
@@ -709,13 +584,8 @@ def test_scores_near_one_are_told_apart_in_16_bits():
     assert result.exit_index.tolist() == [1] * 5
 
 
-def test_a_policy_for_another_network_is_refused():
-    with pytest.raises(ValueError, match=r"got \(0\.5, 0\.5, 0\.5\)"):
-        Cascade(make_net(3), ThresholdPolicy((0.5, 0.5, 0.5)))
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_answers_are_the_same():
+def test_cascade_gives_the_same_results_on_a_gpu():
     net, split = make_net(3), make_split(50)
     scores = score_of(predict(net, split).logits[:-1])
     policy = ThresholdPolicy((between_scores(scores[0], 0.5), between_scores(scores[1], 0.5)))
@@ -726,7 +596,7 @@ def test_on_a_gpu_the_answers_are_the_same():
     assert next(net.parameters()).device.type == "cpu"
 
 
-def test_a_network_without_weights_gets_the_tables_answers():
+def test_cascade_and_table_agree_on_a_network_without_weights():
     net = MultiExitNet([nn.ReLU(), nn.AvgPool2d(2)], {0: MeanOfChannels(), 1: MeanOfChannels()})
     split = make_split(8)
     predictions = predict(net, split, costs=[1, 2])

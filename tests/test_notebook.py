@@ -13,7 +13,7 @@ from eeutils.training import recipe
 from eeutils.weights import Registry, WeightEntry, default_registry
 
 
-def test_quick_mode_is_asked_for_by_the_environment(monkeypatch, capsys):
+def test_start_takes_quick_mode_from_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("EEUTILS_QUICK", "1")
     session = start()
 
@@ -27,7 +27,7 @@ def test_quick_mode_is_asked_for_by_the_environment(monkeypatch, capsys):
     assert not start().quick
 
 
-def test_quick_networks_are_trained_once_and_kept(empty_cache):
+def test_session_trains_quick_networks_once(empty_cache):
     first = Session(quick=True).network("resnet18_2exits-spp")
     again = Session(quick=True)
 
@@ -44,7 +44,7 @@ def test_quick_networks_are_trained_once_and_kept(empty_cache):
     assert again.evaluation("resnet18_2exits-spp").test.num_exits == 2
 
 
-def test_quick_networks_of_an_older_version_are_not_taken_for_this_ones():
+def test_digest_tells_networks_and_recipes_apart():
     plain, other = resnet18(width=2), resnet18(width=2, exit_after=(2,))
 
     digests = {_digest(plain, recipe("digits")), _digest(other, recipe("digits")), _digest(plain, recipe("slim"))}
@@ -73,7 +73,7 @@ def registry(monkeypatch) -> Callable[..., None]:
     return use
 
 
-def test_a_wider_network_waits_for_those_it_is_compared_with(registry):
+def test_weights_name_is_of_the_width_that_all_have(registry):
     registry(trained("resnet18_3exits", "spp", 32), trained("resnet18_sdn", "mixed", 32))
 
     session = Session(quick=False)
@@ -81,7 +81,7 @@ def test_a_wider_network_waits_for_those_it_is_compared_with(registry):
     assert session.weights_name("resnet18_sdn-mixed").startswith("resnet18_sdn-mixed-32"), "there is no other"
 
 
-def test_the_widest_that_all_are_trained_at_is_taken(registry):
+def test_weights_name_is_of_the_widest_that_all_have(registry):
     kinds = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
     registry(*(trained(model, pool, 64) for model, pool in kinds))
 
@@ -98,14 +98,14 @@ def test_the_widest_that_all_are_trained_at_is_taken(registry):
     ],
     ids=["exits elsewhere", "other data", "not trained", "another seed"],
 )
-def test_what_is_unlike_the_others_does_not_stand_for_its_kind(registry, changes):
+def test_weights_name_passes_unusual_weights_over(registry, changes):
     registry(trained("resnet18_sdn", "mixed", 16, **changes))
 
     with pytest.raises(ValueError, match="no trained weights of 'resnet18_sdn-mixed'"):
         Session(quick=False).weights_name("resnet18_sdn-mixed")
 
 
-def test_early_exits_trained_alone_stand_on_the_plain_network(empty_cache):
+def test_session_trains_exits_alone_on_the_plain_network(empty_cache):
     session = Session(quick=True)
 
     plain = session.network("resnet18-avg").state_dict()
@@ -117,23 +117,14 @@ def test_early_exits_trained_alone_stand_on_the_plain_network(empty_cache):
     assert len(same) == len(plain) > 0
 
 
-def test_the_full_name_of_weights_is_taken_as_it_is(registry):
+def test_weights_name_keeps_a_full_name(registry):
     registry(*(trained("resnet18_3exits", "spp", 64, model_args={"exit_after": [2, 4]}, name=name) for name in "ab"))
 
     assert Session(quick=False).weights_name("b") == "b"
     assert Session(quick=True).weights_name("b") == f"resnet18_3exits-spp-digits-w{QUICK_WIDTH}"
 
 
-def test_an_unknown_kind_is_named_with_those_that_there_are(registry):
-    registry(trained("resnet18_3exits", "spp", 64, model_args={"exit_after": [2, 4]}, name="full-name"))
-
-    with pytest.raises(
-        ValueError, match=r"'resnet99-avg'; .* from \['resnet18-avg', .*full name that list_weights\(\) has"
-    ):
-        Session(quick=False).weights_name("resnet99-avg")
-
-
-def test_runs_of_one_kind_are_found_whatever_their_seed(registry, empty_cache):
+def test_seeds_lists_all_runs_of_a_kind(registry, empty_cache):
     seeds = [f"spp-w16{end}" for end in ("", "-s1", "-s2")]
     registry(*(trained("resnet18_3exits", "spp", 16, name=name) for name in (*seeds, "spp-w24")))
 

@@ -30,11 +30,11 @@ def picture(path: Path, rng: np.random.Generator) -> None:
     Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
 
 
-def test_every_block_is_tried_here():
+def test_readme_has_as_many_blocks_as_tests():
     assert len(BLOCKS) == 7
 
 
-def test_a_cascade_in_four_lines(monkeypatch, capsys):
+def test_readme_cascade_in_four_lines(monkeypatch, capsys):
     digits = eeutils.load_data("digits")
     asked = []
     monkeypatch.setattr(eeutils, "load_data", lambda name: asked.append(name) or digits, raising=False)
@@ -52,7 +52,7 @@ def test_a_cascade_in_four_lines(monkeypatch, capsys):
     assert asked[1] == "cifar10"
 
 
-def test_what_the_cascade_prints_is_what_the_shipped_predictions_say():
+def test_readme_quotes_what_the_cascade_prints():
     code = block("half of the multiply-adds, on validation")
     name = re.search(r'load_weights\("(.*?)"', code)[1]
     val, test = (eeutils.load_predictions(name, split) for split in ("val", "test"))
@@ -60,7 +60,7 @@ def test_what_the_cascade_prints_is_what_the_shipped_predictions_say():
     assert f"# {eeutils.decide(test, eeutils.choose_thresholds(val, budget=0.5).policy)}\n" in code
 
 
-def test_each_way_to_choose_thresholds_in_the_table():
+def test_readme_table_of_ways_to_choose_thresholds():
     calls = re.findall(r"\| `(choose_\w+\(.*?\))` \|", README)
     data = eeutils.load_data("digits")
     net = resnet18(width=2, exit_after=(0, 4))
@@ -75,7 +75,7 @@ def test_each_way_to_choose_thresholds_in_the_table():
     assert [choice.relative_cost <= 0.5 for choice in choices[1:3]] == [True, True]
 
 
-def test_shipped_predictions_and_their_curve(tmp_path, monkeypatch, capsys):
+def test_readme_shipped_predictions_and_their_curve(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     exec(block("plot_curves"), {})
@@ -87,7 +87,7 @@ def test_shipped_predictions_and_their_curve(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_own_images_from_training_to_a_file(tmp_path, monkeypatch, capsys):
+def test_readme_own_images_from_training_to_a_file(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for number in range(20):
         for name in ("cats", "dogs"):
@@ -103,7 +103,7 @@ def test_own_images_from_training_to_a_file(tmp_path, monkeypatch, capsys):
     assert Classifier.load("photos.safetensors", alike).classes == ("cats", "dogs")
 
 
-def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
+def test_readme_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
     code = block("load_classifier")
     name = re.search(r'load_classifier\("(.*?)"', code)[1]
     if name not in list_weights():
@@ -116,7 +116,7 @@ def test_a_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(r"\w+ at exit [123]\n", capsys.readouterr().out)
 
 
-def test_exits_behind_named_layers():
+def test_readme_exits_behind_named_layers():
     names, code = {}, block("with_exits")
 
     exec(code.replace('weights="DEFAULT"', "weights=None").replace('spp")', 'spp", image_size=64)'), names)
@@ -125,7 +125,7 @@ def test_exits_behind_named_layers():
     assert [tuple(logits.shape) for logits in net(torch.rand(2, 3, 64, 64))] == [(2, 1000)] * 3
 
 
-def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
+def test_stage_modules_docstring_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = resnet18(width=2, exit_after=(2, 4)).eval()
 
@@ -141,7 +141,7 @@ def test_a_network_taken_elsewhere(tmp_path, monkeypatch):
         torch.testing.assert_close(answers, net(images), rtol=1e-3, atol=1e-4)
 
 
-def test_a_shipped_network_as_a_beginning(tmp_path, monkeypatch):
+def test_readme_starts_from_a_shipped_network(tmp_path, monkeypatch):
     rng, donor, began = np.random.default_rng(0), create_model("resnet18_3exits", pool="conv+conv+spp", width=32), []
     for number in range(20):
         for name in ("cats", "dogs"):
@@ -159,7 +159,7 @@ def test_a_shipped_network_as_a_beginning(tmp_path, monkeypatch):
         assert torch.equal(tensor, net.units.state_dict()[name])
 
 
-def test_exits_for_a_network_that_is_trained_already(monkeypatch):
+def test_readme_exits_for_a_trained_network(monkeypatch):
     torch.manual_seed(0)
     net = resnet18(width=2)
     before = deepcopy(net.state_dict())

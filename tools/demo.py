@@ -16,9 +16,9 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
 
+from eeutils.analysis.costs import timed
 from eeutils.analysis.decisions import Decisions, decide
 from eeutils.analysis.predictions import Predictions, collect_logits, predict
-from eeutils.analysis.seconds import timed
 from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.data import ImageData

@@ -80,7 +80,7 @@ def plan() -> tuple[PlannedRun, ...]:
 
 
 def _wide() -> Iterator[PlannedRun]:
-    """ResNet18 at full width, plain and with exits: the kinds of UPF-DL-2020, and exits where small budgets want them."""
+    """ResNet18 at full width, plain and with exits: the kinds of UPF-DL-2020, and earlier exits for small budgets."""
     kinds = (
         "resnet18 --pool avg",
         f"resnet18_3exits --exit-after 2 4 --pool {_BEST_HEADS}",  # at 27 % and 52 % of the multiply-adds

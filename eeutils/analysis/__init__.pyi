@@ -9,6 +9,7 @@ from .confusion import indicator_table as indicator_table
 from .costs import NetworkCosts as NetworkCosts
 from .costs import exit_costs as exit_costs
 from .costs import measure_costs as measure_costs
+from .costs import measure_seconds as measure_seconds
 from .decisions import Decisions as Decisions
 from .decisions import decide as decide
 from .decisions import unconfident_counts as unconfident_counts
@@ -29,7 +30,6 @@ from .metrics import cost_table as cost_table
 from .metrics import ensemble_probs as ensemble_probs
 from .metrics import ensemble_weights as ensemble_weights
 from .metrics import exit_table as exit_table
-from .metrics import gains as gains
 from .metrics import paired_bootstrap as paired_bootstrap
 from .metrics import points_gained as points_gained
 from .metrics import sure_images as sure_images
@@ -58,11 +58,9 @@ from .predictions import Predictions as Predictions
 from .predictions import predict as predict
 from .risk import GUARANTEE_THRESHOLDS as GUARANTEE_THRESHOLDS
 from .risk import RiskTest as RiskTest
-from .risk import choose_with_gap_guarantee as choose_with_gap_guarantee
 from .risk import choose_with_guarantee as choose_with_guarantee
 from .risk import measure_gap as measure_gap
 from .risk import measure_risk as measure_risk
-from .seconds import measure_seconds as measure_seconds
 from .thresholds import Choice as Choice
 from .thresholds import Curve as Curve
 from .thresholds import accuracy_cost_curve as accuracy_cost_curve

@@ -1,8 +1,8 @@
 """Confusion: exits that disagree with the last one indicate a mistake (Kaya et al., ICML 2019, arXiv 1810.07052).
 
-Two indicators are at hand: the confusion score of a network with exits, and the doubt of its last exit or of a plain
+Two indicators are compared: the confusion score of a network with exits, and the doubt of its last exit or of a plain
 network. An `ErrorIndicator` measures how well one separates mistakes from right answers: by the two counts that the
-authors' code prints, the overlap of the histograms that they draw, and the figures usual today.
+authors' code prints, by the overlap of the histograms that they draw, and by AUROC and AURC.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from eeutils.analysis.metrics import draw_images
 from eeutils.analysis.predictions import Predictions
+from eeutils.fields import Positive, check_fields
 
 
 def confusion_scores(predictions: Predictions) -> Tensor:
@@ -30,25 +31,24 @@ def doubt(predictions: Predictions) -> Tensor:
 
 @dataclass(frozen=True)
 class Standardization:
-    """Scale that puts the scores of different networks in standard deviations of their training scores.
+    """Scale of scores in standard deviations of the training scores, which makes different networks comparable.
 
-    The order of the images stays the same, and with it everything an `ErrorIndicator` measures.
+    It keeps the order of the images, and so everything an `ErrorIndicator` measures.
 
     Attributes:
-        mean: mean of the training scores.
+        mean: of the training scores.
         std: their standard deviation, above 0.
     """
 
     mean: float
-    std: float
+    std: Positive
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < float("inf"):
-            raise ValueError(f"std must be positive and finite, got {self.std}; do the scores differ?")
+        check_fields(self)
 
     @staticmethod
     def of(train_scores: Tensor) -> "Standardization":
-        """Take mean and standard deviation of `train_scores` (N,)."""
+        """Take the mean and standard deviation of `train_scores` (N,)."""
         scores = train_scores.double()
         return Standardization(float(scores.mean()), float(scores.std(correction=0)))
 
@@ -122,7 +122,7 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
         bins: bins of the histogram, between the smallest and the largest suspicion.
 
     Raises:
-        ValueError: if shapes, types or values are others, or the answers are all right or all wrong.
+        ValueError: if the answers are all right or all wrong.
     """
     _check(suspicion, wrong)
     suspicion = suspicion.double()
@@ -130,14 +130,15 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
     mistakes = places[wrong].bincount(minlength=len(values))  # (V,), of the answers equally suspect
     edges = np.histogram_bin_edges(values.numpy(), bins)
     of_right, of_wrong = suspicion[~wrong], suspicion[wrong]
+    right, mistaken = (torch.from_numpy(np.histogram(each.numpy(), edges)[0]) for each in (of_right, of_wrong))
     kept = torch.arange(1, len(wrong) + 1, dtype=torch.float64)
     return ErrorIndicator(
         edges=torch.from_numpy(edges),
-        right=_histogram(of_right, edges),
-        wrong=_histogram(of_wrong, edges),
+        right=right,
+        wrong=mistaken,
         suspected_right=int((of_right > of_wrong.mean()).sum()),
         trusted_wrong=int((of_wrong < of_right.mean()).sum()),
-        split_errors=_best_split(mistakes, counts),
+        split_errors=_best_split(suspicion, wrong),
         auroc=float(roc_auc_score(wrong.numpy(), suspicion.numpy())),
         coverage=kept / len(wrong),
         risk=(mistakes / counts.double()).repeat_interleave(counts).cumsum(0) / kept,
@@ -145,19 +146,10 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
 
 
 def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: int = 0) -> Tensor:
-    """(draws,) float64, AUROC on bootstrap samples of the images.
+    """(draws,) float64, AUROC of `suspicion` (N,) on bootstrap samples of the images; see `error_indicator`.
 
     A seed always draws the same images, so draws for two indicators can be subtracted to bound their difference. They
     cover the choice of the images, not the training seed. A sample without wrong or without right answers gives NaN.
-
-    Args:
-        suspicion: (N,) float, see `error_indicator`.
-        wrong: (N,) bool.
-        draws: bootstrap samples.
-        seed: seed of the draws.
-
-    Raises:
-        ValueError: as in `error_indicator`.
     """
     _check(suspicion, wrong)
     times = draw_images(len(wrong), draws, seed)
@@ -187,28 +179,18 @@ def indicator_table(indicators: Mapping[str, ErrorIndicator]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns), index=pd.Index(list(indicators), name="indicator"))
 
 
-def _best_split(mistakes: Tensor, counts: Tensor) -> int:
-    """Fewest answers on the wrong side of a threshold; (V,) mistakes and answers at each value of suspicion, rising."""
-    trusted_wrong = torch.cat([mistakes.new_zeros(1), mistakes.cumsum(0)])
-    right = counts - mistakes
-    suspected_right = right.sum() - torch.cat([right.new_zeros(1), right.cumsum(0)])
-    return int((trusted_wrong + suspected_right).min())
-
-
-def _histogram(values: Tensor, edges: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.histogram(values.numpy(), edges)[0])
+def _best_split(suspicion: Tensor, wrong: Tensor) -> int:
+    """Fewest answers on the wrong side of a threshold."""
+    suspected_right, suspected_wrong, _ = roc_curve(wrong.numpy(), suspicion.numpy(), drop_intermediate=False)
+    num_wrong = int(wrong.sum())
+    errors = suspected_right * (len(wrong) - num_wrong) + (1 - suspected_wrong) * num_wrong
+    return round(errors.min())
 
 
 def _check(suspicion: Tensor, wrong: Tensor) -> None:
-    if (
-        suspicion.ndim != 1
-        or suspicion.shape != wrong.shape
-        or wrong.dtype != torch.bool
-        or not suspicion.isfinite().all()
-    ):
+    fits = suspicion.ndim == 1 and suspicion.shape == wrong.shape and wrong.dtype == torch.bool
+    if not fits or not suspicion.isfinite().all() or wrong.unique().numel() < 2:
         raise ValueError(
-            "suspicion and wrong must be (N,) finite floats and (N,) bool, "
-            f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}"
+            "suspicion and wrong must be finite (N,) and bool (N,), some wrong and some not, "
+            f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}, {int(wrong.sum())} wrong"
         )
-    if wrong.all() or not wrong.any():
-        raise ValueError(f"wrong must hold right and wrong answers, got {int(wrong.sum())} wrong of {len(wrong)}")

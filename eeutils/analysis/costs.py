@@ -1,12 +1,24 @@
-"""Costs of an image at each exit: multiply-adds and parameters."""
+"""Costs of an image up to each exit: multiply-adds and parameters, or seconds on this machine."""
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from eeutils.data.splits import Split, check_split
+from eeutils.engines import PreparedNet
+from eeutils.fields import check_range
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import count_macs, left_alone, on_meta, walk_units
+
+Result = TypeVar("Result")
+
+_WARM_UP = 3
+_DISTINCT = 4  # time does not depend on a batch's values, and every batch kept takes memory on the device
 
 
 @dataclass(frozen=True)
@@ -34,12 +46,15 @@ class NetworkCosts:
     @property
     def cumulative_macs(self) -> Tensor:
         """(E,) float64, of the units and *all* heads up to each exit."""
-        return _up_to_exits(self.unit_macs, self.exit_macs, self.exit_after)
+        return self._up_to_exits(self.unit_macs, self.exit_macs)
 
     @property
     def cumulative_params(self) -> Tensor:
         """(E,) int64, of the units and all heads up to each exit."""
-        return _up_to_exits(self.unit_params, self.exit_params, self.exit_after)
+        return self._up_to_exits(self.unit_params, self.exit_params)
+
+    def _up_to_exits(self, of_units: Tensor, of_exits: Tensor) -> Tensor:
+        return of_units.cumsum(0)[list(self.exit_after)] + of_exits.cumsum(0)
 
 
 @torch.inference_mode(False)  # its tensors have no version counter, which shows heads that work in place
@@ -80,9 +95,92 @@ def remove_hooks(net: MultiExitNet) -> MultiExitNet:
     return net
 
 
-def _up_to_exits(of_units: Tensor, of_exits: Tensor, exit_after: tuple[int, ...]) -> Tensor:
-    return of_units.cumsum(0)[list(exit_after)] + of_exits.cumsum(0)
-
-
 def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def measure_seconds(
+    net: MultiExitNet | PreparedNet,
+    split: Split,
+    *,
+    batch_size: int = 1,
+    batches: int = 50,
+    device: torch.device | str | None = None,
+    engine: str = "torch",
+    precision: str | None = None,
+    calibration: Split | None = None,
+) -> Tensor:
+    """Return the (E,) float64 seconds of one image up to each exit, all heads passed included: `Predictions.costs`.
+
+    Multiply-adds are a rough guide to time, which depends on the machine, the precision and the batch size. With these
+    costs thresholds are chosen, and curves drawn, in seconds:
+
+        seconds = measure_seconds(net, data.val, batch_size=1)
+        choice = choose_thresholds(predict(net, data.val, costs=seconds), budget=0.5)  # half of the time
+
+    Runs the network as `eeutils.cascade.Cascade` does, on batches that no image leaves, and takes the median of each
+    stage. Left out are the cascade's scores, the sorting of images that stay, and the lower efficiency of batches that
+    shrink on their way.
+
+    Args:
+        net: the network, which is not changed, or a `eeutils.engines.PreparedNet`.
+        split: images to compute: those of its first four batches, again and again.
+        batch_size: images at a time, as they will come to the cascade.
+        batches: timed runs, after a few that are not.
+        device: where to compute; by default where the network is.
+        engine, precision, calibration: see `Cascade`.
+
+    Raises:
+        TypeError: if `net` has no exits, or `split` is not a `Split`.
+        ValueError: if the network cannot read the images, or there is no such device or engine.
+    """
+    check_split(split)
+    check_range("batches", batches, 1)
+    if not isinstance(net, PreparedNet):
+        net = PreparedNet(net, engine, precision=precision, device=device, calibration=calibration)
+    given = [images for images, _ in islice(split.batches(batch_size, net.device), _DISTINCT)]
+    whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
+    stages = stage_seconds(net, list(islice(cycle(whole), _WARM_UP + batches)))
+    return stages[_WARM_UP:].median(0).values.cumsum(0) / len(whole[0])
+
+
+@torch.inference_mode()
+def stage_seconds(net: PreparedNet, batches: Sequence[Tensor]) -> Tensor:
+    """(B, E) float64, seconds of each stage of `net` for each batch when no image leaves."""
+    device, marks = net.device, []
+    for images in batches:
+        stages = net.stages_for(images)
+        marks.append([_mark(device)])
+        x = stages.read(images)
+        for run in stages.run:
+            x, _ = run(x)
+            marks[-1].append(_mark(device))
+    now(device)
+    return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)
+
+
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Return the seconds until the device has done `work`, and its result."""
+    started = now(device)
+    result = work()
+    return now(device) - started, result
+
+
+def now(device: torch.device) -> float:
+    """Read the clock once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    """Mark this moment in the device's queue; waiting for a GPU here would add to what is measured."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000

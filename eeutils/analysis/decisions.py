@@ -1,6 +1,6 @@
 """Decisions: the exit at which a policy lets each image leave, and the accuracy and cost that follow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eeutils.analysis.policies import Policy, check_policy, confidence, leaving
 from eeutils.analysis.predictions import Predictions, check_predictions
+from eeutils.fields import check_choice
 
 
 @dataclass(frozen=True)
@@ -70,33 +71,28 @@ def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> 
 
     Raises:
         TypeError: if `predictions` is not a `Predictions`, or `policy` not a `Policy`.
-        ValueError: if the policy is for another number of exits or returns anything but (n,) bool, or the fallback is
-            unknown.
+        ValueError: if the policy is for another number of exits, or returns anything but (n,) bool.
     """
     check_predictions(predictions)
-    index = exit_indices(predictions.logits, policy)
+    check_policy(policy, predictions.num_exits)
+    index = _exit_indices(predictions.logits, policy)
     predicted = with_fallback(predictions, fallback).predicted.gather(0, index[None])[0]
     return Decisions(index, predicted, predictions.labels, predictions.costs)
 
 
-def exit_indices(logits: Tensor, policy: Policy) -> Tensor:
-    """Logits (E, N, C) -> (N,) int64, the exit at which each image leaves, the last if at no early one.
-
-    Raises:
-        TypeError, ValueError: see `decide`.
-    """
-    num_exits = len(logits)
-    check_policy(policy, num_exits)
-    left_at = torch.full(logits.shape[1:2], num_exits - 1, device=logits.device)
+def _exit_indices(logits: Tensor, policy: Policy) -> Tensor:
+    """Logits (E, N, C) -> (N,) int64, the exit at which each image leaves, the last if at no early one."""
+    last = len(logits) - 1
+    left_at = torch.full(logits.shape[1:2], last, device=logits.device)
     copy = _copy(logits)
-    for index in reversed(range(num_exits - 1)):  # the shallowest exit overwrites the others
+    for index in reversed(range(last)):  # the shallowest exit overwrites the others
         left_at[leaving(policy, copy[: index + 1])] = index
         if copy._version:  # the policy has written into it
             copy = _copy(logits)
     return left_at
 
 
-@torch.inference_mode(False)  # its tensors do not count how often they are written into
+@torch.inference_mode(False)  # its tensors do not count writes
 def _copy(logits: Tensor) -> Tensor:
     return logits[:-1].clone()
 
@@ -105,53 +101,31 @@ def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:
     """(E,) int64, images that leave at no early exit, counted at the exit most confident of them.
 
     Shallow-Deep Networks (arXiv 1810.07052) count the same, except that their last exit has a threshold, too.
-
-    Raises:
-        TypeError, ValueError: see `decide`.
     """
     staying = decide(predictions, policy).exit_index == predictions.num_exits - 1
     return predictions.confidence[:, staying].argmax(0).bincount(minlength=predictions.num_exits)
 
 
-def _last(logits: Tensor) -> Tensor:
-    return logits[-1]
-
-
-def _most_confident(logits: Tensor) -> Tensor:
-    most = confidence(logits).argmax(0)  # the first of equals
-    return logits[most, torch.arange(len(most), device=logits.device)]
-
-
-_FALLBACKS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last, "most_confident": _most_confident}
-
-
 def check_fallback(name: str) -> None:
-    """Raise a ValueError with the choices unless `name` is a fallback."""
-    if name not in _FALLBACKS:
-        raise ValueError(f"fallback must be one of {sorted(_FALLBACKS)}, got {name!r}")
+    """Raise ValueError with the choices unless `name` is a fallback."""
+    check_choice("fallback", name, ("last", "most_confident"))
 
 
 def fallback_logits(logits: Tensor, name: str) -> Tensor:
     """Logits (E, n, C) of all exits -> (n, C), the answers for images that leave at no early exit.
 
-    Args:
-        logits: of every exit.
-        name: "last" for the last exit's answer, or "most_confident" for that of the exit with the largest softmax
-            probability (as in Shallow-Deep Networks). Either way the whole network has run.
-
-    Raises:
-        ValueError: if `name` is neither.
+    "last" takes the last exit's answer, "most_confident" that of the exit with the largest softmax probability (as in
+    Shallow-Deep Networks). Either way the whole network has run.
     """
     check_fallback(name)
-    return _FALLBACKS[name](logits)
+    if name == "last":
+        return logits[-1]
+    most = confidence(logits).argmax(0)  # the first of equals
+    return logits[most, torch.arange(len(most), device=logits.device)]
 
 
 def with_fallback(predictions: Predictions, name: str) -> Predictions:
-    """Return the table with the fallback's answers at the last exit, for sweeps and choices of thresholds.
-
-    Raises:
-        ValueError: see `fallback_logits`.
-    """
+    """Return the table with the fallback's answers at the last exit, for sweeps and choices of thresholds."""
     if name == "last":
         return predictions
     answers = fallback_logits(predictions.logits, name)

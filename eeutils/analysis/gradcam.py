@@ -1,8 +1,8 @@
 """Attribution: Grad-CAM, guided backpropagation and their product, computed by captum.
 
 Each explains one logit of one exit. Grad-CAM weighs the channels of the feature map that the exit reads, at that map's
-resolution; guided backpropagation follows the gradient down to the pixels. Both differentiate a private copy of the
-network, cut off at the exit and in evaluation mode.
+resolution; guided backpropagation follows the gradient down to the pixels. Both work on a copy of the network, in
+evaluation mode and cut off at the exit.
 """
 
 import warnings
@@ -30,10 +30,8 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
 
     Every channel is weighed by the mean gradient of the class's logit over its pixels. The positive part of the
     weighted sum is resized to the image (bilinearly) and divided by its maximum. If the last unit ends in a pooling
-    layer (VGG16), the map before it is used: VGG16's classifier reads a single cell of 32x32 images.
-
-    The mean is exact for a head that averages its map. A head with weights for each cell (internal classifiers,
-    pyramids) uses one channel differently in different places, which the mean blurs: see `hires_cam`.
+    layer, the map before it is used, since VGG16's classifier reads a single cell of 32x32 images. The mean is exact
+    for a head that averages its map, and blurs one with weights for each cell (pyramids): see `hires_cam`.
 
     Args:
         net: a network whose exit reads one feature map (N, C, H, W).
@@ -45,8 +43,7 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
         (N, H, W) on the network's device, from 0 to 1, the maximum of each map; all zero if nothing supports the class.
 
     Raises:
-        ValueError: if there is no such exit or class, the images do not fit the network, or the exit reads anything but
-            a feature map of more than one cell.
+        ValueError: if the exit reads anything but a feature map of more than one cell.
     """
     return _map_of(net, images, exit_index, target, _mean_gradients)
 
@@ -65,13 +62,10 @@ def hires_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classe
 def guided_backprop(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes = None) -> Tensor:
     """Compute the gradient of a class's logit at the pixels; ReLUs pass its positive part (arXiv 1412.6806).
 
-    Activations other than ReLU pass the plain gradient. Arguments as for `grad_cam`.
-
-    Returns:
-        (N, C, H, W) on the network's device, signed.
+    Activations other than ReLU pass the plain gradient. Arguments as for `grad_cam`; (N, C, H, W), signed.
 
     Raises:
-        ValueError: as `grad_cam`, and if the network applies ReLU as a function instead of a module.
+        ValueError: if the network applies ReLU as a function instead of a module.
     """
     alone, images = _private_copy(net, images, exit_index)
     classes = _classes_to_explain(_logits_through_relu_modules(alone, images), target)
@@ -107,7 +101,7 @@ class Explanation:
 
 @torch.inference_mode(False)
 def explain(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes = None) -> Explanation:
-    """Compute both maps of one exit, with its prediction. Arguments and errors as for `guided_backprop`."""
+    """Compute both maps of one exit, with its prediction. Arguments as for `grad_cam`."""
     alone, copied = _private_copy(net, images, exit_index)
     with torch.no_grad():
         confidence, predicted = alone(copied).softmax(1).max(1)
@@ -117,13 +111,9 @@ def explain(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes 
 
 
 def central_share(maps: Tensor) -> Tensor:
-    """Share of each map's mass in the middle half of its height and width; 0.25 for a flat map.
+    """(N,), share of each map's mass in the middle half of its height and width: 0.25 for a flat map, NaN for one of 0.
 
-    Args:
-        maps: (N, H, W), not negative, H and W multiples of 4.
-
-    Returns:
-        (N,), NaN for a map that is zero everywhere.
+    Maps are (N, H, W), not negative, H and W multiples of 4.
     """
     height, width = maps.shape[1:]
     middle = maps[:, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
@@ -131,10 +121,9 @@ def central_share(maps: Tensor) -> Tensor:
 
 
 def map_spread(maps: Tensor) -> Tensor:
-    """Share of the pixels that each map (N, H, W), not negative, is spread over: exp(entropy) / pixels.
+    """(N,), share of the pixels that each map (N, H, W), not negative, is spread over: exp(entropy) / pixels.
 
-    Returns:
-        (N,), 1 for a flat map, NaN for a map that is zero everywhere.
+    1 for a flat map, NaN for one of 0.
     """
     mass = maps.flatten(1)
     mass = mass / mass.sum(1, keepdim=True)
@@ -142,11 +131,7 @@ def map_spread(maps: Tensor) -> Tensor:
 
 
 def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    """Pearson's correlation of the pixels of maps (N, H, W) with those of `others`, image by image.
-
-    Returns:
-        (N,), NaN where one of the two is flat.
-    """
+    """(N,), Pearson's correlation of the pixels of maps (N, H, W) with those of `others`; NaN where one is flat."""
     first, second = (_centered(each.flatten(1)) for each in (maps, others))
     return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
+from eeutils.fields import check_choice
 from eeutils.models.contracts import check_exit_index
-
-_ENSEMBLES = ("mean", "weighted", "geometric")
 
 
 def exit_table(predictions: Predictions) -> pd.DataFrame:
@@ -49,25 +48,17 @@ def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequenc
     Args:
         predictions: the table.
         how: "mean" of the probabilities; "weighted" mean of them; "geometric" mean, normalised again.
-        weights: for "weighted" only, one per exit, not negative; `ensemble_weights` finds some on validation data.
-
-    Raises:
-        ValueError: if `how` is unknown, or `weights` are missing or unusable.
+        weights: for "weighted" only, one per exit, not negative; see `ensemble_weights`.
     """
-    if how not in _ENSEMBLES:
-        raise ValueError(f"how must be one of {list(_ENSEMBLES)}, got {how!r}")
-    if how == "weighted":
-        return _weighted_mean(predictions, weights)
-    if weights is not None:
-        raise ValueError(f"weights must be None with how={how!r}, got {weights}")
+    check_choice("how", how, ("mean", "weighted", "geometric"))
+    if (weights is not None) != (how == "weighted"):
+        raise ValueError(f"weights must be given for how='weighted' alone, got {how=} and {weights=}")
     if how == "mean":
         return predictions.probs.mean(0)
-    return predictions.logits.log_softmax(-1).mean(0).softmax(-1)
-
-
-def _weighted_mean(predictions: Predictions, weights: Sequence[float] | None) -> Tensor:
+    if how == "geometric":
+        return predictions.logits.log_softmax(-1).mean(0).softmax(-1)
     count = predictions.num_exits
-    if weights is None or len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ValueError(f"weights must be {count} numbers, none negative and not all 0, got {weights}")
     shares = torch.tensor(weights, dtype=predictions.probs.dtype)
     return torch.einsum("e,enc->nc", shares / shares.sum(), predictions.probs)
@@ -104,11 +95,7 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
 
 
 def sure_images(predictions: Predictions, exit_index: int, confidence: float) -> Tensor:
-    """Positions (n,) of the images that an exit gets right with at least this confidence, most confident first.
-
-    Raises:
-        ValueError: if there is no such exit.
-    """
+    """Positions (n,) of the images that an exit gets right with at least this confidence, most confident first."""
     check_exit_index(exit_index, predictions.num_exits)
     sure = predictions.confidence[exit_index]
     return surest_first(predictions.correct[exit_index] & (sure >= confidence), sure)
@@ -120,11 +107,6 @@ def surest_first(chosen: Tensor, confidence: Tensor) -> Tensor:
     return images[confidence[images].argsort(descending=True, stable=True)]
 
 
-def gains(accuracy: Tensor, reference: float) -> Tensor:
-    """Percentage points by which each `accuracy` (E,) exceeds `reference`."""
-    return (accuracy - reference) * 100
-
-
 def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Bootstrap the 95 % interval of the accuracy gained over `reference` on the same images.
 
@@ -134,7 +116,7 @@ def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, s
         correct: (E, N) bool.
         reference: (E, N) bool, of the same images in the same order.
         draws: bootstrap samples.
-        seed: seed of the draws.
+        seed: of the draws.
 
     Returns:
         Lower and upper ends, each (E,) float64.
@@ -151,11 +133,7 @@ def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, s
 
 
 def points_gained(correct: Tensor, reference: Tensor) -> dict[str, float]:
-    """Percentage points by which `correct` (N,) bool exceeds `reference` (N,) bool on the same images.
-
-    Returns:
-        "gain", and "low" and "high", the ends of its 95 % interval (`paired_bootstrap`).
-    """
+    """Return the "gain" in points of `correct` over `reference`, (N,) bool, and its 95 % interval, "low" to "high"."""
     low, high = paired_bootstrap(correct[None], reference[None])
     gain = correct.double().mean() - reference.double().mean()
     return {"gain": 100 * float(gain), "low": 100 * float(low), "high": 100 * float(high)}
@@ -174,7 +152,7 @@ def draw_kinds(counts: Tensor, draws: int, seed: int) -> Tensor:
 
 
 def bootstrap_interval(values: Tensor) -> tuple[float, float]:
-    """Lower and upper end of the middle 95 % of `values` (D,) without NaNs; NaN if there are no others."""
+    """Lower and upper end of the middle 95 % of `values` (D,), NaNs left out; NaN if nothing is left."""
     known = values[~values.isnan()].numpy()
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)

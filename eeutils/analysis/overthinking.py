@@ -1,9 +1,9 @@
 """Overthinking: computation and correct answers lost behind an exit that was right (Kaya et al., arXiv 1810.07052).
 
-Wasteful: an earlier exit was right already, and the computation after it was spent for nothing. Destructive: an earlier
-exit was right, and the last one is wrong. Both need the labels, so they bound the gain of any policy.
+Wasteful: an earlier exit was right, so the computation after it was wasted. Destructive: an earlier exit was right, and
+the last one is wrong. Both need the labels, so they bound the gain of any policy.
 
-A backdoor causes the destructive effect: a trigger in the image moves the last exit to another class, and early exits
+A backdoor causes the destructive effect: a trigger in the image moves the last exit to another class, while early exits
 may keep the right one. `attack_success` measures how often each exit follows the trigger.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eeutils.analysis.metrics import bootstrap_interval, draw_kinds, surest_first
 from eeutils.analysis.predictions import Predictions
+from eeutils.fields import check_range
 from eeutils.models.contracts import check_exit_index
 
 
@@ -255,13 +256,8 @@ def attack_success(predictions: Predictions, target: int) -> Tensor:
 
     On images with a backdoor's trigger this is the attack's success rate (Gu et al., BadNets, arXiv 1708.06733); the
     same images without the trigger give the baseline.
-
-    Raises:
-        ValueError: if there is no such class.
     """
-    num_classes = predictions.logits.shape[2]
-    if not 0 <= target < num_classes:
-        raise ValueError(f"target must be in 0..{num_classes - 1}, got {target}")
+    check_range("target", target, 0, predictions.logits.shape[2] - 1)
     others = predictions.labels != target
     return (predictions.predicted[:, others] == target).double().mean(1)
 

@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from eeutils.fields import Count, Natural, check_choice, check_fields, check_type
+
 # The grid of Shallow-Deep Networks (arXiv 1810.07052); the default of `accuracy_cost_curve` is finer.
 SDN_THRESHOLDS = (0.1, 0.15, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 
@@ -19,9 +21,8 @@ SDN_THRESHOLDS = (0.1, 0.15, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 class Policy(Protocol):
     """A rule that sees the logits of all exits so far, for the images still in the network.
 
-    It has to judge every image alone, whatever others are in the batch: then the live cascade, whose batches shrink,
-    and the table agree. It keeps no state between calls, because exits may be asked in any order (`decide` begins with
-    the deepest, `Cascade` with the shallowest).
+    It must judge every image alone, because the live cascade's batches shrink, and keep no state between calls, because
+    exits are asked in any order: `decide` begins with the deepest, `Cascade` with the shallowest.
 
     Choose its settings on validation: `[Choice.of(Mine(t), validation) for t in grid]`.
 
@@ -48,16 +49,13 @@ class ThresholdPolicy:
             ensure that.
         score: "confidence", "entropy" (one minus its share of the maximum), "margin", "ensemble", "geometric", or the
             name of a registered score; see `score_of` and `register_score`.
-
-    Raises:
-        ValueError: if a threshold is out of range, or the score is unknown.
     """
 
     thresholds: float | Sequence[float] | Tensor
     score: str = "confidence"
 
     def __post_init__(self) -> None:
-        check_score(self.score)
+        check_choice("score", self.score, sorted(_SCORES))
         try:
             numbers = torch.as_tensor(self.thresholds, dtype=torch.float64).tolist()
             thresholds = tuple(map(float, numbers)) if isinstance(numbers, list) else numbers
@@ -89,13 +87,13 @@ class PatiencePolicy:
     With 0 every image leaves at the first exit; with `patience` or fewer early exits no image leaves early.
 
     Attributes:
-        patience: how many times in a row an exit must repeat the prediction before it.
+        patience: how many times in a row an exit must repeat the previous exit's prediction.
     """
 
-    patience: int
+    patience: Natural
 
     def __post_init__(self) -> None:
-        _check_count("patience", self.patience, least=0)
+        check_fields(self)
 
     def check(self, num_exits: int) -> None:
         """Accept any number of exits."""
@@ -112,16 +110,16 @@ class PatiencePolicy:
 class AgreementPolicy:
     """Leave when `count` of the exits so far, in a row or not, predict the same class (Sun et al., arXiv 2105.13792).
 
-    The exit that completes the vote is part of it, so an image leaves with the class agreed on.
+    The exit that completes the vote takes part in it, so an image leaves with the class agreed on.
 
     Attributes:
         count: votes a class needs, 1 or more; with fewer early exits no image leaves early.
     """
 
-    count: int
+    count: Count
 
     def __post_init__(self) -> None:
-        _check_count("count", self.count, least=1)
+        check_fields(self)
 
     def check(self, num_exits: int) -> None:
         """Accept any number of exits."""
@@ -132,37 +130,18 @@ class AgreementPolicy:
         return (predicted == predicted[-1]).sum(0) >= self.count
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
-
-
 def check_policy(policy: Policy, num_exits: int) -> None:
-    """Check that `policy` is a `Policy` for a network with `num_exits` exits.
-
-    Raises:
-        TypeError: if it lacks a method of `Policy`.
-        ValueError: if it is for another number of exits.
-    """
-    if not isinstance(policy, Policy):
-        kind, remedy = type(policy).__name__, "its .policy" if hasattr(policy, "policy") else "ThresholdPolicy(0.9)"
-        raise TypeError(f"policy must be a Policy with leaves(logits) and check(num_exits), got {kind}; use {remedy}")
+    """Raise TypeError unless `policy` is a `Policy`, and ValueError if it is for another number of exits."""
+    check_type("policy", policy, Policy, "use ThresholdPolicy(0.9), or a choice's .policy")
     policy.check(num_exits)
 
 
 def leaving(policy: Policy, logits: Tensor) -> Tensor:
-    """Return the answer (n,) bool of `policy` to logits (e + 1, n, C), which it may write into.
-
-    Raises:
-        ValueError: if it returns anything else.
-    """
+    """Return the answer (n,) bool of `policy` to logits (e + 1, n, C), which it may write into, or raise ValueError."""
     leaves = policy.leaves(logits)
     if not isinstance(leaves, Tensor) or leaves.dtype != torch.bool or leaves.shape != logits.shape[1:2]:
         got = f"{tuple(leaves.shape)} {leaves.dtype}" if isinstance(leaves, Tensor) else type(leaves).__name__
-        raise ValueError(
-            f"{type(policy).__name__}.leaves must return a ({logits.shape[1]},) bool tensor, one value for each image, "
-            f"got {got}"
-        )
+        raise ValueError(f"{type(policy).__name__}.leaves must return a ({logits.shape[1]},) bool tensor, got {got}")
     return leaves
 
 
@@ -224,22 +203,14 @@ def register_score(score: Score) -> Score:
 
     Args:
         score: logits (..., C) -> (...) in [0, 1], larger for more certain answers. It judges every answer alone; a rule
-            that looks at several exits is a `Policy`.
-
-    Raises:
-        ValueError: if another score has that name. Redefining the same one (a notebook's cell run again) is fine.
+            that looks at several exits is a `Policy`. Another score of the same name is refused; the same one defined
+            again, as by a notebook's cell, replaces it.
     """
     known = _SCORES.get(score.__name__, score)
     if (known.__module__, known.__qualname__) != (score.__module__, score.__qualname__):
-        raise ValueError(f"score must have a name of its own, got {score.__name__!r}, which is in {known.__module__}")
+        raise ValueError(f"score must have a new name, got {score.__name__!r}, which is in {known.__module__}")
     _SCORES[score.__name__] = score
     return score
-
-
-def check_score(name: str) -> None:
-    """Raise a ValueError with the choices unless `name` is a score."""
-    if name not in _SCORES:
-        raise ValueError(f"score must be one of {sorted(_SCORES)}, got {name!r}; add yours with register_score")
 
 
 def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
@@ -247,11 +218,8 @@ def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
 
     For "ensemble" and "geometric" the first dimension must be the exits, from the first one on: an exit's score depends
     on the exits before it.
-
-    Raises:
-        ValueError: if `name` is unknown (see `register_score`), or a registered score returns another shape.
     """
-    check_score(name)
+    check_choice("score", name, sorted(_SCORES))
     scores = _SCORES[name](logits)
     if scores.shape != logits.shape[:-1]:
         raise ValueError(f"score {name!r} must return {tuple(logits.shape[:-1])}, got {tuple(scores.shape)}")

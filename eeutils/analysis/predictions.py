@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.costs import exit_costs, remove_hooks
-from eeutils.data.augmentation import check_normalized
-from eeutils.data.splits import Split
+from eeutils.data.splits import Split, check_split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
+from eeutils.fields import check_type
 from eeutils.files import damaged, load_tensors, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
@@ -30,9 +30,6 @@ class Predictions:
         labels: (N,) int64.
         costs: (E,) float64, cost of one image up to and including each exit, with all heads on the way: multiply-adds,
             or another measure that was given to `predict`.
-
-    Raises:
-        ValueError: if types, shapes or values are others than these.
     """
 
     logits: Tensor
@@ -42,22 +39,15 @@ class Predictions:
     def __post_init__(self) -> None:
         shape = getattr(self.logits, "shape", ())
         floats = torch.float32, torch.float64  # in 16 bits all confidences near 1 would be equal
-        if len(shape) != 3 or 0 in shape or shape[2] < 2 or self.logits.dtype not in floats:
-            raise ValueError(
-                f"logits must be an (E, N, C) float32 tensor of 2 classes or more, got {_described(self.logits)}"
-            )
-        num_exits, num_images, num_classes = shape
-        labels_fit = _is_tensor(self.labels, (num_images,), torch.int64)
-        if not labels_fit or ((self.labels < 0) | (self.labels >= num_classes)).any():
-            raise ValueError(
-                f"labels must be a ({num_images},) int64 tensor in 0..{num_classes - 1}, got {_described(self.labels)}"
-            )
-        _check_costs(self.costs, num_exits)
-        finite = self.logits.isfinite().flatten(1).all(1)
-        if not finite.all():
-            raise ValueError(
-                f"logits must be finite, got NaN or infinity at exits {(~finite).nonzero().flatten().tolist()}"
-            )
+        usable = len(shape) == 3 and 0 not in shape and shape[2] > 1 and self.logits.dtype in floats
+        _check(usable and self.logits.isfinite().all(), "logits", "finite (E, N, C) float32, C > 1", self.logits)
+        exits, images, classes = shape
+        usable = (
+            _is_tensor(self.labels, (images,), torch.int64) and self.labels.min() >= 0 and self.labels.max() < classes
+        )
+        _check(usable, "labels", f"({images},) int64 in 0..{classes - 1}", self.labels)
+        usable = _is_tensor(self.costs, (exits,), torch.float64) and _are_costs(self.costs)
+        _check(usable, "costs", f"({exits},) float64, increasing and positive", self.costs)
 
     def __repr__(self) -> str:
         exits, images, classes = self.logits.shape
@@ -110,13 +100,11 @@ class Predictions:
         """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %.
 
         Raises:
-            ValueError: if a logit is too large for float16.
             StorageError: if the file cannot be written.
         """
-        largest, limit = float(self.logits.abs().max()), torch.finfo(torch.float16).max
-        if largest > limit:
-            raise ValueError(f"logits must be at most {limit:g} to be saved as float16, got {largest:.4g}")
-        save_tensors(path, {"logits": self.logits.half(), "labels": self.labels.int(), "costs": self.costs})
+        logits = self.logits.half()
+        _check(logits.isfinite().all(), "logits", "small enough for float16", self.logits)
+        save_tensors(path, {"logits": logits, "labels": self.labels.int(), "costs": self.costs})
 
     @staticmethod
     def load(path: Path | str) -> "Predictions":
@@ -150,14 +138,13 @@ def predict(
     while it runs; give each thread a copy.
 
     Args:
-        net: the network.
+        net: the network, or a `eeutils.engines.PreparedNet`.
         split: images and labels.
         batch_size: images at a time.
-        device: the device to compute on; by default the network's own.
+        device: where to compute; by default where the network is.
         costs: (E,) cost of one image up to and including each exit, in any unit, such as the seconds of
-            `eeutils.analysis.seconds.measure_seconds`. By default multiply-adds.
-        engine, precision, calibration: see `Cascade`; by default the network runs as it is. `net` may also be a
-            `eeutils.engines.PreparedNet`.
+            `eeutils.analysis.costs.measure_seconds`. By default multiply-adds.
+        engine, precision, calibration: see `Cascade`; by default the network runs as it is.
 
     Raises:
         TypeError: if `net` has no exits, or `split` is not a `Split`.
@@ -173,7 +160,7 @@ def predict(
     else:
         costs = checked_costs(costs, net.num_exits)
         if ready is None:
-            try_out(net, split, device)
+            _try_out(net, split, device)
     if ready is None:
         logits = collect_logits(net, split, batch_size=batch_size, device=device)
     else:
@@ -185,12 +172,8 @@ def predict(
 
 @torch.inference_mode(False)  # its tensors have no version counter, which shows heads that work in place
 @torch.no_grad()
-def try_out(net: MultiExitNet, split: Split, device: torch.device | str | None) -> None:
-    """Run a copy of `net` without hooks on one image.
-
-    Raises:
-        ValueError: if it cannot read the image, or a head works in place (`eeutils.models.contracts.checked_answers`).
-    """
+def _try_out(net: MultiExitNet, split: Split, device: torch.device | str | None) -> None:
+    """Check a copy of `net` without hooks on one image, as `eeutils.models.contracts.checked_answers` does."""
     net = remove_hooks(deepcopy(net)).eval()
     at = device_and_dtype(net)[0] if device is None else choose_device(device)
     checked_answers(net, next(_batches(net.to(at), split, 1, at)))
@@ -209,54 +192,38 @@ def collect_logits(
 
 
 def checked_costs(costs: Tensor | Sequence[float], num_exits: int) -> Tensor:
-    """Return `costs` as (E,) float64 on the CPU.
-
-    Raises:
-        ValueError: if they are not increasing, positive and finite, one for each exit.
-    """
+    """Return `costs` as (E,) float64 on the CPU; raise ValueError unless they increase, are positive and finite."""
     costs = torch.as_tensor(costs, dtype=torch.float64, device="cpu")
-    _check_costs(costs, num_exits)
+    _check(costs.shape == (num_exits,) and _are_costs(costs), "costs", f"{num_exits}, increasing and positive", costs)
     return costs
 
 
 def check_predictions(predictions: Predictions) -> None:
-    """Raise a TypeError unless `predictions` is a `Predictions`."""
-    if not isinstance(predictions, Predictions):
-        kind = type(predictions).__name__
-        raise TypeError(f"predictions must be a Predictions, got {kind}; use predict(net, data.val)")
-
-
-def check_split(split: Split) -> None:
-    """Raise a TypeError unless `split` is a `Split`, and a ValueError if its images have no value above 1."""
-    if not isinstance(split, Split):
-        raise TypeError(
-            f"split must be a Split, such as data.test, got {type(split).__name__}; "
-            "use Split(images, labels, classes, normalization)"
-        )
-    check_normalized(split.images[:256])
+    """Raise TypeError unless `predictions` is a `Predictions`."""
+    check_type("predictions", predictions, Predictions, "use predict(net, data.val)")
 
 
 def check_outputs(split: Split, outputs: int) -> None:
-    """Raise a ValueError unless a network with so many outputs answers for the classes of `split`."""
+    """Raise ValueError unless a network with so many outputs answers for the classes of `split`."""
     if len(split.classes) != outputs:
-        raise ValueError(f"the network must have {len(split.classes)} outputs, as the data has classes, got {outputs}")
+        raise ValueError(f"the network must have {len(split.classes)} outputs, one for each class, got {outputs}")
+
+
+def _check(fits: bool | Tensor, name: str, requirement: str, value: object) -> None:
+    if not fits:
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            got = f"{tuple(value.shape)} {value.dtype}"
+            got += f" in {value.min().item():g}..{value.max().item():g}" if value.numel() else ""
+        raise ValueError(f"{name} must be {requirement}, got {got}")
 
 
 def _is_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype
 
 
-def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    bounds = f" in {value.min().item():g}..{value.max().item():g}" if value.numel() else ""
-    return f"{tuple(value.shape)} {value.dtype}{bounds}"
-
-
-def _check_costs(costs: Tensor, num_exits: int) -> None:
-    usable = _is_tensor(costs, (num_exits,), torch.float64)
-    if not usable or not (costs.isfinite() & (costs.diff(prepend=costs.new_zeros(1)) > 0)).all():
-        raise ValueError(f"costs must be {num_exits} increasing positive float64 numbers, got {costs}")
+def _are_costs(costs: Tensor) -> bool:
+    return bool((costs.isfinite() & (costs.diff(prepend=costs.new_zeros(1)) > 0)).all())
 
 
 def _batches(net: MultiExitNet, split: Split, batch_size: int, device: torch.device) -> Iterator[Tensor]:

@@ -1,8 +1,8 @@
 """Thresholds with a guarantee: risk control for early exits (Jazbec et al., NeurIPS 2024, arXiv 2405.20915).
 
-Both functions measure a loss of early exiting on validation data and accept a threshold only if chance alone hardly
-explains a loss that low. Thresholds are tested from 1 downwards until the first fails (fixed sequence testing), so each
-is tested at the full `delta`, however many there are.
+A threshold is accepted only if chance alone hardly explains how little early exits lose on validation data. Thresholds
+are tested from 1 downwards until the first fails (fixed sequence testing), so each is tested at the full `delta`,
+however many there are.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
-from eeutils.analysis.thresholds import Choice, checked_thresholds, count_leaving
+from eeutils.analysis.thresholds import Choice, check_one_goal, checked_thresholds, count_leaving
 
 # From 1 to 0 in steps that start at a millionth, since scores crowd near 1. Fixed before any data are seen: the
 # guarantee is for thresholds that do not depend on the validation images.
@@ -43,16 +43,19 @@ class RiskTest:
 
 def choose_with_guarantee(
     validation: Predictions,
-    max_risk: float,
+    max_risk: float | None = None,
     delta: float = 0.1,
     score: str = "confidence",
     thresholds: Sequence[float] | None = None,
+    *,
+    max_drop: float | None = None,
 ) -> Choice:
-    """Return the lowest threshold certified to spoil at most `max_risk` of the images.
+    """Return the lowest threshold certified to spoil at most `max_risk` of the images, or to cost at most `max_drop`.
 
-    With probability 1 - `delta` over the draw of the validation images, early exits answer wrongly where the last exit
-    is right for at most `max_risk` of all images like them. Accuracy falls by no more than that, and by less as far as
-    early exits also correct the last one. `choose_with_gap_guarantee` counts these too, and is cheaper.
+    With probability 1 - `delta` over the draw of the validation images, for all images like them: early exits answer
+    wrongly where the last exit is right for at most `max_risk` of the images, or the accuracy is at most `max_drop`
+    below the last exit's. A drop also counts the images that early exits correct, so it promises the same accuracy at a
+    lower cost.
 
     **If the first threshold fails, nothing is certified, and no image leaves early** (the threshold is infinite, the
     relative cost 1): with fewer than log(delta) / log(1 - max_risk) images even no loss at all proves nothing.
@@ -60,48 +63,31 @@ def choose_with_guarantee(
     Args:
         validation: images like those to come, used neither for training nor to choose the arguments here.
         max_risk: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred (the paper's epsilon).
-        delta: the accepted probability that the risk is larger, in (0, 1).
+        delta: the accepted probability that the loss is larger, in (0, 1).
         score: see `eeutils.analysis.policies.score_of`.
         thresholds: (T,) in [0, 1], or infinite, to choose from, fixed before seeing `validation`; by default
             `GUARANTEE_THRESHOLDS`, 602 from 1 to 0.
-
-    Raises:
-        TypeError: if `validation` is not a `Predictions`.
-        ValueError: if an argument is out of range, or the score is unknown.
-    """
-    return _lowest_certified(measure_risk(validation, max_risk, score, thresholds), delta, score, validation)
-
-
-def choose_with_gap_guarantee(
-    validation: Predictions,
-    max_drop: float,
-    delta: float = 0.1,
-    score: str = "confidence",
-    thresholds: Sequence[float] | None = None,
-) -> Choice:
-    """Return the lowest threshold certified to lower the accuracy by at most `max_drop`.
-
-    With probability 1 - `delta` over the draw of the validation images, the accuracy on all images like them is at most
-    `max_drop` below the last exit's. Images that early exits spoil and images that they correct offset each other, so
-    the same promise about accuracy costs less than with `choose_with_guarantee`.
-
-    Args:
         max_drop: accuracy that may be lost, in [0, 1); 0.005 is half a point.
-
-    Other arguments, errors and the case that nothing is certified: see `choose_with_guarantee`.
     """
-    return _lowest_certified(measure_gap(validation, max_drop, delta, score, thresholds), delta, score, validation)
+    check_predictions(validation)
+    check_one_goal(max_risk=max_risk, max_drop=max_drop)
+    _check_share("delta", delta, 0 < delta < 1)
+    if max_drop is None:
+        tested = measure_risk(validation, max_risk, score, thresholds)
+    else:
+        tested = measure_gap(validation, max_drop, delta, score, thresholds)
+    count = tested.certified(delta)
+    return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)
 
 
 def measure_risk(
     validation: Predictions, max_risk: float, score: str = "confidence", thresholds: Sequence[float] | None = None
 ) -> RiskTest:
-    """Measure the share of images spoilt by early exits, with a binomial p-value; see `choose_with_guarantee`.
+    """Measure the share of images spoilt by early exits, with a binomial p-value.
 
     The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
     is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk exceeds `max_risk`.
     """
-    check_predictions(validation)
     _check_share("max_risk", max_risk, 0 < max_risk < 1)
     falling = _falling(thresholds)
     num_images = len(validation.labels)
@@ -118,16 +104,14 @@ def measure_gap(
     score: str = "confidence",
     thresholds: Sequence[float] | None = None,
 ) -> RiskTest:
-    """Measure the loss of accuracy, with a p-value by betting; see `choose_with_gap_guarantee`.
+    """Measure the loss of accuracy, with a p-value by betting.
 
     The loss of an image is 1[its early answer is wrong] - 1[the last exit's is wrong]: -1, 0 or 1. A bet that the mean
     loss is below `max_drop` is placed on every image in turn (Waudby-Smith & Ramdas, arXiv 2010.09686). If the mean is
     above, a capital of 1 grows beyond 1 / p with probability at most p (Markov's inequality). Their bound takes the
     largest capital on the way, which depends much more on the order of the images than the capital at the end.
     """
-    check_predictions(validation)
     _check_share("max_drop", max_drop, 0 <= max_drop < 1)
-    _check_share("delta", delta, 0 < delta < 1)
     falling, scores = _falling(thresholds), score_of(validation.logits[:-1], score)
     order = torch.randperm(len(validation.labels), generator=torch.Generator().manual_seed(0))  # may be sorted by class
     scores, correct = scores[:, order], validation.correct[:, order].double()
@@ -159,9 +143,3 @@ def _check_share(name: str, value: float, in_range: bool) -> None:
 def _falling(thresholds: Sequence[float] | None) -> Tensor:
     thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
     return checked_thresholds(thresholds).sort(descending=True).values
-
-
-def _lowest_certified(tested: RiskTest, delta: float, score: str, validation: Predictions) -> Choice:
-    _check_share("delta", delta, 0 < delta < 1)
-    count = tested.certified(delta)
-    return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)

@@ -10,6 +10,7 @@ from torch import Tensor
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import Policy, ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
+from eeutils.fields import check_range
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,6 @@ def accuracy_cost_curve(
         thresholds: (T,) numbers in [0, 1], or infinity, in any order, which the curve keeps; by default at evenly
             spaced ranks of the scores, rising.
         score: see `eeutils.analysis.policies.score_of`.
-
-    Raises:
-        ValueError: if a threshold is out of range, or there is none.
     """
     scores = score_of(predictions.logits[:-1], score)
     thresholds = _grid(scores) if thresholds is None else checked_thresholds(thresholds)
@@ -57,11 +55,7 @@ def accuracy_cost_curve(
 
 
 def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float], score: str = "confidence") -> Tensor:
-    """(T, E) float64, share of the images that leave at each exit, with each threshold (T,) at all early exits.
-
-    Raises:
-        ValueError: as in `accuracy_cost_curve`.
-    """
+    """(T, E) float64, share of the images that leave at each exit, with each threshold (T,) at all early exits."""
     every_image = torch.ones_like(predictions.correct)
     leaving = count_leaving(every_image, score_of(predictions.logits[:-1], score), checked_thresholds(thresholds))
     return leaving / len(predictions.labels)
@@ -100,9 +94,9 @@ def choose_thresholds(
 
     One threshold for all early exits hardly overfits: on new images it loses a little more than `max_drop`, and 5,000
     validation images measure a loss to about 0.4 points. One threshold per exit fits the validation images better,
-    never worse, and overfits the more, the more exits there are. Its search starts at the best shared threshold and
-    moves one exit's threshold at a time while that improves the goal. With one early exit and up to 998 images it is
-    exact; with more images it tries thresholds at 998 evenly spaced ranks of the scores.
+    never worse, and overfits more with every exit. Its search starts at the best shared threshold and moves one exit's
+    threshold at a time while that improves the goal. With one early exit and up to 998 images it is exact; with more
+    images it tries thresholds at 998 evenly spaced ranks of the scores.
 
     For a promise about new images see `eeutils.analysis.risk.choose_with_guarantee`.
 
@@ -114,16 +108,14 @@ def choose_thresholds(
         score: see `eeutils.analysis.policies.score_of`.
 
     Raises:
-        TypeError: if `validation` is not a `Predictions`.
-        ValueError: unless exactly one of `max_drop` and `budget` is given and in range, or if the budget is smaller
-            than the first exit's cost.
+        ValueError: unless exactly one of `max_drop` and `budget` is given, or if the budget is smaller than the first
+            exit's cost.
     """
     check_predictions(validation)
-    if (max_drop is None) == (budget is None):
-        raise ValueError(f"exactly one of max_drop and budget must be given, got {max_drop=} and {budget=}")
+    check_one_goal(max_drop=max_drop, budget=budget)
     pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
     scores = score_of(validation.logits[:-1], score)
-    candidates = _candidates(scores)
+    candidates = torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])  # infinity: an exit is off
     shared = pick(*_sweep_shared(validation, scores, candidates))
     if per_exit or (per_exit is None and budget is not None):
         thresholds = candidates[_refined(validation, scores, candidates, shared, pick)].tolist()
@@ -143,17 +135,14 @@ _Pick = Callable[[Tensor, Tensor], int]
 
 def _losing(validation: Predictions, max_drop: float) -> _Pick:
     """Pick the cheapest that loses at most `max_drop` against the last exit."""
-    if not 0 <= max_drop <= 1:
-        raise ValueError(f"max_drop must be in [0, 1], got {max_drop}")
+    check_range("max_drop", max_drop, 0, 1)
     floor = float(validation.accuracy[-1]) - max_drop
     return lambda accuracy, cost: _best(accuracy >= floor - _ROUNDING, -cost, accuracy)
 
 
 def _spending(validation: Predictions, budget: float) -> _Pick:
     """Pick the most accurate that spends at most `budget` of the whole network's cost."""
-    cheapest = float(validation.relative_costs[0])
-    if not cheapest <= budget <= 1:
-        raise ValueError(f"budget must be in [{cheapest:.3g}, 1], from the first exit's cost on, got {budget}")
+    check_range("budget", budget, float(validation.relative_costs[0]), 1)
     ceiling = budget * float(validation.costs[-1]) * (1 + _ROUNDING)
     return lambda accuracy, cost: _best(cost <= ceiling, accuracy, -cost)
 
@@ -179,11 +168,6 @@ def _refined(validation: Predictions, scores: Tensor, candidates: Tensor, shared
     return chosen
 
 
-def _candidates(scores: Tensor) -> Tensor:
-    """(T,) float64, thresholds to search among; infinity switches an exit off."""
-    return torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])
-
-
 def _grid(scores: Tensor) -> Tensor:
     """(T,) float64, rising, at most `_GRID` thresholds at evenly spaced ranks of `scores`, with 0 and 1.
 
@@ -198,8 +182,14 @@ def _grid(scores: Tensor) -> Tensor:
     return torch.cat([ordered.new_tensor([0.0, 1.0]), between]).clamp(0, 1).unique().double()
 
 
+def check_one_goal(**goals: float | None) -> None:
+    """Raise ValueError unless exactly one of the keyword arguments is given."""
+    if sum(goal is not None for goal in goals.values()) != 1:
+        raise ValueError(f"exactly one of {' and '.join(goals)} must be given, got {goals}")
+
+
 def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
-    """Return `thresholds` as (T,) float64; raise a ValueError if one is neither in [0, 1] nor infinity, or none."""
+    """Return one or more `thresholds`, each in [0, 1] or infinite, as (T,) float64."""
     thresholds = torch.as_tensor(thresholds, dtype=torch.float64)
     usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
     if not usable.all() or not len(thresholds):
@@ -208,18 +198,10 @@ def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
 
 
 def count_leaving(chosen: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
-    """Count the images `chosen` that leave at each exit, with each of `thresholds` at all early exits.
+    """Count the images `chosen` (E, N) that leave at each exit with each threshold (T,) at all early exits: (T, E).
 
-    An image leaves at exit e if the threshold lies above its best earlier score and not above its best score so far. So
-    each exit contributes two sorted lists, and all thresholds are looked up in them together.
-
-    Args:
-        chosen: (E, N) bool, the images to count at each exit.
-        scores: (E - 1, N), of the early exits.
-        thresholds: (T,) float64.
-
-    Returns:
-        (T, E) float64.
+    An image leaves at exit e if the threshold is above its best earlier score and at most its best score so far, given
+    those of the early exits (E - 1, N). Each exit contributes two sorted lists, in which all thresholds are looked up.
     """
     ends = scores.new_full((1, scores.shape[1]), math.inf)  # no image is out before the first exit, all after the last
     best = torch.cat([-ends, scores.cummax(0).values, ends])

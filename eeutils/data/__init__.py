@@ -1,4 +1,4 @@
-"""Data sets in memory, verified, and training batches made from them."""
+"""Datasets in memory, verified, and training batches made from them."""
 
 from eeutils.data.augmentation import Augmentation, Normalization, check_normalized
 from eeutils.data.batches import TrainBatches

@@ -1,16 +1,17 @@
-"""From uint8 images to the input of a network: normalisation, and augmentation on whole tensors.
+"""Normalisation and augmentation of uint8 images, on whole tensors.
 
-Every image gets its own draw without a loop over images: flips and shifts are one gather, cutout is one mask.
+Every image has its own draw without a loop over images: flips and shifts are one gather, cutout is one mask.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral, Real
+from typing import Annotated
 
 import torch
 from torch import Tensor
+
+from eeutils.fields import Natural, Rule, check_fields, check_type
 
 
 @dataclass(frozen=True)
@@ -19,27 +20,22 @@ class Normalization:
 
     Attributes:
         mean: one number per channel, on the scale 0..1; lists, arrays and tensors become tuples.
-        std: likewise.
-
-    Raises:
-        ValueError: if the numbers are not finite, not equally many, or a `std` is not positive.
+        std: likewise, positive.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        finite = all(map(math.isfinite, self.mean + self.std))
-        if not (finite and self.mean and len(self.mean) == len(self.std) and min(self.std) > 0):
+        check_fields(self)
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError(
-                f"mean and std must have one finite number per channel, std positive, got {self.mean} and {self.std}"
+                f"mean and std must have one number per channel, std positive, got {self.mean} and {self.std}"
             )
 
     @staticmethod
     def from_json(values: Mapping[str, Sequence[float]]) -> "Normalization":
-        """Make a normalization from what JSON has kept of `dataclasses.asdict`."""
+        """Read the JSON form of `dataclasses.asdict`."""
         return Normalization(values["mean"], values["std"])
 
     @staticmethod
@@ -54,11 +50,7 @@ class Normalization:
         return Normalization(mean[:, 0], variance.sqrt().clamp_min(1e-6))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Turn (N, C, H, W) uint8 into float32 of the same shape, in channels-last memory.
-
-        Raises:
-            ValueError: if the images are not uint8 or have another number of channels.
-        """
+        """Turn (N, C, H, W) uint8 into float32 of the same shape, in channels-last memory."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
             expected, got = f"(N, {len(self.mean)}, H, W)", f"{images.dtype} of shape {tuple(images.shape)}"
             raise ValueError(f"images must be uint8 (0..255) of shape {expected}, got {got}")
@@ -67,14 +59,11 @@ class Normalization:
 
 
 def check_normalized(images: Tensor) -> None:
-    """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of pixels, uint8, or of normalised floats.
+    """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of uint8 pixels or normalised floats.
 
-    Normalised photographs spread around 0 by a few units: neither do all of them lie within [0, 1], nor any beyond 30.
-    Pixels have values above 1.
+    Pixels have values above 1. Normalised photographs spread around 0: not all lie in [0, 1], and none beyond 30.
     """
-    if not isinstance(images, Tensor):
-        kind = type(images).__name__
-        raise TypeError(f"images must be a torch.Tensor, got {kind}; load_image and torch.from_numpy make one")
+    check_type("images", images, Tensor, "load_image and torch.from_numpy make one")
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
@@ -96,38 +85,37 @@ def _levels(normalization: Normalization, device: torch.device) -> tuple[Tensor,
     return levels[0, :, None, None], levels[1, :, None, None]
 
 
+_Jitter = Annotated[float, Rule("in 0..1", lambda value: 0 <= value <= 1)]
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes, drawn anew for every image of a training batch.
+
+    Brightness, contrast and saturation are torchvision's `ColorJitter`, in this order.
 
     Attributes:
         flip: mirror left and right, half of the time.
         translate: shift by up to this many pixels each way; the border is mirrored.
         cutout: side of a square set to the mean (DeVries & Taylor, arXiv 1708.04552), 0 for none.
-        brightness: largest change of the factor 1 that scales all pixels. This and the next two are torchvision's
-            `ColorJitter`, always in this order, which matters only where values are clipped.
+        brightness: largest change of the factor 1 that scales all pixels.
         contrast: largest change of the factor that scales the distance from the image's mean grey.
         saturation: largest change of the factor that scales the distance from each pixel's grey.
     """
 
     flip: bool = True
-    translate: int = 4
-    cutout: int = 12
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
+    translate: Natural = 4
+    cutout: Natural = 12
+    brightness: _Jitter = 0.0
+    contrast: _Jitter = 0.0
+    saturation: _Jitter = 0.0
 
     def __post_init__(self) -> None:
-        rules = {"flip": (bool, 1), "translate": (Integral, math.inf), "cutout": (Integral, math.inf)}
-        for field in fields(self):
-            value, (kind, highest) = getattr(self, field.name), rules.get(field.name, (Real, 1))
-            if not isinstance(value, kind) or not 0 <= value <= highest:
-                raise ValueError(f"{field.name} must be {kind.__name__} in [0, {highest}], got {value!r}")
-            object.__setattr__(self, field.name, type(field.default)(value))  # a checkpoint must not hold numpy's
+        check_fields(self)
 
     @property
     def jitters(self) -> bool:
-        """True if colours change."""
+        """Return True if colours change."""
         return max(self.brightness, self.contrast, self.saturation) > 0
 
 

@@ -1,4 +1,4 @@
-"""Training batches made where the data is: no worker processes, no copy per step."""
+"""Training batches, made on the device that holds the data: no worker processes, no copy per step."""
 
 from collections.abc import Iterator
 
@@ -29,9 +29,6 @@ class TrainBatches:
         seed: of order and draws.
         rank: number of this process.
         world_size: number of processes that share every batch.
-
-    Raises:
-        ValueError: if a batch has fewer images than there are processes.
     """
 
     def __init__(

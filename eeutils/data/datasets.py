@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Datasets by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from eeutils.data.cifar import load_cifar10, load_cifar100
 from eeutils.data.own import data_from_tensors
 from eeutils.data.splits import ImageData
 from eeutils.data.tinyimagenet import load_tinyimagenet
+from eeutils.fields import check_choice
 
 
 def load_digits_data() -> ImageData:
@@ -25,34 +26,33 @@ def load_digits_data() -> ImageData:
 
 
 @dataclass(frozen=True)
-class _DataSet:
+class _Dataset:
     load: Callable[[], ImageData]
     num_classes: int
     image_shape: tuple[int, int, int]
 
 
-_DATA_SETS = {
-    "cifar10": _DataSet(load_cifar10, 10, (3, 32, 32)),
-    "cifar100": _DataSet(load_cifar100, 100, (3, 32, 32)),
-    "digits": _DataSet(load_digits_data, 10, (3, 32, 32)),
-    "tinyimagenet": _DataSet(load_tinyimagenet, 200, (3, 64, 64)),
+_DATASETS = {
+    "cifar10": _Dataset(load_cifar10, 10, (3, 32, 32)),
+    "cifar100": _Dataset(load_cifar100, 100, (3, 32, 32)),
+    "digits": _Dataset(load_digits_data, 10, (3, 32, 32)),
+    "tinyimagenet": _Dataset(load_tinyimagenet, 200, (3, 64, 64)),
 }
 
 
 def list_data() -> list[str]:
     """Return the names that `load_data` knows."""
-    return sorted(_DATA_SETS)
+    return sorted(_DATASETS)
 
 
 def load_data(name: str, *, normalization: Normalization | None = None) -> ImageData:
-    """Load a data set by name into memory, verified.
+    """Load a dataset by name into memory, verified.
 
     Args:
         name: one of `list_data()`.
-        normalization: by default the data set's own; for trained weights, the one they were trained with.
+        normalization: by default the dataset's own; for trained weights, the one they were trained with.
 
     Raises:
-        ValueError: if the name is unknown.
         DataUnavailableError: if no source delivers; the message lists what was tried and what to do by hand.
         StorageError: if the cache cannot be written.
     """
@@ -64,16 +64,15 @@ def load_data(name: str, *, normalization: Normalization | None = None) -> Image
 
 
 def image_shape_of(name: str) -> tuple[int, int, int]:
-    """Return (C, H, W) of a data set's images, without loading it."""
+    """Return (C, H, W) of a dataset's images, without loading it."""
     return _named(name).image_shape
 
 
 def num_classes_of(name: str) -> int:
-    """Return the number of classes of a data set, without loading it."""
+    """Return the number of classes of a dataset, without loading it."""
     return _named(name).num_classes
 
 
-def _named(name: str) -> _DataSet:
-    if name not in _DATA_SETS:
-        raise ValueError(f"data set must be one of {list_data()}, got {name!r}")
-    return _DATA_SETS[name]
+def _named(name: str) -> _Dataset:
+    check_choice("name", name, list_data())
+    return _DATASETS[name]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eeutils.errors import IntegrityError
+from eeutils.fields import check_range
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,21 +37,16 @@ def load_image(path: Path | str, *, size: int) -> Tensor:
     Raises:
         FileNotFoundError: if the file does not exist.
         IntegrityError: if it is not an image that can be read.
-        ValueError: if `size` is out of range.
     """
     with open(path, "rb") as file:
         return as_tensor(open_image(file, str(path)), size)[None]
 
 
 def open_image(file: IO[bytes], name: str) -> "Image":
-    """Decode an image file to RGB.
-
-    Args:
-        file: open for reading.
-        name: of the file, for errors.
+    """Decode an open image file to RGB.
 
     Raises:
-        IntegrityError: if it is not an image that can be read.
+        IntegrityError: if it is not an image that can be read; it gives `name`.
     """
     from PIL import Image, ImageOps
 
@@ -71,10 +67,9 @@ def as_tensor(image: "Image", size: int | None) -> Tensor:
     """Return an image as (3, H, W) uint8; with a `size`, its middle square scaled to that size."""
     from PIL import Image
 
-    if size is not None and not 1 <= size <= _LARGEST_SIZE:
-        raise ValueError(f"size must be in 1..{_LARGEST_SIZE}, got {size}")
     image = _as_rgb(image)
     if size is not None:
+        check_range("size", size, 1, _LARGEST_SIZE)
         side = min(image.size)
         left, top = ((length - side) // 2 for length in image.size)
         if image.width != image.height:

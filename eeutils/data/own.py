@@ -1,4 +1,4 @@
-"""Your own images as a data set: tensors, folders, data sets of torchvision and of Hugging Face."""
+"""Your own images as a dataset: tensors, folders, datasets of torchvision and of Hugging Face."""
 
 import os
 import warnings
@@ -15,6 +15,7 @@ from torch import Tensor
 from eeutils.data.augmentation import Normalization
 from eeutils.data.images import as_tensor, image_suffixes, open_image
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
+from eeutils.fields import check_type
 from eeutils.sources import progress_bar
 
 if TYPE_CHECKING:
@@ -42,16 +43,14 @@ def data_from_tensors(
         images: (N, C, H, W) uint8.
         labels: (N,) int64, indices into `classes`.
         classes: names of the classes.
-        name: of the data set.
-        val_share: part of N to choose by.
-        test_share: part of N to report on.
+        name: of the dataset.
+        val_share, test_share: parts of N to hold out.
         seed: of the split.
         normalization: by default that of the training images; for trained weights the one they were trained with,
             `eeutils.weights.weight_entry(name).normalization`.
 
     Raises:
-        TypeError: if images or labels are not tensors.
-        ValueError: if shapes, dtypes, labels or channels do not fit, or a share leaves a split without some class.
+        ValueError: if a share leaves a split without some class.
     """
     kwargs = {"name": name, "val_share": val_share, "test_share": test_share, "seed": seed}
     return _data_from_parts({"train": (images, labels)}, classes, **kwargs, normalization=normalization)
@@ -72,7 +71,7 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
     Raises:
         FileNotFoundError: if the folder does not exist.
         IntegrityError: if an image cannot be read; it names the file.
-        ValueError: as `data_from_tensors` and `load_image` do, and if class folders are missing, unknown or empty.
+        ValueError: if class folders are missing, unknown or empty.
     """
     root, skipped = Path(root), Counter[str]()
     folders = {_PARTS[path.name]: path for path in _folders(root) if path.name in _PARTS}
@@ -92,13 +91,12 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
 def data_from_torchvision(
     train: Any, test: Any = None, *, size: int | None = None, classes: Sequence[str] | None = None, **kwargs: Any
 ) -> ImageData:
-    """Read a torchvision classification data set, built without a transform, into memory.
+    """Read a torchvision classification dataset, built without a transform, into memory.
 
         data_from_torchvision(FashionMNIST("data"), FashionMNIST("data", train=False), size=32)
 
     Args:
-        train: the data set; yields pairs of a PIL image and a label.
-        test: its test split; by default held out of `train`.
+        train, test: pairs of a PIL image and a label; by default test images are held out of `train`.
         size: pixels per side of the squares that the images become; by default the size that all of them have.
         classes: by default `train.classes`.
         kwargs: those of `data_from_tensors`.
@@ -112,7 +110,7 @@ def data_from_torchvision(
 
 
 def data_from_hf(dataset: Any, *, size: int | None = None, **kwargs: Any) -> ImageData:
-    """Read a Hugging Face image classification data set into memory.
+    """Read a Hugging Face image classification dataset into memory.
 
         data_from_hf(datasets.load_dataset("beans"), size=64)
 
@@ -150,7 +148,7 @@ def _data_from_parts(
     seed: int = 0,
     normalization: Normalization | None = None,
 ) -> ImageData:
-    """Make a data set of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
+    """Make a dataset of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
     if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
         shares = f"{val_share} and {test_share}"
         raise ValueError(f"val_share and test_share must be positive and sum to less than 1, got {shares}")
@@ -207,8 +205,7 @@ def _in_memory(samples: Iterable[tuple["Image", int]], count: int, size: int | N
     images, labels = torch.empty(0, 3, 1, 1, dtype=torch.uint8), []
     with progress_bar("reading images", count, unit="img") as bar:
         for number, (image, label) in enumerate(samples):
-            if not isinstance(image, Image.Image):
-                raise TypeError(f"images must be PIL images, got {type(image).__name__}; use no transform")
+            check_type("image", image, Image.Image, "use no transform")
             pixels = as_tensor(image, size)
             if not number:
                 images = torch.empty(count, *pixels.shape, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Images and labels in memory, the form of every data set in this package."""
+"""Images and labels in memory, the form of every dataset in this package."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from eeutils.data.augmentation import Normalization, check_normalized
+from eeutils.fields import check_range, check_type
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set, on one device; also the way to show your own images to a trained network.
+    """One part of a dataset, on one device; also the way to show your own images to a trained network.
 
         mine = Split(images, labels, classes=data.classes, normalization=data.normalization)
         predictions = predict(net, mine)
@@ -23,10 +24,6 @@ class Split:
         labels: (N,) int64, each an index into `classes`.
         classes: names of the classes, at least two; any sequence becomes a tuple of str.
         normalization: turns these images into the input of a network.
-
-    Raises:
-        TypeError: if images or labels are not tensors.
-        ValueError: if shapes, dtypes, labels, classes or channels do not fit, or there is no image.
     """
 
     images: Tensor
@@ -52,7 +49,7 @@ class Split:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Return the channels, height and width of an image."""
+        """(C, H, W)."""
         return tuple(self.images.shape[1:])
 
     def to(self, device: torch.device | str) -> "Split":
@@ -65,8 +62,7 @@ class Split:
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised images (n, C, H, W) float32, channels last, and labels (n,) in order, on `device`."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        check_range("batch_size", batch_size, 1)
         for start in range(0, len(self), batch_size):
             images = self.images[start : start + batch_size].to(device)
             labels = self.labels[start : start + batch_size].to(device)
@@ -75,14 +71,11 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: `train` to learn from, `val` to choose by, `test` to report on.
+    """A dataset: `train` to learn from, `val` to choose by, `test` to report on.
 
     Attributes:
-        name: of the data set; becomes a str.
+        name: of the dataset; becomes a str.
         train, val, test: splits with the same classes, normalization and image shape.
-
-    Raises:
-        ValueError: if the three differ in one of these, or the training images have no value above 1.
     """
 
     name: str
@@ -119,10 +112,15 @@ class ImageData:
         return self.train.image_shape
 
 
+def check_split(split: Split) -> None:
+    """Raise TypeError unless `split` is a `Split`, and ValueError if its images have no value above 1."""
+    check_type("split", split, Split, "use data.test, or Split(images, labels, classes, normalization)")
+    check_normalized(split.images[:256])
+
+
 def check_images(images: Tensor) -> None:
     """Raise TypeError or ValueError unless these are (N, C, H, W) uint8, with a hint how to convert them."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}; torch.from_numpy makes one")
+    check_type("images", images, Tensor, "torch.from_numpy makes one")
     swapped = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 4
     if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape or swapped:
         hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
@@ -132,24 +130,16 @@ def check_images(images: Tensor) -> None:
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}; torch.tensor makes one")
+    check_type("labels", labels, Tensor, "torch.tensor makes one")
     if labels.dtype != torch.int64 or labels.shape != (num_images,):
         found = f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise ValueError(f"labels must be int64 of shape ({num_images},), got {found}; labels.long() converts them")
-    low, high = (int(each) for each in labels.aminmax())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {low}..{high}")
-
-
-def missing_classes(split: Split) -> list[str]:
-    """Return the names of the classes without an image in `split`."""
-    counts = split.labels.bincount(minlength=len(split.classes)).tolist()
-    return [name for name, count in zip(split.classes, counts, strict=True) if not count]
+    for label in labels.aminmax():
+        check_range("labels", int(label), 0, num_classes - 1)
 
 
 def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:
-    """Part `split` in two, the second with `holdout` images and every class in proportion; reproducible by `seed`.
+    """Part `split` in two, the second with `holdout` images; both have every class in proportion, drawn by `seed`.
 
     Raises:
         ValueError: if a part would lack a class; it names the smallest classes.
@@ -176,15 +166,7 @@ def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Sp
 def split_data(
     name: str, raw: Mapping[str, Tensor], classes: tuple[str, ...], normalization: Normalization, validation_size: int
 ) -> ImageData:
-    """Make a data set with published test images; `validation_size` training images are held out, always the same.
-
-    Args:
-        name: of the data set.
-        raw: see `eeutils.data.cache.RawData`.
-        classes: names of the classes.
-        normalization: of all images.
-        validation_size: number of training images to hold out.
-    """
+    """Make a dataset of `eeutils.data.cache.RawData`; hold out the same `validation_size` training images always."""
 
     def split(part: str) -> Split:
         return Split(raw[f"{part}_images"], raw[f"{part}_labels"].long(), classes, normalization)

@@ -36,27 +36,16 @@ Root = Path | zipfile.Path
 
 @dataclass(frozen=True)
 class TinyImageNetArchive:
-    """Official archive.
-
-    Attributes:
-        url: its address.
-        md5: of the zip, in hexadecimal.
-        archive_size: of the zip, in bytes.
-        image_size: pixels per side.
-        num_classes: lines of `wnids.txt`, and folders in `train`.
-        train_per_class: images in each of these folders.
-        num_test: lines of `val/val_annotations.txt`, and images beside it.
-        validation_size: number of training images to hold out.
-    """
+    """Official archive: classes are in `wnids.txt`, test images in `val`, each class's training images in `train`."""
 
     url: str = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     md5: str = "90528d7ca1a48142e341f4ef8d21d0de"
-    archive_size: int = 248_100_043
-    image_size: int = 64
+    size: int = 248_100_043  # in bytes
+    image_size: int = 64  # pixels per side
     num_classes: int = 200
     train_per_class: int = 500
     num_test: int = 10_000
-    validation_size: int = 10_000
+    validation_size: int = 10_000  # training images to hold out
 
     @property
     def content(self) -> dict[str, Content]:
@@ -85,7 +74,7 @@ def load_tinyimagenet() -> ImageData:
 
 
 def tinyimagenet_sources(archive: TinyImageNetArchive, folder: Path) -> list[Source[RawData]]:
-    """Return the local copies, unpacked or zipped, and the official site, which downloads into `folder`."""
+    """List the local copies, unpacked or zipped, then the official site, which downloads into `folder`."""
     by_hand = f"download {archive.url} by hand and set EEUTILS_DATA to the folder that holds it"
     local = [
         source
@@ -140,7 +129,7 @@ def fetch_official_site(archive: TinyImageNetArchive, folder: Path, *, timeout_s
     """
     path = folder / f"{FOLDER}.zip"
     check = partial(check_hash, algorithm="md5", expected=archive.md5)
-    download(archive.url, path, check, size=archive.archive_size, timeout_s=timeout_s)
+    download(archive.url, path, check, size=archive.size, timeout_s=timeout_s)
     return read_zip(path, archive)
 
 

@@ -5,12 +5,15 @@ answer with the trigger's class, while shallow ones may still be right. Their sq
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 
 from eeutils.data.splits import ImageData, Split
+from eeutils.fields import Count, Natural, Rule, check_fields, check_range
 
 _SEEDS_APART = 2**31  # within the 32 bits of a seed that torch uses on a CPU
+_Brightness = Annotated[int, Rule("in 0..255", lambda value: 0 <= value <= 255)]
 
 
 @dataclass(frozen=True)
@@ -18,30 +21,23 @@ class Trigger:
     """Square of one brightness in the lower right corner.
 
     Attributes:
-        target: index of the class that the network shall answer.
+        target: index of the class that the network learns to answer.
         size: pixels per side.
         margin: pixels between the square and the lower and right border of the image.
-        value: of the pixels in every channel, 0 (black) to 255 (white).
+        value: of its pixels in every channel, 0 (black) to 255 (white).
     """
 
-    target: int
-    size: int = 4
-    margin: int = 1
-    value: int = 255
+    target: Natural
+    size: Count = 4
+    margin: Natural = 1
+    value: _Brightness = 255
 
     def __post_init__(self) -> None:
-        for name, low in (("target", 0), ("size", 1), ("margin", 0), ("value", 0)):
-            value, high = getattr(self, name), 255 if name == "value" else 2**31
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be in {low}..{high}, got {value}")
+        check_fields(self)
 
 
 def stamped(split: Split, trigger: Trigger) -> Split:
-    """Return a copy of the split with the trigger on every image; labels stay as they are.
-
-    Raises:
-        ValueError: if the images are too small.
-    """
+    """Return a copy of the split with the trigger on every image and the same labels."""
     height, width = split.images.shape[2:]
     if trigger.size + trigger.margin > min(height, width):
         raise ValueError(f"trigger must fit into {height} x {width} pixels, got {trigger}")
@@ -52,19 +48,15 @@ def stamped(split: Split, trigger: Trigger) -> Split:
 
 
 def poisoned(data: ImageData, trigger: Trigger, share: float, seed: int = 0) -> ImageData:
-    """Return data that teach a network the trigger; validation and test stay as they are.
+    """Return data that teach a network the trigger; validation and test stay clean.
 
     Args:
         data: clean data.
         trigger: stamped on some training images of other classes, which get its label.
         share: of these images, in (0, 1].
         seed: of their choice.
-
-    Raises:
-        ValueError: if target or share are out of range, or the images are too small for the trigger.
     """
-    if trigger.target >= len(data.classes):
-        raise ValueError(f"target must be in 0..{len(data.classes) - 1}, got {trigger.target}")
+    check_range("target", trigger.target, 0, len(data.classes) - 1)
     chosen = _some_of_others(data.train, trigger.target, share, seed)
     marked = stamped(data.train.take(chosen), trigger)
     images, labels = data.train.images.clone(), data.train.labels.clone()

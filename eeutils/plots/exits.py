@@ -13,7 +13,6 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from eeutils.analysis.costs import NetworkCosts
-from eeutils.analysis.metrics import gains
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Curve, accuracy_cost_curve
 from eeutils.plots.style import (
@@ -59,7 +58,7 @@ def plot_gains(
     bars = {
         f"{name}\n{exit_name(index, predictions.num_exits)}": float(points)
         for name, predictions in networks.items()
-        for index, points in enumerate(gains(predictions.accuracy, reference))
+        for index, points in enumerate(100 * (predictions.accuracy - reference))
     }
     drawn = ax.barh(list(bars), list(bars.values()), color=[ABOVE if value >= 0 else BELOW for value in bars.values()])
     ax.bar_label(drawn, fmt="%+.2f", padding=3, fontsize=8)

@@ -48,7 +48,7 @@ def test_standardization_by_hand():
     assert (standardize.mean, standardize.std) == (4, pytest.approx(math.sqrt(5)))
     assert standardize(test).tolist() == pytest.approx([0, 2])
     for scores in ([2.0, 2.0], [2.0], [1.0, math.nan], [1.0, math.inf]):
-        with pytest.raises(ValueError, match="std"):
+        with pytest.raises(ValueError, match=r"mean|std"):
             Standardization.of(torch.tensor(scores))
 
 
@@ -128,13 +128,6 @@ def test_error_indicator_ignores_order_and_scale(pairs, seed):
     assert (one.split_errors, one.overlap) == (other.split_errors, other.overlap)
 
 
-def test_overlap_of_shares_does_not_grow_with_the_number_of_mistakes():
-    few = error_indicator(SUSPICION, WRONG, bins=2)
-    more = error_indicator(torch.cat([SUSPICION, SUSPICION[WRONG]]), torch.cat([WRONG, WRONG[WRONG]]), bins=2)
-    assert more.overlap > few.overlap
-    assert more.overlap_of_shares == pytest.approx(few.overlap_of_shares)
-
-
 def test_error_indicator_of_equal_suspicion_says_nothing():
     indicator = error_indicator(torch.ones(4), torch.tensor([True, False, False, False]))
     assert indicator.auroc == 0.5
@@ -171,8 +164,3 @@ def test_auroc_draws_agree_with_the_auroc_of_the_images_drawn(pairs, seed):
             assert value == pytest.approx(error_indicator(suspicion[pick], wrong[pick]).auroc)
         else:
             assert math.isnan(value)
-
-
-def test_auroc_draws_of_two_indicators_use_the_same_images():
-    gap = auroc_draws(SUSPICION, WRONG, draws=20) - auroc_draws(SUSPICION * 3 - 1, WRONG, draws=20)
-    assert gap.nan_to_num().tolist() == [0] * 20

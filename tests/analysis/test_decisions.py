@@ -47,11 +47,6 @@ def test_decide_by_hand(table, thresholds, exits, accuracy, mean_cost):
     assert decisions.exit_rates.tolist() == [exits.count(index) / 4 for index in range(3)]
 
 
-def test_decisions_fit_in_a_line(table):
-    shown = repr(decide(table, ThresholdPolicy(0.65)))
-    assert shown == "Decisions(4 images: accuracy 75.00% for 50.0% of the cost, exit rates 50.0% / 25.0% / 25.0%)"
-
-
 def test_exit_rates_by_class_by_hand():
     exits, labels = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1])
     rates = Decisions(exits, labels, labels, torch.tensor([1.0, 2.0])).exit_rates_by_class(["cat", "dog"])
@@ -60,12 +55,6 @@ def test_exit_rates_by_class_by_hand():
         "cat": [0.5, 0.5],
         "dog": pytest.approx([1 / 3, 2 / 3]),
     }
-
-
-def test_decide_sends_every_image_to_a_single_exit():
-    decisions = decide(random_table((1, 3, 2)), ThresholdPolicy(0.99))
-    assert decisions.exit_index.tolist() == [0, 0, 0]
-    assert decisions.relative_cost == 1
 
 
 @given(predictions=tables(), threshold=st.floats(0, 1), name=st.sampled_from(["confidence", "entropy", "margin"]))

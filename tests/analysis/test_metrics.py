@@ -17,11 +17,9 @@ from eeutils.analysis.metrics import (
     ensemble_probs,
     ensemble_weights,
     exit_table,
-    gains,
     paired_bootstrap,
     points_gained,
     sure_images,
-    surest_first,
 )
 from eeutils.analysis.predictions import Predictions
 from tests.analysis.tables import from_probs, random_table, tables
@@ -144,15 +142,6 @@ def test_sure_images_are_right_and_most_confident_first(table):
         sure_images(table, -1, 0.0)
 
 
-def test_surest_first_keeps_the_order_of_equals():
-    chosen = torch.tensor([True, True, False, True])
-    assert surest_first(chosen, torch.tensor([0.5, 0.7, 0.9, 0.5])).tolist() == [1, 0, 3]
-
-
-def test_gains_are_percentage_points():
-    assert gains(torch.tensor([0.5, 0.75]).double(), 0.6).tolist() == pytest.approx([-10, 15])
-
-
 def test_paired_bootstrap_without_doubt_is_one_point():
     right = torch.tensor([[True, False, True, True], [True] * 4])
     low, high = paired_bootstrap(right, right)
@@ -173,22 +162,6 @@ def test_paired_bootstrap_is_about_four_standard_errors_wide():
     assert [low.item(), high.item()] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=0.3 * error)
     gained = points_gained(correct[0], reference[0])
     assert gained == {"gain": pytest.approx(100 * mean), "low": 100 * low.item(), "high": 100 * high.item()}
-
-
-@given(num_images=st.integers(1, 20), draws=st.integers(1, 5), seed=st.integers(0, 99))
-def test_draw_images_keeps_the_number_of_images(num_images, draws, seed):
-    times = draw_images(num_images, draws, seed)
-    assert times.shape == (draws, num_images)
-    assert times.sum(1).tolist() == [num_images] * draws
-    assert torch.equal(times, draw_images(num_images, draws, seed))
-
-
-@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any), seed=st.integers(0, 99))
-def test_draw_kinds_keeps_the_number_of_images(counts, seed):
-    drawn = draw_kinds(torch.tensor(counts), 4, seed)
-    assert drawn.sum(1).tolist() == [sum(counts)] * 4
-    assert not drawn[:, torch.tensor(counts) == 0].any()
-    assert torch.equal(drawn, draw_kinds(torch.tensor(counts), 4, seed))
 
 
 def test_draw_kinds_has_the_moments_of_draw_images():

@@ -92,12 +92,6 @@ def test_destructive_tables_by_hand(table):
         assert rows[column].tolist() == pytest.approx([math.nan, 1, 0, math.nan], nan_ok=True)
 
 
-def test_destructive_counts_an_image_once_at_its_first_right_exit():
-    effect = destructive(predicting([[1], [1], [0]], [[0.6], [0.9], [0.8]], [1], [1, 2, 3], num_classes=2))
-    assert effect.confidence.tolist() == pytest.approx([0.6])
-    assert effect.table()[["correct", "unique correct"]].to_numpy().tolist() == [[1, 1], [1, 0]]
-
-
 def test_destructive_without_mistakes_is_nan():
     effect = destructive(predicting([[0], [1]], [[0.9], [0.9]], [1], [1, 2], num_classes=2))
     assert len(effect.images) == 0

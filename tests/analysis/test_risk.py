@@ -13,7 +13,6 @@ from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import (
     GUARANTEE_THRESHOLDS,
     RiskTest,
-    choose_with_gap_guarantee,
     choose_with_guarantee,
     measure_gap,
     measure_risk,
@@ -75,10 +74,10 @@ def test_certified_stops_at_the_first_failure():
     assert [tested.certified(delta) for delta in (0.001, 0.01, 0.1, 0.3)] == [0, 1, 1, 3]
 
 
-@pytest.mark.parametrize("choose", [choose_with_guarantee, choose_with_gap_guarantee])
-def test_guarantees_cost_everything_with_one_exit(table, choose):
+@pytest.mark.parametrize("goal", ["max_risk", "max_drop"])
+def test_guarantees_cost_everything_with_one_exit(table, goal):
     one = Predictions(table.logits[:1], table.labels, table.costs[:1])
-    assert choose(one, 0.9, 0.5).relative_cost == 1
+    assert choose_with_guarantee(one, **{goal: 0.9}, delta=0.5).relative_cost == 1
 
 
 def test_guarantee_thresholds_run_from_1_to_0_and_are_close_near_1():
@@ -106,7 +105,7 @@ def test_risk_and_gap_agree_with_decide_at_every_threshold(predictions, name, va
         assert gap.risk[index].item() == pytest.approx(float(lost.mean()))
 
 
-GRID = tuple(1 - step / 50 for step in range(26))
+GRID = tuple(1 - step / 25 for step in range(13))
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +120,10 @@ def population() -> Predictions:
 
 
 @pytest.mark.parametrize(
-    ("choose", "measure", "limit", "images"),
-    [(choose_with_guarantee, measure_risk, 0.05, 200), (choose_with_gap_guarantee, measure_gap, 0.02, 800)],
+    ("goal", "measure", "limit", "images"),
+    [("max_risk", measure_risk, 0.05, 200), ("max_drop", measure_gap, 0.02, 800)],
 )
-def test_guarantees_hold_over_many_draws_of_the_validation_images(population, choose, measure, limit, images):
+def test_guarantees_hold_over_many_draws_of_the_validation_images(population, goal, measure, limit, images):
     delta, draws = 0.2, 150
     whole = measure(population, limit, thresholds=GRID)
     true_risk = dict(zip(whole.thresholds.tolist(), whole.risk.tolist(), strict=True)) | {math.inf: 0.0}
@@ -132,7 +131,8 @@ def test_guarantees_hold_over_many_draws_of_the_validation_images(population, ch
     guaranteed, measured_only = [], []
     for picked in torch.randint(3000, (draws, images), generator=torch.Generator().manual_seed(2)):
         drawn = population.take(picked)
-        guaranteed.append(choose(drawn, limit, delta, thresholds=GRID).policy.thresholds)
+        choice = choose_with_guarantee(drawn, **{goal: limit}, delta=delta, thresholds=GRID)
+        guaranteed.append(choice.policy.thresholds)
         tested = measure(drawn, limit, thresholds=GRID)
         measured_only.append(float(tested.thresholds[tested.risk <= limit][-1]))
 
@@ -159,24 +159,21 @@ def test_measure_gap_p_values_are_valid_at_the_limit(max_drop):
     assert below <= binom.ppf(0.9999, draws, 0.1)
 
 
-def test_choose_with_gap_guarantee_is_cheaper_where_early_exits_also_correct(population):
+def test_choose_with_guarantee_is_cheaper_for_a_drop_where_early_exits_also_correct(population):
     spoils = choose_with_guarantee(population, 0.02, thresholds=GRID)
-    drops = choose_with_gap_guarantee(population, 0.02, thresholds=GRID)
+    drops = choose_with_guarantee(population, max_drop=0.02, thresholds=GRID)
     assert drops.relative_cost < spoils.relative_cost
     assert drops.accuracy >= float(population.accuracy[-1]) - 0.02
 
 
-@pytest.mark.parametrize("value", [1, -0.1, 5, math.nan])
+@pytest.mark.parametrize("value", [1, -0.1, math.nan])
 def test_guarantees_refuse_values_out_of_range(table, value):
-    for choose in (choose_with_guarantee, choose_with_gap_guarantee):
+    for wrong in ({"max_risk": value}, {"max_drop": value}, {"max_risk": 0.1, "delta": value}):
         with pytest.raises(ValueError, match=str(value)):
-            choose(table, value)
-        with pytest.raises(ValueError, match=str(value)):
-            choose(table, 0.1, value)
+            choose_with_guarantee(table, **wrong)
 
 
-@pytest.mark.parametrize("thresholds", [[-0.1], [0.5, 1.1], [math.nan], [-math.inf], []])
-def test_guarantees_refuse_impossible_thresholds(table, thresholds):
-    for choose in (choose_with_guarantee, choose_with_gap_guarantee):
-        with pytest.raises(ValueError, match="thresholds"):
-            choose(table, 0.1, thresholds=thresholds)
+@pytest.mark.parametrize("wrong", [{}, {"max_drop": 0.1, "max_risk": 0.1}, {"max_risk": 0.1, "thresholds": [0.5, 1.1]}])
+def test_guarantees_refuse_no_two_or_impossible_goals(table, wrong):
+    with pytest.raises(ValueError, match=r"max_drop|thresholds"):
+        choose_with_guarantee(table, **wrong)

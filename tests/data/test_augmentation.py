@@ -2,7 +2,6 @@ import hashlib
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -69,14 +68,6 @@ def test_augmented_batch_draws_every_version_equally_often(flip):
     assert (counts - times).abs().max() < 5 * times**0.5  # five standard deviations
 
 
-def test_augmented_batch_moves_channels_together():
-    image = random_images(1, 8, 8).expand(3, -1, -1)
-    batch = augment(
-        image.expand(20, -1, -1, -1), Augmentation(cutout=3), normalization=Normalization((0.5,) * 3, (1,) * 3)
-    )
-    assert torch.equal(batch, batch[:, :1].expand_as(batch))
-
-
 @settings(deadline=None, max_examples=40)
 @given(height=st.integers(4, 9), width=st.integers(4, 9), side=st.integers(1, 3), seed=st.integers(0, 10_000))
 def test_augmented_batch_cuts_out_exactly_one_square(height, width, side, seed):
@@ -94,21 +85,6 @@ def test_augmented_batch_cuts_out_exactly_one_square(height, width, side, seed):
         assert hole[image, channel, row : row + side, column : column + side].all()
 
 
-def test_augmented_batch_cuts_out_every_position():
-    white = torch.full((500, 1, 5, 6), 255, dtype=torch.uint8)
-    holes = augment(white, Augmentation(cutout=3, translate=0)) == 0
-    assert len({tuple(hole.flatten().tolist()) for hole in holes}) == 3 * 4
-
-
-def test_augmented_batch_draws_by_seed_and_for_every_image():
-    images = random_images(1, 3, 16, 16).expand(64, -1, -1, -1)
-    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
-    batch = augment(images, Augmentation(), 1, normalization)
-    assert torch.equal(batch, augment(images, Augmentation(), 1, normalization))
-    assert not torch.equal(batch, augment(images, Augmentation(), 2, normalization))
-    assert len({as_bytes(image * 20 + 100) for image in batch}) > 60
-
-
 @pytest.mark.parametrize("jitter", [0.0, 0.2])
 def test_augmented_batch_is_channels_last_and_leaves_its_input(jitter):
     images = random_images(4, 3, 16, 16)
@@ -120,10 +96,20 @@ def test_augmented_batch_is_channels_last_and_leaves_its_input(jitter):
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(cutout=8), Augmentation(translate=8, cutout=0)])
-def test_augmented_batch_refuses_shifts_and_cutouts_beyond_the_image(augmentation):
-    with pytest.raises(ValueError, match="8 x 16 pixels"):
-        augment(random_images(2, 1, 8, 16), augmentation)
+@pytest.mark.parametrize(
+    ("channels", "augmentation"),
+    [(1, Augmentation(cutout=8)), (1, Augmentation(translate=8, cutout=0)), (4, Augmentation(cutout=0, contrast=0.1))],
+)
+def test_augmented_batch_refuses_images_that_do_not_fit(channels, augmentation):
+    with pytest.raises(ValueError, match="images"):
+        augment(random_images(2, channels, 8, 16), augmentation)
+
+
+@pytest.mark.parametrize("wrong", [{"flip": "no"}, {"translate": -1}, {"cutout": 1.5}, {"contrast": 1.5}])
+def test_augmentation_refuses(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+        Augmentation(**wrong)
 
 
 STILL = Augmentation(flip=False, translate=0, cutout=0)
@@ -159,17 +145,6 @@ def test_augmented_batch_draws_colour_factors_evenly():
     assert (counts - 100).abs().max() < 5 * 100**0.5  # five standard deviations
 
 
-@given(amount=st.floats(0.05, 1), cutout=st.integers(0, 3), seed=st.integers(0, 1000))
-def test_augmented_batch_draws_the_same_shifts_with_jitter(amount, cutout, seed):
-    images = random_images(6, 1, 8, 8, seed=seed) // 2
-    plain = Augmentation(translate=2, cutout=0)
-    before, after = augment(images, plain, seed), augment(images, replace(plain, brightness=amount, cutout=0), seed)
-    order = before.flatten(1).argsort(dim=1, stable=True)
-    assert (after.flatten(1).gather(1, order).diff(dim=1) >= 0).all()  # brighter pixels are still brighter
-    holes = augment(images, replace(plain, brightness=amount, cutout=cutout), seed) != after
-    assert (holes.sum((2, 3)) <= cutout**2).all()
-
-
 def test_augmented_batch_is_that_of_published_results():
     """Resumed runs and published results rest on these draws."""
     batch = augment(
@@ -179,38 +154,6 @@ def test_augmented_batch_is_that_of_published_results():
         normalization=Normalization((0.5,) * 3, (0.25,) * 3),
     )
     assert hashlib.sha256(batch.contiguous().numpy()).hexdigest()[:16] == "5f2cbb9cfd0104dc"
-
-
-def test_augmented_batch_refuses_jitter_of_four_channels():
-    with pytest.raises(ValueError, match="got 4"):
-        augment(random_images(2, 4, 8, 8), replace(STILL, contrast=0.1))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"flip": "no"},
-        {"flip": 1},
-        {"translate": -1},
-        {"translate": 1.5},
-        {"cutout": -1},
-        {"cutout": "4"},
-        {"brightness": -0.1},
-        {"contrast": 1.5},
-        {"saturation": float("nan")},
-        {"saturation": "0.1"},
-    ],
-)
-def test_augmentation_refuses(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
-        Augmentation(**wrong)
-
-
-def test_augmentation_holds_pythons_own_numbers():
-    augmentation = Augmentation(translate=np.int64(2), brightness=np.float32(0.5), contrast=1)
-    values = [augmentation.flip, augmentation.translate, augmentation.brightness, augmentation.contrast]
-    assert [type(value) for value in values] == [bool, int, float, float]
 
 
 def test_normalization_equals_torchvisions():
@@ -225,12 +168,6 @@ def test_normalization_of_gives_mean_0_and_std_1():
     normalized = Normalization.of(images)(images).transpose(0, 1).flatten(1)
     torch.testing.assert_close(normalized.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalized.std(1), torch.ones(3), atol=1e-5, rtol=0)
-
-
-def test_normalization_of_copes_with_little_contrast():
-    flat, faint = torch.full((4, 1, 8, 8), 7, dtype=torch.uint8), 7 + random_images(4, 1, 8, 8) % 2
-    assert Normalization.of(flat)(flat).abs().max() < 1
-    assert Normalization.of(faint)(faint).std().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -293,11 +230,3 @@ def test_check_normalized_refuses_images_that_were_not(images):
 )
 def test_check_normalized_accepts_normalised_and_blank_images(images):
     check_normalized(images)
-
-
-@pytest.mark.parametrize("sequence", [list, np.array, lambda each: torch.tensor(each, dtype=torch.float64)])
-def test_normalization_takes_numbers_in_any_sequence(sequence):
-    normalization = Normalization(sequence([0.5, 0.25]), sequence([1, 2]))
-    assert normalization == Normalization((0.5, 0.25), (1.0, 2.0))
-    images = random_images(2, 2, 4, 4)
-    assert torch.equal(normalization(images), Normalization((0.5, 0.25), (1.0, 2.0))(images))

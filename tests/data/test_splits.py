@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eeutils.data import ImageData, Normalization, Split
-from eeutils.data.splits import missing_classes, stratified_holdout
+from eeutils.data.splits import stratified_holdout
 
 GREY = Normalization((0.5,), (0.25,))
 
@@ -85,20 +85,15 @@ def test_split_takes_narrow_images(width):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"images": torch.rand(4, 3, 8, 8)}, r"float32.*\(images \* 255\)"),
-        ({"images": torch.zeros(4, 3, 8, 8, dtype=torch.int32)}, "int32"),
+        ({"images": torch.rand(4, 3, 8, 8)}, r"float32.*255"),
         ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"\(3, 8, 8\)"),
         ({"images": torch.zeros(4, 8, 8, 3, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
-        ({"images": torch.zeros(4, 8, 8, 1, dtype=torch.uint8)}, r"permute\(0, 3, 1, 2\)"),
         ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "got 1"),
         ({"images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(0).long()}, r"\(0, 3, 8, 8\)"),
-        ({"images": torch.zeros(4, 3, 0, 8, dtype=torch.uint8)}, r"\(4, 3, 0, 8\)"),
-        ({"labels": torch.tensor([0, 1, 2, 0])}, r"0\.\.2"),
-        ({"labels": torch.tensor([0, -1, 1, 0])}, r"-1\.\.1"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, r"0\.\.1, got 2"),
+        ({"labels": torch.tensor([0, -1, 1, 0])}, r"0\.\.1, got -1"),
         ({"labels": torch.tensor([0, 1, 1])}, r"\(3,\)"),
-        ({"labels": torch.tensor([[0], [1], [1], [0]])}, r"\(4, 1\)"),
         ({"labels": torch.tensor([0.0, 1, 1, 0])}, "float32"),
-        ({"labels": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}, "uint8"),
         ({"classes": ("a", "b", "a")}, "'a', 'b', 'a'"),
         ({"classes": ("a",), "labels": torch.zeros(4).long()}, "'a'"),
     ],
@@ -114,15 +109,6 @@ def test_split_refuses(changes, named):
 def test_split_takes_tensors_only(changes, got):
     with pytest.raises(TypeError, match=got):
         Split(**{**good(), **changes})
-
-
-def test_split_take_keeps_labels_with_images():
-    split = split_of([3, 3])
-    assert colours(split.take(torch.tensor([4, 1]))) == {1, 4}
-    assert split.take(split.labels == 1).labels.tolist() == [1, 1, 1]
-    assert len(split.take(slice(0, 2))) == 2
-    with pytest.raises(ValueError, match="0"):
-        split.take(split.labels == 7)
 
 
 def test_split_batches_yields_all_images_in_order_normalised():
@@ -156,8 +142,3 @@ def test_image_data_refuses_splits_that_differ(changes, named, part):
     splits[part] = replace(splits[part], **changes)
     with pytest.raises(ValueError, match=f"{part}.*{named}"):
         ImageData("own", **splits)
-
-
-def test_missing_classes_names_classes_without_images():
-    assert missing_classes(split_of([3, 1])) == []
-    assert missing_classes(split_of([0, 3, 0, 1, 0])) == ["0", "2", "4"]

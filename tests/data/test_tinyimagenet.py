@@ -74,7 +74,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 def vouched(content: bytes, **changes) -> TinyImageNetArchive:
     """Return the small archive as if the official zip were `content`."""
-    return replace(SMALL, md5=hashlib.md5(content).hexdigest(), archive_size=len(content), **changes)
+    return replace(SMALL, md5=hashlib.md5(content).hexdigest(), size=len(content), **changes)
 
 
 def decoded(content: bytes) -> torch.Tensor:
@@ -124,20 +124,13 @@ def change(name: str, old: bytes, new: bytes) -> Callable[[Path], None]:
     [
         (remove("."), "wnids.txt"),
         (remove(IMAGE), IMAGE),
-        (remove("val/images/val_4.JPEG"), "val/images/val_4.JPEG"),
         (remove("val/images"), "val/images/val_6.JPEG.* 2 more"),
-        (remove("train/n02"), "train/n02"),
-        (remove("val/val_annotations.txt"), "val_annotations.txt"),
         (remove("words.txt"), "words.txt"),
-        (change("wnids.txt", b"n02\n", b""), "2 of 3 classes"),
         (change("wnids.txt", b"n02\n", b"../n02\n"), "2 of 3 classes"),
         (write("words.txt", b"\xff\xfe\x00"), "words.txt"),
         (change("val/val_annotations.txt", b"val_4.JPEG\tn02", b"val_4.JPEG\tn99"), "6 of 7 test images"),
-        (change("val/val_annotations.txt", b"val_4.JPEG\t", b"val_4.JPEG "), "6 of 7 test images"),
         (change("val/val_annotations.txt", b"val_4.JPEG", b"val_5.JPEG"), "6 of 7 test images"),
-        (change("val/val_annotations.txt", b"val_4.JPEG", b"val_44.JPEG"), "val/images/val_44.JPEG"),
         (change("val/val_annotations.txt", b"val_4.JPEG", b"../../x.JPEG"), "6 of 7 test images"),
-        (write(IMAGE, b"no image"), IMAGE),
         (write(IMAGE, jpeg(1)[:-200]), IMAGE),
         (write(IMAGE, jpeg(1, size=9)), rf"{IMAGE}.*\(9, 9\)"),
     ],

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eeutils.analysis.costs import measure_seconds
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
 from eeutils.analysis.predictions import predict
-from eeutils.analysis.seconds import measure_seconds
 from eeutils.cascade import Cascade
 from eeutils.data import Normalization, Split
 from eeutils.engines import Engine, PreparedNet, list_engines, register_engine

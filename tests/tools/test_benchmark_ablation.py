@@ -18,7 +18,7 @@ def answers(right: list[list[bool]], sure: list[list[float]], costs: list[float]
     return Predictions(logits, torch.zeros(4, dtype=torch.int64), torch.tensor(costs).double())
 
 
-def test_all_variants_are_asked_for_the_accuracy_of_the_first(monkeypatch):
+def test_compare_asks_all_variants_for_the_accuracy_of_the_first(monkeypatch):
     monkeypatch.setattr(ablation, "MAX_DROP", 0.25)
     unchanged = answers([[True, False, False, False], [True, True, True, False]], [[3, 1, 1, 1], [2] * 4], [10.0, 40.0])
     cheaper = answers([[True, True, False, False], [True] * 4], [[3, 3, 1, 1], [2] * 4], [20.0, 80.0])
@@ -34,7 +34,7 @@ def test_all_variants_are_asked_for_the_accuracy_of_the_first(monkeypatch):
     assert table["whole"].tolist() == [1.0, 2.0, 1.0]
 
 
-def test_seeds_share_a_row_and_where_one_of_them_has_no_cost_there_is_none():
+def test_as_markdown_merges_seeds():
     first = pd.DataFrame({"exit 1": [0.5, 0.6], "cost": [0.4, 0.5], "whole": [1.0, 1.25]}, index=["as it is", "other"])
     second = pd.DataFrame({"exit 1": [0.5, 0.7], "cost": [0.6, None], "whole": [1.0, 1.25]}, index=first.index)
 
@@ -48,7 +48,7 @@ def test_seeds_share_a_row_and_where_one_of_them_has_no_cost_there_is_none():
     ]
 
 
-def test_every_variant_changes_one_thing():
+def test_variants_change_one_thing_each():
     for name, variant in VARIANTS.items():
         changed = [
             each.name for each in fields(Variant) if getattr(variant, each.name) != getattr(Variant(), each.name)
@@ -56,7 +56,7 @@ def test_every_variant_changes_one_thing():
         assert len(changed) == (name != "as it is"), name
 
 
-def test_the_study_runs_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+def test_main_runs_the_study_and_resumes_it(tmp_path, monkeypatch, capsys):
     few = ("as it is", "a stem that is trained", "backbone first, then all together")
     monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
     network = "--data digits --recipe digits --model resnet18_3exits --width 2 --epochs 1"

@@ -27,7 +27,7 @@ def net():
     return net
 
 
-def test_one_at_a_time_says_what_the_table_says(net):
+def test_one_at_a_time_agrees_with_the_table(net):
     split, costs = make_split(12), exit_costs(net, (3, 8, 8))
     predictions = predict(net, split)
     slow = bench.one_at_a_time(net, split, SDN_THRESHOLDS, costs)
@@ -51,31 +51,7 @@ def test_one_at_a_time_stops_computing_once_an_exit_is_sure(net):
     assert len(calls) == 5
 
 
-def test_outcomes_agree_up_to_an_image_at_each_threshold():
-    costs = torch.tensor([1.0, 4.0]).double()
-    one = bench.Outcome(torch.tensor([0.5, 0.8]).double(), torch.tensor([1.0, 2.0]).double())
-    for right, cost, agree in ((0.8, 2.0, True), (0.9, 2.4, True), (0.6, 2.0, False), (0.8, 2.5, False)):
-        other = bench.Outcome(torch.tensor([0.5, right]).double(), torch.tensor([1.0, cost]).double())
-        assert bench.same_up_to_one(one, other, costs, num_images=10) is agree
-
-
-def test_the_ratio_is_an_image_for_an_image():
-    race = bench.Race(
-        original=torch.tensor([20.0, 30.0]).double(),
-        passed=torch.tensor([3.0, 3.0]).double(),
-        swept=torch.tensor([1.0, 1.0]).double(),
-        part=10,
-        images=100,
-        agree=True,
-    )
-    assert race.ratio.tolist() == pytest.approx([50, 75])
-    report = bench.race_report(race)
-    assert "20.00 s for 10 images" in report
-    assert "for 100 images that makes 200 s (extrapolated)" in report
-    assert "Ratio an image: 50x" in report
-
-
-def test_both_ways_run_on_the_same_images_and_agree(net):
+def test_measure_runs_both_ways_and_they_agree(net):
     race = bench.measure(net, make_split(9), part=4, repeats=2)
     assert race.agree
     assert (race.part, race.images) == (4, 9)
@@ -84,30 +60,14 @@ def test_both_ways_run_on_the_same_images_and_agree(net):
         assert (seconds > 0).all()
 
 
-def test_every_section_is_timed_on_what_was_read(net, monkeypatch):
-    seen = []
-    tables = tuple(predict(net, make_split(count)) for count in (30, 40))
-    for name, section in bench.SECTIONS.items():
-        monkeypatch.setitem(
-            bench.SECTIONS,
-            name,
-            lambda *read, name=name, section=section: seen.append((name, read)) or section(*read),
-        )
-    seconds = bench.section_seconds(lambda: tables, repeats=2)
-    assert list(seconds) == ["reading", "overthinking", "early exits", "confusion"]
-    assert len(seconds) == 2
-    assert len(seen) == 9
-    assert all(read == tables for _, read in seen)
-
-
-def test_the_sections_run_on_a_network_whose_first_exit_no_small_budget_affords(net):
+def test_sections_take_a_network_with_a_dear_first_exit(net):
     val, test = (predict(net, make_split(count)) for count in (30, 40))
     dear = torch.tensor([6.0, 8.0, 10.0]).double()
     for section in bench.SECTIONS.values():
         section(*(Predictions(table.logits, table.labels, dear) for table in (val, test)))
 
 
-def test_the_command_writes_its_report(tmp_path, monkeypatch, net, capsys):
+def test_main_writes_its_report(tmp_path, monkeypatch, net, capsys):
     data = load_data("digits")
     entry = WeightEntry.__new__(WeightEntry)
     object.__setattr__(entry, "data", "digits")

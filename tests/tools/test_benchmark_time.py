@@ -45,24 +45,24 @@ def peak(monkeypatch):
         ((1, 2, 3, 7), 1 + 2 + 3 + 7),  # the first was no slower: nothing came only once
     ],
 )
-def test_the_first_epoch_counts_as_the_median_of_the_others(seconds, steady):
+def test_steady_seconds_counts_the_first_epoch_as_the_median(seconds, steady):
     assert bench.steady_seconds(history(*seconds)) == steady
 
 
-def test_one_epoch_does_not_tell_what_came_only_once():
+def test_steady_seconds_of_one_epoch_is_nan():
     assert math.isnan(bench.steady_seconds(history(9)))
 
 
-def test_the_speed_is_that_of_the_later_epochs():
+def test_images_per_second_is_of_later_epochs():
     assert bench.images_per_second(history(9, 2, 3, 7)) == 300
     assert bench.images_per_second(history(9)) == 900
 
 
-def test_another_card_takes_as_much_longer_as_its_peak_is_lower():
+def test_seconds_elsewhere_scale_with_the_peak():
     assert bench.seconds_elsewhere(60.0, peak=650.0, other_peak=65.0) == 600.0
 
 
-def test_seeds_are_rows_and_so_are_their_mean_and_spread():
+def test_table_has_seeds_mean_and_spread():
     frame = table(measured(timed(0.94, 101.0), timed(0.96, 99.0), timed(0.95, 103.0)))
 
     assert frame.index.tolist() == ["seed 0", "seed 1", "seed 2", "mean", "standard deviation"]
@@ -74,13 +74,13 @@ def test_seeds_are_rows_and_so_are_their_mean_and_spread():
 
 
 @pytest.mark.parametrize(("last", "verdict"), [(0.94, "reached, 95.00%"), (0.93, "NOT reached, 94.50%")])
-def test_the_target_is_for_the_mean_of_the_last_exit(last, verdict):
+def test_as_markdown_judges_the_mean_of_the_last_exit(last, verdict):
     report = as_markdown(TimeToAccuracy(), measured(timed(last), timed(0.96)))
 
     assert f"95.00% by the last exit, in the mean over 2 seed(s): {verdict}." in report
 
 
-def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch, peak, capsys):
+def test_main_trains_each_seed_and_tests_it_once(tmp_path, monkeypatch, peak, capsys):
     done, nets, fit = [], [], bench.fit
 
     def noted_fit(net, data, config, **kwargs):
@@ -111,7 +111,7 @@ def test_every_seed_is_trained_first_and_then_tested_once(tmp_path, monkeypatch,
     assert not torch.equal(*weights)
 
 
-def test_a_run_that_fails_leaves_the_last_report(tmp_path, monkeypatch, peak):
+def test_main_keeps_the_last_report_if_a_run_fails(tmp_path, monkeypatch, peak):
     def diverging(options, data, config, device):
         if config.seed == 1:
             raise TrainingDivergedError("the loss became nan")

@@ -2,12 +2,10 @@
 
 import math
 
-import pytest
 import torch
 
 from eeutils.analysis.predictions import Predictions
 from eeutils.scoreboard import Evaluation
-from eeutils.weights import without_seed
 from tools.goals import GOALS, Goal, at_exit, goals_board, within_macs, within_share
 from tools.train_missing import plan
 
@@ -34,7 +32,7 @@ def both(predictions: Predictions) -> Evaluation:
     return Evaluation(predictions, predictions)
 
 
-def test_an_exit_is_judged_on_test_and_costs_what_it_costs():
+def test_at_exit_takes_test_accuracy_and_cost():
     evaluation = Evaluation(val=with_right(4, 4), test=with_right(1, 3))
 
     board = goals_board({"net": evaluation}, PFLOP, (Goal("first", 90.0, ("net",), at_exit(0, 0.25)),))
@@ -49,7 +47,7 @@ def test_an_exit_is_judged_on_test_and_costs_what_it_costs():
     }
 
 
-def test_a_budget_below_the_first_exit_cannot_be_met():
+def test_within_share_needs_the_first_exits_cost():
     evaluation = both(with_right(2, 4))
 
     assert within_share(0.4)(evaluation) is None
@@ -60,13 +58,13 @@ def test_a_budget_below_the_first_exit_cannot_be_met():
     assert within_macs(9e6)(evaluation).accuracy == 1.0
 
 
-def test_a_cascade_is_chosen_on_validation_and_judged_on_test():
+def test_within_share_chooses_on_validation():
     reached = within_share(0.5)(Evaluation(val=with_right(2, 4), test=with_right(1, 3)))
 
     assert (reached.validation, reached.accuracy, reached.cost, reached.allowed) == (0.5, 0.25, 1e6, 1e6)
 
 
-def test_a_goal_is_out_of_reach_of_a_network_of_which_one_seed_cannot_do_it():
+def test_goals_board_needs_every_seed():
     networks = {"net": both(with_right(1, 4)), "net-s1": both(with_right(1, 4, costs=(1.5e6, 2e6)))}
 
     row = goals_board(networks, PFLOP, (Goal("half", 95.0, ("net",), within_share(0.5)),)).loc["half"]
@@ -74,7 +72,7 @@ def test_a_goal_is_out_of_reach_of_a_network_of_which_one_seed_cannot_do_it():
     assert (row["by"], math.isnan(row["reached (%)"])) == ("out of reach", True)
 
 
-def test_of_several_networks_the_one_best_on_validation_counts_though_worse_on_test():
+def test_goals_board_takes_the_best_on_validation():
     networks = {
         "one": Evaluation(val=with_right(1, 3), test=with_right(1, 4)),
         "two": Evaluation(val=with_right(1, 4), test=with_right(1, 2)),
@@ -85,7 +83,7 @@ def test_of_several_networks_the_one_best_on_validation_counts_though_worse_on_t
     assert (row["by"], row["reached (%)"]) == ("two", 50.0)
 
 
-def test_a_goal_for_little_training_counts_networks_of_that_much():
+def test_goals_board_compares_networks_of_little_training():
     networks = {"one": both(with_right(1, 2)), "two": both(with_right(1, 4))}
     goals = [Goal(f"last {pflop}", 95.0, ("one", "two"), at_exit(-1), pflop) for pflop in (0.1, 0.5, 2.0)]
 
@@ -95,7 +93,7 @@ def test_a_goal_for_little_training_counts_networks_of_that_much():
     assert board["training (PFLOP)"].tolist()[1:] == [0.5, 2.0]
 
 
-def test_seeds_are_averaged_and_counted():
+def test_goals_board_averages_seeds():
     networks = {"net": both(with_right(0, 4)), "net-s1": both(with_right(0, 2))}
 
     row = goals_board(networks, PFLOP, (Goal("last", 95.0, ("net",), at_exit(-1)),)).loc["last"]
@@ -103,7 +101,7 @@ def test_seeds_are_averaged_and_counted():
     assert (row["by"], row["reached (%)"]) == ("net, 2 seeds", 75.0)
 
 
-def test_what_no_trained_network_can_do_is_missing():
+def test_goals_board_leaves_unreached_goals_empty():
     goals = (Goal("untrained", 95.0, ("other",), at_exit(-1)), Goal("too cheap", 95.0, ("net",), within_share(0.1)))
 
     board = goals_board({"net": both(with_right(1, 4))}, PFLOP, goals)
@@ -113,15 +111,8 @@ def test_what_no_trained_network_can_do_is_missing():
     assert list(board["by"]) == ["not trained", "out of reach"]
 
 
-def test_goals_are_for_networks_that_are_planned():
+def test_goals_are_for_planned_networks():
     planned = {run.name for run in plan()}
 
     assert {name for goal in GOALS for name in goal.networks} <= planned
     assert len({goal.what for goal in GOALS}) == len(GOALS)
-
-
-@pytest.mark.parametrize(
-    ("name", "common"), [("net-w16-s12", "net-w16"), ("net-w16", "net-w16"), ("a-s1-b", "a-s1-b"), ("a-sx", "a-sx")]
-)
-def test_names_without_their_seed(name, common):
-    assert without_seed(name) == common

@@ -11,7 +11,6 @@ from torch.nn.functional import one_hot
 
 from eeutils.analysis.predictions import Predictions
 from eeutils.data import Normalization
-from eeutils.errors import StorageError
 from eeutils.scoreboard import Evaluation
 from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry, without_seed
 from tools import pages, results
@@ -23,7 +22,7 @@ TRAINED = [entry for entry in default_registry().entries if entry.status == "tra
 
 
 @pytest.mark.skipif(not TRAINED, reason="no weights are shipped")
-def test_a_number_that_does_not_come_out_is_named():
+def test_mistakes_names_accuracies_and_costs_that_differ():
     entry = TRAINED[0]
     exits, images = len(entry.macs), 10_000
     labels = torch.zeros(images, dtype=torch.int64)
@@ -54,7 +53,7 @@ def evaluation(exits: int) -> Evaluation:
     return Evaluation(table, table)
 
 
-def test_networks_with_many_exits_have_a_table_of_their_own():
+def test_boards_of_parts_networks_by_their_exits():
     boards = results.boards_of(
         {"plain": evaluation(1), "four": evaluation(4), "seven": evaluation(7)},
         dict.fromkeys(("plain", "four", "seven"), 1.0),
@@ -65,7 +64,7 @@ def test_networks_with_many_exits_have_a_table_of_their_own():
     assert list(results.boards_of({"plain": evaluation(1)}, {"plain": 1.0})) == ["scoreboard.md"]
 
 
-def test_a_cell_of_the_scoreboard_that_does_not_come_out_is_named():
+def test_differences_names_the_cell():
     board = pd.DataFrame({"cascade": [88.0, 87.0], "exit 1": [float("nan"), 70.0]}, index=["one", "two"])
     other = board + pd.DataFrame({"cascade": [0.1, 0.5], "exit 1": [0.0, 0.0]}, index=["one", "two"])
 
@@ -73,7 +72,7 @@ def test_a_cell_of_the_scoreboard_that_does_not_come_out_is_named():
     assert results._differences(board, board) == []
 
 
-def test_a_number_that_is_gone_is_a_difference_and_so_is_one_that_came_up():
+def test_differences_counts_missing_and_new_numbers():
     board = pd.DataFrame({"at 25%": [77.4, math.nan], "cascade": [88.0, 87.0]}, index=["one", "two"])
     flipped = board.assign(**{"at 25%": [math.nan, 77.4]})
 
@@ -85,21 +84,14 @@ def test_a_number_that_is_gone_is_a_difference_and_so_is_one_that_came_up():
     assert len(results._differences(board, board.drop(columns="cascade"))) == 2
 
 
-def test_shares_of_mistakes_may_move_more_than_shares_of_images():
+def test_differences_allows_shares_of_mistakes_more():
     board = pd.DataFrame({"cascade": [88.0], "destructive share (%)": [50.0], "from": [47.0]}, index=["net"])
 
     assert results._differences(board, board + 0.9) == ["net, cascade: 88.00 is published, 88.90 came out"]
     assert len(results._differences(board, board + 1.1)) == 3
 
 
-def test_words_in_a_table_are_not_compared():
-    board = pd.DataFrame({"reached (%)": [88.0], "by": ["net"]}, index=["goal"])
-    other = pd.DataFrame({"reached (%)": [87.0], "by": ["other"]}, index=["goal"])
-
-    assert results._differences(board, other) == ["goal, reached (%): 88.00 is published, 87.00 came out"]
-
-
-def test_the_figure_and_the_headline_show_networks_that_are_planned(tmp_path):
+def test_figure_and_headline_show_planned_networks(tmp_path):
     planned = {run.name for run in plan()}
     assert set(results.DRAWN) <= planned
     assert set(HEADLINE) <= {without_seed(name) for name in planned}
@@ -110,7 +102,7 @@ def test_the_figure_and_the_headline_show_networks_that_are_planned(tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_diamond_marks_what_validation_chose_for_half_of_the_cost_and_none_where_it_cannot_be_met():
+def test_halves_are_chosen_on_validation_where_possible():
     # For half of the cost all have to leave at the first exit, which has two of four test images right.
     halved = Evaluation(two_exits((4, 4)), two_exits((2, 3)))
     # Exits at 60 and 100 %.
@@ -172,7 +164,7 @@ def recompute(tmp_path, monkeypatch):
     return run
 
 
-def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tmp_path):
+def test_main_writes_tables_that_agree(recompute, tmp_path):
     untrained = replace(ENTRY, name="resnet18-avg-toy", status="not trained", weights=None)
 
     assert recompute(PUBLISHED, ENTRY, untrained) == 0
@@ -196,46 +188,28 @@ def test_numbers_that_come_out_are_written_to_where_they_are_shown(recompute, tm
         ({**PUBLISHED, "test": two_exits((2, 3), (2, 3))}, "cascade: 75.00 is published, 50.00 came out"),
     ],
 )
-def test_numbers_that_do_not_come_out_are_named_and_nothing_is_written(recompute, tmp_path, capsys, computed, message):
+def test_main_names_differences_and_writes_nothing(recompute, tmp_path, capsys, computed, message):
     assert recompute(computed, ENTRY) > 0
 
     assert message in capsys.readouterr().err
     assert {path.name for path in tmp_path.rglob("*.*")} == {"README.md"}
 
 
-def test_test_images_are_judged_by_what_the_published_validation_chose(recompute):
+def test_main_chooses_on_published_validation(recompute):
     # As right as published, exit by exit, but a threshold chosen here would let nobody leave.
     assert recompute({**PUBLISHED, "val": two_exits((2, 4), (2, 3))}, ENTRY) == 0
 
 
-def test_of_weights_that_do_not_ship_the_predictions_are_taken_as_they_are(recompute):
+def test_main_takes_predictions_without_weights(recompute):
     assert recompute({}, replace(ENTRY, status="measured", weights=None)) == 0
 
 
-def test_without_trained_weights_there_is_nothing_to_recompute(recompute, capsys):
+def test_main_needs_trained_weights(recompute, capsys):
     assert recompute(PUBLISHED) == 1
     assert "no trained weights" in capsys.readouterr().err
 
 
-def stops_with(monkeypatch, capsys, error: BaseException) -> tuple[object, str]:
-    """What `main` ends with where `error` is raised, and what it prints."""
-
-    def fail() -> int:
-        raise error
-
-    monkeypatch.setattr(results, "compare_and_write", fail)
-    with pytest.raises(SystemExit) as stopped:
-        results.main()
-    return stopped.value.code, "".join(capsys.readouterr())
-
-
-def test_what_cannot_be_had_ends_with_its_message(monkeypatch, capsys):
-    error = StorageError("cannot write weights/file")
-    assert stops_with(monkeypatch, capsys, error) == ("error: cannot write weights/file", "")
-    assert stops_with(monkeypatch, capsys, KeyboardInterrupt()) == (130, "")
-
-
-def test_outside_a_clone_it_stops_before_anything_is_computed(monkeypatch):
+def test_main_stops_outside_a_clone(monkeypatch):
     monkeypatch.setattr(results, "default_registry", lambda: Registry((ENTRY,)))
     monkeypatch.setattr(results, "load_predictions", None)
     with pytest.raises(SystemExit, match="error: this registry came with the package"):

@@ -26,8 +26,8 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from eeutils.analysis.costs import measure_seconds, now, stage_seconds
 from eeutils.analysis.predictions import Predictions, predict
-from eeutils.analysis.seconds import measure_seconds, now, stage_seconds
 from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.data import ImageData, load_data

@@ -27,14 +27,13 @@ from eeutils.analysis.confusion import (
     error_indicator,
     indicator_table,
 )
-from eeutils.analysis.costs import exit_costs
+from eeutils.analysis.costs import exit_costs, timed
 from eeutils.analysis.decisions import decide, with_fallback
 from eeutils.analysis.metrics import bootstrap_interval
 from eeutils.analysis.overthinking import destructive, only_correct_at, wasteful
 from eeutils.analysis.policies import SDN_THRESHOLDS, AgreementPolicy, PatiencePolicy
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.risk import choose_with_guarantee
-from eeutils.analysis.seconds import timed
 from eeutils.analysis.thresholds import accuracy_cost_curve, choose_thresholds
 from eeutils.data import Split, load_data
 from eeutils.errors import message_instead_of_traceback

@@ -16,7 +16,7 @@ import tyro
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.risk import choose_with_gap_guarantee, choose_with_guarantee
+from eeutils.analysis.risk import choose_with_guarantee
 from eeutils.analysis.thresholds import (
     Choice,
     accuracy_cost_curve,
@@ -61,7 +61,7 @@ FOR_ACCURACY: dict[str, Way] = {
     "one threshold for all exits": partial(choose_thresholds, max_drop=MAX_DROP),
     "one for each exit": partial(choose_thresholds, max_drop=MAX_DROP, per_exit=True),
     "with a guarantee (90 %)": partial(choose_with_guarantee, max_risk=MAX_DROP),
-    "with a guarantee on the gap (90 %)": partial(choose_with_gap_guarantee, max_drop=MAX_DROP),
+    "with a guarantee on the gap (90 %)": partial(choose_with_guarantee, max_drop=MAX_DROP),
 }
 
 
