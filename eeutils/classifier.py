@@ -16,7 +16,7 @@ from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization
 from eeutils.data.datasets import image_shape_of
-from eeutils.files import damaged, load_tensors, save_tensors
+from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.weights import load_predictions, load_weights, put_tensors, weight_entry
 from eeutils.weights.tensors import stored_tensors, untrained_network
@@ -132,22 +132,26 @@ class Classifier:
                 (`eeutils.analysis.register_score`); `net` is then unchanged.
         """
         tensors, metadata = load_tensors(path)
-        try:
+        with reading(path):
             about = json.loads(metadata[_METADATA])
-        except (KeyError, ValueError) as error:
-            raise damaged(path, error) from error
-        policy = ThresholdPolicy(**about["policy"])
-        net = _rebuilt(about["origin"]) if net is None else net
+        with reading(path, keep=ValueError):
+            policy = ThresholdPolicy(**about["policy"])
+            classes, shape = (
+                tuple(map(str, about["classes"])),
+                about["image_shape"] and _checked_shape(about["image_shape"]),
+            )
+            normalization, fallback = Normalization.from_json(about["normalization"]), about["fallback"]
+            net = _rebuilt(about["origin"]) if net is None else net
         put_tensors(net, tensors, str(path))
         return Classifier(
             net.eval(),
-            tuple(about["classes"]),
-            Normalization.from_json(about["normalization"]),
+            classes,
+            normalization,
             policy,
-            fallback=about["fallback"],
+            fallback=fallback,
             engine=engine,
             precision=precision,
-            image_shape=about["image_shape"],
+            image_shape=shape,
         )
 
 

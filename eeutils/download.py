@@ -1,8 +1,6 @@
 """Downloads over HTTP: bounded in size, retried, resumed, and checked before anyone sees them."""
 
-import errno
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eeutils.errors import IntegrityError
-from eeutils.files import storage_error, work_folder
+from eeutils.files import check_room, storing, work_folder
 
 if TYPE_CHECKING:
     from requests import Response
@@ -64,26 +62,29 @@ def download(
     """
     check_online()
     timeout_s = timeout_s or TIMEOUT_S
-    with work_folder(target, resume=True) as folder:
+    with work_folder(target, resume=True) as folder, storing(target):
         part = folder / target.name
         try:
             resumed = part.exists()
             _fetch(url, part, size, timeout_s)
-            if resumed and not _passes(check, part):  # an earlier call left a part of another file
+            if resumed and not passes(check, part):  # an earlier call left a part of another file
                 part.unlink()
                 _fetch(url, part, size, timeout_s)
             check(part)
-            part.replace(target)
-        except ConnectionError:
-            if not _size(part):  # otherwise what has come is kept
+        except Exception as error:
+            if not (isinstance(error, ConnectionError) and _size(part)):  # what has come of the file is kept
                 part.unlink(missing_ok=True)
             raise
-        except IntegrityError:
-            part.unlink()
-            raise
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise storage_error(target, error) from error
+        part.replace(target)
+
+
+def passes(check: Callable[[Path], object], path: Path) -> bool:
+    """Return False if the file is missing or `check` finds it damaged."""
+    try:
+        check(path)
+    except (OSError, IntegrityError):
+        return False
+    return True
 
 
 def web_page(path: Path) -> str:
@@ -150,8 +151,7 @@ def _copy(answer: "Response", part: Path, have: int, size: int | None) -> None:
     if size is not None and total not in (None, size):
         raise ConnectionError(f"the server offers {total:,} bytes, expected {size:,}")
     expected = size or total
-    if expected is not None and expected - have > shutil.disk_usage(part.parent).free:
-        raise OSError(errno.ENOSPC, "No space left")
+    check_room(part, (expected or have) - have)
     limit = expected or _LARGEST
     bar = tqdm(desc=part.name, initial=have, total=expected, unit="B", unit_scale=True, file=sys.stderr, disable=None)
     with part.open("ab" if have else "wb") as file, bar:
@@ -164,14 +164,6 @@ def _copy(answer: "Response", part: Path, have: int, size: int | None) -> None:
             bar.update(len(chunk))
     if expected is not None and have < expected:
         raise _TryAgainError(f"the server stopped after {have:,} of {expected:,} bytes")
-
-
-def _passes(check: Callable[[Path], None], path: Path) -> bool:
-    try:
-        check(path)
-    except IntegrityError:
-        return False
-    return True
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,5 @@
 """Exceptions of this package, and how command-line programs report them."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,12 @@ class TrainingDivergedError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
+def require(holds: bool, requirement: str) -> None:
+    """Raise a ValueError that says what is required, unless it holds."""
+    if not holds:
+        raise ValueError(requirement)
+
+
 def a_few(names: Sequence[str]) -> str:
     """List the first five names, and count the rest."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -40,19 +45,3 @@ def message_instead_of_traceback() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def refuse_arguments(program: str, description: str, args: Sequence[str]) -> None:
-    """Parse the command line of a program without arguments, which offers `--help` alone.
-
-    Args:
-        program: name of its module, such as "tools.demo".
-        description: text of `--help`.
-        args: the command line after the program's name.
-
-    Raises:
-        SystemExit: after `--help`, or with 2 if there is any other argument.
-    """
-    parser = argparse.ArgumentParser(f"python -m {program}", description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines
-    parser.parse_args(args)

@@ -9,7 +9,6 @@ import json
 import math
 import runpy
 import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from eeutils.engines import PreparedNet
 from eeutils.engines.onnx_stages import onnx_bytes, to_onnx
 from eeutils.engines.registry import import_extra
 from eeutils.errors import message_instead_of_traceback
-from eeutils.files import sha256_of_file, storage_error, write_text
+from eeutils.files import sha256_of_file, storing, work_folder, write_text
 from eeutils.models import MultiExitNet, prepared_for_inference, stage_modules
 from eeutils.models.multiexit import Features
 
@@ -62,17 +61,13 @@ def export(classifier: Classifier, folder: Path | str, *, images: Tensor | None 
     if images is None:
         noise = torch.randint(0, 256, (max(_BATCH_SIZES), *classifier.image_shape), generator=torch.Generator())
         images = noise.byte()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
-            made = Path(parent, folder.name)
-            made.mkdir()
-            _write(classifier, made)
-            _compare(classifier, made, images)
-            shutil.rmtree(made / "__pycache__", ignore_errors=True)
-            made.rename(folder)
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    with work_folder(folder) as parent, storing(folder):
+        made = parent / folder.name
+        made.mkdir()
+        _write(classifier, made)
+        _compare(classifier, made, images)
+        shutil.rmtree(made / "__pycache__", ignore_errors=True)
+        made.rename(folder)
 
 
 def _check(classifier: Classifier, folder: Path) -> None:

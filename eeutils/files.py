@@ -58,7 +58,7 @@ def exclusive(target: Path, *, wait: bool = True) -> Iterator[None]:
     """
     path = _beside(target, "lock")
     lock = FileLock(path)
-    try:
+    with storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
@@ -68,8 +68,6 @@ def exclusive(target: Path, *, wait: bool = True) -> Iterator[None]:
                 raise StorageError(message) from None
             print(f"waiting: {message}", file=sys.stderr, flush=True)
             lock.acquire()
-    except OSError as error:
-        raise storage_error(target, error) from error
     try:
         with suppress(OSError):  # a full disk keeps no one from locking
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
@@ -91,18 +89,15 @@ def atomic_path(target: Path) -> Iterator[Path]:
         StorageError: if the folder cannot be written or the disk is full.
     """
     target = Path(os.path.realpath(target))
-    with work_folder(target, kind="part") as folder:
+    with work_folder(target, kind="part") as folder, storing(target):
         temporary = folder / target.name
-        try:
-            temporary.touch()  # with the mode that the umask allows
-            mode = (target if target.exists() else temporary).stat().st_mode
-            yield temporary
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
-            temporary.chmod(stat.S_IMODE(mode))
-            temporary.replace(target)
-        except OSError as error:
-            raise storage_error(target, error) from error
+        temporary.touch()  # with the mode that the umask allows
+        mode = (target if target.exists() else temporary).stat().st_mode
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(stat.S_IMODE(mode))
+        temporary.replace(target)
 
 
 @contextmanager
@@ -117,12 +112,10 @@ def work_folder(target: Path, *, resume: bool = False, kind: str = "work") -> It
         kind: end of the folder's name, `.<name>.<kind>`.
     """
     folder = _beside(target, kind)
-    try:
+    with storing(target):
         lock = _locked(folder)
         if not resume:
             _empty(folder)
-    except OSError as error:
-        raise storage_error(target, error) from error
     finished = False
     try:
         yield folder
@@ -146,11 +139,8 @@ def read_json(path: Path) -> Any:
         OSError: if it cannot be opened.
         IntegrityError: if it is damaged.
     """
-    content = path.read_bytes()
-    try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
+    with reading(path):
+        return json.loads(path.read_text("utf-8"))
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
@@ -163,11 +153,8 @@ def save_tensors(path: Path | str, tensors: Mapping[str, "Tensor"], metadata: Ma
 
     path, metadata = Path(path), dict(metadata or {})
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata | {_CHECKSUM: _content_sha256(tensors, metadata)})
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise storage_error(path, error) from error
+    with storing(path), atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata | {_CHECKSUM: _content_sha256(tensors, metadata)})
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, "Tensor"], dict[str, str]]:
@@ -179,18 +166,14 @@ def load_tensors(path: Path | str) -> tuple[dict[str, "Tensor"], dict[str, str]]
         OSError: if the file cannot be opened.
         IntegrityError: if it is damaged.
     """
-    path = Path(path)
-    path.open("rb").close()  # a missing file is not a damaged one
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except Exception as error:  # safetensors, torch and mmap raise what they please
-        raise damaged(path, error) from error
-    expected = metadata.pop(_CHECKSUM, None)
-    optional = not metadata or "format" in metadata
-    if expected != _content_sha256(tensors, metadata) and not (expected is None and optional):
-        raise damaged(path, "its content does not match its sha256")
+    with reading(path), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        # Copies, as a tensor of safetensors changes with the file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
+        expected = metadata.pop(_CHECKSUM, None)
+        needs_none = expected is None and (not metadata or "format" in metadata)
+        if not needs_none and expected != _content_sha256(tensors, metadata):
+            raise ValueError("its content does not match its sha256")
     return tensors, metadata
 
 
@@ -218,15 +201,13 @@ def load_state(path: Path | str) -> Any:
     """
     import torch
 
-    content = memoryview(Path(path).read_bytes())
-    split = max(0, len(content) - len(_STATE_MARK) - hashlib.sha256().digest_size)
-    content, mark = content[:split], content[split:]
-    if mark != _STATE_MARK + hashlib.sha256(content).digest():
-        raise damaged(path, "its content does not match its sha256")
-    try:
+    with reading(path):
+        content = memoryview(Path(path).read_bytes())
+        split = max(0, len(content) - len(_STATE_MARK) - hashlib.sha256().digest_size)
+        content, mark = content[:split], content[split:]
+        if mark != _STATE_MARK + hashlib.sha256(content).digest():
+            raise ValueError("its content does not match its sha256")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what it pleases
-        raise damaged(path, error) from error
 
 
 def sha256_of_tensor(tensor: "Tensor") -> str:
@@ -242,25 +223,46 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def damaged(path: Path | str, why: Exception | str) -> IntegrityError:
-    """Return an error that names the damaged file and the remedy."""
-    reason = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
-    return IntegrityError(f"{path} is damaged or of another kind ({reason[:200]}); restore it, or delete and remake it")
+@contextmanager
+def reading(path: Path | str, *, keep: type[Exception] = IntegrityError) -> Iterator[None]:
+    """Turn whatever the block raises, but for `keep`, into an IntegrityError that names the file and the remedy.
+
+    A file that cannot be opened is not a damaged one: its OSError is raised.
+    """
+    Path(path).open("rb").close()
+    try:
+        yield
+    except (IntegrityError, keep):
+        raise
+    except Exception as error:  # readers of damaged files raise what they please
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise IntegrityError(
+            f"{path} is damaged or of another kind ({reason[:200]}); restore it, or delete and remake it"
+        ) from error
 
 
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """Return an error that names the file that could not be written, the cause and the remedy."""
-    if isinstance(error, StorageError):
-        return error
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return StorageError(f"cannot write {path}: No space left on the disk of {path.parent}; free some")
-    if number == errno.ENAMETOOLONG:
-        return StorageError(f"cannot write {path}: its name is too long; choose a shorter one")
-    return StorageError(
-        f"cannot write {path}: {error}; choose a folder that is writable "
-        "(EEUTILS_CACHE sets the one for fetched data and weights)"
-    )
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn an error of writing into a StorageError that names the file, the cause and the remedy."""
+    try:
+        yield
+    except (StorageError, ConnectionError):
+        raise
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        number = getattr(error, "errno", None)
+        why = f"{error}; choose a folder that is writable (EEUTILS_CACHE sets the one for fetched data and weights)"
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            why = f"No space left on the disk of {path.parent}; free some"
+        elif number == errno.ENAMETOOLONG:
+            why = "its name is too long; choose a shorter one"
+        raise StorageError(f"cannot write {path}: {why}") from error
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raise a StorageError if the disk has no room for so many bytes in the folder of `path`."""
+    with storing(path):
+        if num_bytes > shutil.disk_usage(path.parent).free:
+            raise OSError(errno.ENOSPC, "No space left")
 
 
 def _locked(folder: Path) -> int:

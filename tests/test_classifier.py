@@ -20,6 +20,7 @@ from eeutils.cascade import Cascade
 from eeutils.classifier import Classifier, load_classifier
 from eeutils.data import Normalization, load_data
 from eeutils.errors import IntegrityError, StorageError
+from eeutils.files import load_tensors, save_tensors
 from eeutils.models import MultiExitNet, Origin, create_model, resnet18
 from eeutils.weights import list_weights, load_predictions, load_weights, weight_entry
 
@@ -257,6 +258,30 @@ def test_load_finds_every_kind_of_damage(tmp_path):
 
 def unchanged(net: MultiExitNet, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"policy": {"thresholds": 0.5, "scorr": "margin"}},
+        {"policy": None},
+        {"classes": None},
+        {"normalization": {"mean": None, "std": [1]}},
+        {"image_shape": ["3", 8, 8]},
+        {"image_shape": 7},
+        {"origin": {"library": "eeutils", "name": "resnet18", "arguments": {"width": "x"}}},
+        {"origin": {"library": "eeutils", "name": ["resnet18"], "arguments": {}}},
+        {"origin": 3},
+    ],
+)
+def test_load_refuses_odd_metadata_under_a_good_checksum(tmp_path, wrong):
+    path = tmp_path / "net.safetensors"
+    make_classifier(make_net(width=1), image_shape=(3, 8, 8)).save(path)
+    tensors, metadata = load_tensors(path)
+    ((key, about),) = metadata.items()
+    save_tensors(path, tensors, {key: json.dumps(json.loads(about) | wrong)})
+    with pytest.raises((IntegrityError, ValueError)):
+        Classifier.load(path)
 
 
 def test_load_leaves_a_network_of_another_shape_as_it_was(tmp_path):

@@ -23,11 +23,12 @@ from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
 from eeutils.data import ImageData
 from eeutils.device import choose_device
-from eeutils.errors import message_instead_of_traceback, refuse_arguments
+from eeutils.errors import message_instead_of_traceback
 from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import MAX_DROP, Evaluation, scoreboard
+from tools.arguments import refuse_arguments
 from tools.tables import frame_as_markdown
 
 NETWORKS = (

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,14 +12,14 @@ import torch
 import tyro
 from torch import Tensor
 
-import eeutils
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
 from eeutils.device import choose_device, unrounded_convolutions
 from eeutils.errors import message_instead_of_traceback
-from eeutils.files import exclusive, save_tensors, sha256_of_file
+from eeutils.files import exclusive, save_tensors, sha256_of_file, work_folder
 from eeutils.models import MultiExitNet
 from eeutils.training import History, list_recipes
+from eeutils.weights.fetch import release_tag
 from eeutils.weights.registry import (
     REGISTRY_FILE,
     Registry,
@@ -65,6 +64,7 @@ def main(args: list[str] | None = None) -> None:
     for folder in options.folders:
         entry = publish(folder, default_registry(), results_only=options.results_only)
         print(entry.name, "test accuracy", " ".join(f"{share:.2%}" for share in entry.accuracy["test"]))
+    print(f"Installed packages fetch the files of the tag of their version, the next being {release_tag()}.")
 
 
 def publish(run_folder: Path, registry: Registry, *, results_only: bool = False) -> WeightEntry:
@@ -90,13 +90,13 @@ def publish(run_folder: Path, registry: Registry, *, results_only: bool = False)
     run_folder = Path(run_folder)
     report = read_report(run_folder)
     entry = entry_of(report)
-    with tempfile.TemporaryDirectory(dir=registry.folder, prefix=".publishing-") as staging:
-        entry = _staged(entry, run_folder, Path(staging))
+    with work_folder(registry.folder / entry.name) as staging:
+        entry = _staged(entry, run_folder, staging)
         _check_against(report, entry)
         if results_only:
-            entry = _without_weights(entry, Path(staging))
+            entry = _without_weights(entry, staging)
         _check_sizes(entry, registry)
-        _put_in_place(entry, Path(staging, entry.name), registry.folder)
+        _put_in_place(entry, staging / entry.name, registry.folder)
     return entry
 
 
@@ -240,10 +240,7 @@ def _predictions_file(folder: Path, split: str) -> Path:
 
 def _stored(staging: Path, path: Path) -> StoredFile:
     path.chmod(0o644)
-    below = path.relative_to(staging).as_posix()
-    # HEAD is the default branch, whatever its name.
-    weights = eeutils.__repository__.replace("//github.com/", "//raw.githubusercontent.com/") + "/HEAD/weights"
-    return StoredFile(below, sha256_of_file(path), path.stat().st_size, ("repository", f"{weights}/{below}"))
+    return StoredFile(path.relative_to(staging).as_posix(), sha256_of_file(path), path.stat().st_size)
 
 
 def _check_against(report: Mapping[str, Any], entry: WeightEntry) -> None:

@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.device import choose_device, unrounded_convolutions
-from eeutils.errors import message_instead_of_traceback, refuse_arguments
+from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import (
@@ -36,6 +36,7 @@ from eeutils.scoreboard import (
     within_budget,
 )
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
+from tools.arguments import refuse_arguments
 from tools.goals import INFERENCE_ANCHORS, TRAINING_ANCHORS, goals_board
 from tools.pages import RESULTS, refresh_pages
 from tools.tables import frame_as_markdown

@@ -15,7 +15,7 @@ from eeutils.data.splits import Split, check_split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
 from eeutils.fields import check_type
-from eeutils.files import damaged, load_tensors, save_tensors
+from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
 from eeutils.models.memory import channels_last, device_and_dtype
@@ -115,10 +115,8 @@ class Predictions:
             IntegrityError: if it is damaged, or holds something else.
         """
         tensors, _ = load_tensors(path)
-        try:
+        with reading(path):
             return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"])
-        except (KeyError, ValueError) as error:
-            raise damaged(path, error) from error
 
 
 def predict(

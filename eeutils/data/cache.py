@@ -4,26 +4,16 @@ Before anyone uses the data they are checked: against the known sha256 of each t
 the expected shapes; sources check the published hashes of the archives they read.
 """
 
-import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from shutil import disk_usage
 
 import torch
 from torch import Tensor
 
 from eeutils.errors import IntegrityError
-from eeutils.files import (
-    cache_dir,
-    exclusive,
-    load_tensors,
-    save_tensors,
-    sha256_of_tensor,
-    storage_error,
-    work_folder,
-)
+from eeutils.files import cache_dir, check_room, exclusive, load_tensors, save_tensors, sha256_of_tensor, work_folder
 from eeutils.sources import Source, first_that_delivers
 
 RawData = dict[str, Tensor]
@@ -69,9 +59,7 @@ def cached_data(
     with exclusive(path), work_folder(path, resume=True) as folder:
         if (data := _read_cache(path, name, content)) is not None:  # another process has just written it
             return data
-        size = sum(prod(each.shape) for each in content.values() if None not in each.shape)
-        if size > disk_usage(folder).free:
-            raise storage_error(path, OSError(errno.ENOSPC, f"No space left: {size:,} bytes needed"))
+        check_room(path, sum(prod(each.shape) for each in content.values() if None not in each.shape))
         checked = [_checked(source, content) for source in sources(folder)]
         data = first_that_delivers(name, checked, "Without any of them, load_data('digits') needs no network.")
         save_tensors(path, {part: data[part] for part in content}, {"data": name})

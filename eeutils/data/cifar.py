@@ -26,7 +26,7 @@ from eeutils.data.images import open_image
 from eeutils.data.splits import ImageData, split_data
 from eeutils.download import check_online, download
 from eeutils.errors import IntegrityError
-from eeutils.files import storage_error
+from eeutils.files import storing
 from eeutils.sources import Source, check_hash, local_folders
 
 
@@ -159,11 +159,8 @@ def fetch_official_site(archive: CifarArchive, folder: Path, *, timeout_s: float
     file = folder / dataset.filename
     check = partial(check_hash, algorithm="md5", expected=dataset.tgz_md5)
     download(dataset.url, file, check, size=archive.size, timeout_s=timeout_s)
-    try:
-        with tarfile.open(file) as members:
-            members.extractall(folder, filter="data")
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    with storing(folder), tarfile.open(file) as members:
+        members.extractall(folder, filter="data")
     return read_torchvision_folder(folder, archive)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for some others, Pillow starts programs
+
 
 class Cascade:
     """The network of `folder`, which stops computing for an image as soon as an exit is sure of it."""
@@ -77,7 +79,7 @@ def open_stage(path, sha256):
 def load_image(path, shape):
     """An image file as (1, C, H, W) uint8: the middle of the image, its shorter side scaled."""
     channels, height, width = shape
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB" if channels == 3 else "L")
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS)).convert("RGB" if channels == 3 else "L")
     image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)[None]
 

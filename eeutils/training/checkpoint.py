@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from eeutils.data import ImageData
-from eeutils.files import damaged, exclusive, load_state, sha256_of_tensor
+from eeutils.files import exclusive, load_state, reading, sha256_of_tensor
 from eeutils.training.config import TrainConfig
 
-_KEYS = {"net", "raw", "optimizer", "scaler", "epoch", "step", "losses", "rows", "config", "loss", "data"}
+_KEYS = ("net", "raw", "optimizer", "scaler", "epoch", "step", "losses", "rows", "config", "loss", "data")
 _MACHINE_FIELDS = ("precision", "compile")  # a run may be resumed with other values of these
 
 
@@ -43,9 +43,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         IntegrityError: if it is damaged or not a checkpoint.
     """
     state = load_state(path)
-    if not isinstance(state, dict) or not state.keys() >= _KEYS:
-        raise damaged(path, "not a training checkpoint")
-    return state
+    with reading(path):
+        return {name: state[name] for name in _KEYS}
 
 
 def locked(path: Path | None) -> AbstractContextManager[None]:

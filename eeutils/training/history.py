@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eeutils.errors import IntegrityError
-from eeutils.files import atomic_path
+from eeutils.errors import require
+from eeutils.files import atomic_path, reading
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class History:
             FileNotFoundError: if there is no such file.
             IntegrityError: if it is not a history.
         """
-        try:
-            return History(tuple(pd.read_csv(path).astype({"epoch": int}).to_dict("records")))
-        except (KeyError, ValueError) as error:
-            raise IntegrityError(
-                f"{path} is damaged or not a history: {error!r}; restore it, or train again"
-            ) from error
+        with reading(path):
+            frame = pd.read_csv(path).astype({"epoch": float})
+            numbers = frame.select_dtypes("number")
+            epochs_fit = np.array_equal(frame["epoch"], np.arange(1, len(frame) + 1))
+            usable = epochs_fit and numbers.shape == frame.shape and np.isfinite(numbers).all(axis=None)
+            require(usable, "its columns must be finite numbers, and its epochs 1, 2, ...")
+            return History(tuple(frame.astype({"epoch": int}).to_dict("records")))
 
 
 def by_exit(name: str, values: Tensor) -> dict[str, float]:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from eeutils.download import TIMEOUT_S, check_online, download, web_page
+import eeutils
+from eeutils.download import TIMEOUT_S, check_online, download, passes, web_page
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, exclusive, sha256_of_file, storage_error, work_folder, write_text
+from eeutils.files import cache_dir, exclusive, sha256_of_file, storing, work_folder, write_text
 from eeutils.sources import Source, first_that_delivers
 from eeutils.weights.registry import StoredFile
 
@@ -35,9 +36,9 @@ def local_file(file: StoredFile, folder: Path | None, check_readable: Check | No
         return _verified_in_repository(folder / file.path, file)
     cached = cache_dir() / "weights" / file.path
     check = partial(_check, file=file, note=cached.with_name(f"{cached.name}.sha256"), check_readable=check_readable)
-    if not _passes(check, cached):
+    if not passes(check, cached):
         with exclusive(cached):
-            if not _passes(check, cached):
+            if not passes(check, cached):
                 cached.unlink(missing_ok=True)
                 _fetch(file, cached, check)
     return cached
@@ -62,6 +63,17 @@ def check_no_web_page(path: Path) -> None:
         raise IntegrityError(f"the server answered a web page, not weights: {beginning!r}")
 
 
+def release_tag() -> str:
+    """Return the tag of this version in the repository; it names the files that this version fetches."""
+    return f"v{eeutils.__version__}"
+
+
+def release_addresses(path: str) -> tuple[str, str]:
+    """Return the addresses of a shipped file: below the tag, else, before that is there, on the default branch."""
+    base = eeutils.__repository__.replace("//github.com/", "//raw.githubusercontent.com/")
+    return tuple(f"{base}/{name}/weights/{path}" for name in (release_tag(), "HEAD"))
+
+
 def drive_page(file_id: str) -> str:
     """Return the address of a Drive file for a browser."""
     return f"https://drive.google.com/file/d/{file_id}/view"
@@ -76,30 +88,24 @@ def _verified_in_repository(path: Path, file: StoredFile) -> Path:
 
 
 def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | None) -> None:
+    verify(path, file)
     if file.sha256 is not None or check_readable is None:
-        verify(path, file)
-    elif note.exists():
-        verify(path, file)
-        if sha256_of_file(path) != note.read_text("utf-8", "replace").strip():
-            raise IntegrityError(f"{path} is not the file of the first download; delete {note} to accept another")
-    else:
-        verify(path, file)
+        return
+    if not note.exists():
         check_readable(path)
         write_text(note, sha256_of_file(path) + "\n")
-
-
-def _passes(check: Check, path: Path) -> bool:
-    try:
-        check(path)
-    except (OSError, IntegrityError):
-        return False
-    return True
+    elif sha256_of_file(path) != note.read_text("utf-8", "replace").strip():
+        raise IntegrityError(f"{path} is not the file of the first download; delete {note} to accept another")
 
 
 def _fetch(file: StoredFile, cached: Path, check: Check) -> None:
-    sources = [
-        Source(source, partial(_fetch_from, source, file, cached, check), _remedy(source, file, cached))
+    names = [
+        name
         for source in file.sources
+        for name in ((source, *release_addresses(file.path)) if source == "repository" else (source,))
+    ]
+    sources = [
+        Source(name, partial(_fetch_from, name, file, cached, check), _remedy(name, file, cached)) for name in names
     ]
     first_that_delivers(file.path, sources)
 
@@ -129,20 +135,12 @@ def _fetch_from_drive(file_id: str, file: StoredFile, cached: Path, check: Check
             raise ConnectionError(f"the server sends more than {limit:,} bytes")
 
     check_online()
-    with work_folder(cached) as folder:
+    with work_folder(cached) as folder, storing(cached):
         output = folder / cached.name
+        options = {"timeout": TIMEOUT_S, "use_cookies": False, "retries": 2, "progress": stop_at_size}
         try:
-            gdown.download(
-                id=file_id,
-                output=str(output),
-                timeout=TIMEOUT_S,
-                use_cookies=False,
-                retries=2,
-                progress=stop_at_size,
-            )
-            check(output)
-            output.replace(cached)
-        except (requests.RequestException, ConnectionError) as error:
+            gdown.download(id=file_id, output=str(output), **options)
+        except requests.RequestException as error:
             raise ConnectionError(str(error)) from error
-        except OSError as error:
-            raise storage_error(cached, error) from error
+        check(output)
+        output.replace(cached)

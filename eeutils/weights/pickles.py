@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from eeutils.errors import IntegrityError
+from eeutils.errors import require
+from eeutils.files import reading
 from eeutils.weights.fetch import check_no_web_page
 from eeutils.weights.unpickler import InertUnpickler, Storage, Stub, View
 
@@ -49,59 +50,49 @@ def read_pickled_tensors(path: Path | str) -> PickledTensors:
     path = Path(path)
     check_no_web_page(path)
     size = path.stat().st_size
-    try:
-        if size > _MAX_BYTES:
-            raise IntegrityError(f"it has {size:,} bytes, at most {_MAX_BYTES:,} are read")
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
-            file.seek(0)
-            return _read_zip(file, size) if is_zip else _read_legacy(file, size)
-    except Exception as error:  # a damaged file makes pickle, zipfile, struct and torch raise what they please
-        reason = str(error) if type(error) is IntegrityError else f"{type(error).__name__}: {error}"
-        raise IntegrityError(f"{path} is not a readable saved network: {reason[:300]}") from error
+    with reading(path), path.open("rb") as file:
+        require(size <= _MAX_BYTES, f"it has {size:,} bytes, at most {_MAX_BYTES:,} are read")
+        is_zip = file.read(2) == b"PK"
+        file.seek(0)
+        return _read_zip(file, size) if is_zip else _read_legacy(file, size)
 
 
 def _read_zip(file: BinaryIO, size: int) -> PickledTensors:
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise IntegrityError("the zip file has no data.pkl of torch's")
+        require(len(pickles) == 1, "the zip file has no data.pkl of torch's")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist() and _member(archive, f"{root}byteorder") != b"little":
-            raise IntegrityError("it was written on a big-endian machine")
-        if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE:
-            raise IntegrityError("its pickle is too large")
+        is_little = f"{root}byteorder" not in archive.namelist() or _member(archive, f"{root}byteorder") == b"little"
+        require(is_little, "it was written on a big-endian machine")
+        require(archive.getinfo(pickles[0]).file_size <= _MAX_PICKLE, "its pickle is too large")
         unpickler = InertUnpickler(io.BytesIO(_member(archive, pickles[0])))
         views = _views(unpickler.load(), size)
         keys = {view.storage.key for view in views.values()}
-        if sum(archive.getinfo(f"{root}data/{key}").file_size for key in keys) > size:
-            raise IntegrityError("its members overlap")
+        together = sum(archive.getinfo(f"{root}data/{key}").file_size for key in keys)
+        require(together <= size, "its members overlap")
         return _tensors(views, {key: _member(archive, f"{root}data/{key}") for key in keys}, unpickler)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     # torch never compresses: what is compressed is not torch's, and might unfold to any size.
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-        raise IntegrityError("a member of the zip file is compressed")
+    is_stored = archive.getinfo(name).compress_type == zipfile.ZIP_STORED
+    require(is_stored, "a member of the zip file is compressed")
     return archive.read(name)
 
 
 def _read_legacy(file: BinaryIO, size: int) -> PickledTensors:
-    if _unpickle(file)[0] != _LEGACY_MAGIC or _unpickle(file)[0] != _LEGACY_VERSION:
-        raise IntegrityError("it does not begin as torch's files do")
-    system, _ = _unpickle(file)
-    if type(system) is not dict or system.get("little_endian") is not True:
-        raise IntegrityError("it was not written on a little-endian machine")
-    saved, unpickler = _unpickle(file)
-    keys, _ = _unpickle(file)
-    if type(keys) is not list or not all(type(key) is str and key in unpickler.storages for key in keys):
-        raise IntegrityError("its list of storages does not fit its tensors")
+    (magic, _), (version, _), (system, _) = (_unpickle(file) for _ in range(3))
+    require((magic, version) == (_LEGACY_MAGIC, _LEGACY_VERSION), "it does not begin as torch's files do")
+    is_little = type(system) is dict and system.get("little_endian") is True
+    require(is_little, "it was not written on a little-endian machine")
+    (saved, unpickler), (keys, _) = _unpickle(file), _unpickle(file)
+    are_known = type(keys) is list and all(type(key) is str and key in unpickler.storages for key in keys)
+    require(are_known, "its list of storages does not fit its tensors")
     contents = {}
     for key in keys:
         storage = unpickler.storages[key]
         (numel,) = struct.unpack("<q", file.read(8))
-        if numel != storage.numel or storage.num_bytes > size:
-            raise IntegrityError(f"a storage has {numel} elements, its tensors say {storage.numel}")
+        require(numel == storage.numel and storage.num_bytes <= size, "a storage is not as long as its tensors say")
         contents[key] = file.read(storage.num_bytes)
     return _tensors(_views(saved, size), contents, unpickler)
 
@@ -117,16 +108,14 @@ def _unpickle(file: BinaryIO) -> tuple[Any, InertUnpickler]:
 
 def _views(saved: Any, size: int) -> dict[str, View]:
     """Walk depth first, without recursion: parameters, buffers, then the modules inside, as `state_dict()` does."""
-    if type(saved) not in (dict, Stub):
-        raise IntegrityError(f"it holds a {type(saved).__name__}, no network")
+    require(type(saved) in (dict, Stub), f"it holds a {type(saved).__name__}, no network")
     views: dict[str, View] = {}
     waiting, budget = [("", saved)], _BUDGET * size
     while waiting:
         prefix, module = waiting.pop()
         parts, hidden = _parts(module)
         budget -= sum(map(len, parts)) + len(hidden)
-        if budget <= 0:
-            break
+        require(budget > 0, "its modules are nested without end, or its tensors share too much")
         hidden = {name for name in hidden if type(name) is str}
         inside = []
         for name, value in (item for part in parts for item in part.items()):
@@ -137,10 +126,8 @@ def _views(saved: Any, size: int) -> dict[str, View]:
             elif type(value) in (dict, Stub):
                 inside.append((f"{prefix}{name}.", value))
         waiting.extend(reversed(inside))
-    if budget <= 0:
-        raise IntegrityError("its modules are nested without end, or its tensors share too much")
-    if not views:
-        raise IntegrityError("it holds no tensors")
+    require(budget > 0, "its tensors share too much")
+    require(bool(views), "it holds no tensors")
     return views
 
 
@@ -165,8 +152,7 @@ def _tensors(views: dict[str, View], contents: dict[str, bytes], unpickler: Iner
 
 def _row(storage: Storage, contents: dict[str, bytes]) -> Tensor:
     content = contents.get(storage.key, b"")
-    if len(content) != storage.num_bytes:
-        raise IntegrityError(f"a storage has {len(content)} bytes instead of {storage.num_bytes}")
+    require(len(content) == storage.num_bytes, f"a storage has {len(content)} bytes instead of {storage.num_bytes}")
     if not content:
         return torch.empty(0, dtype=storage.dtype)
     if storage.dtype == torch.bool:  # a byte other than 0 and 1 would be an invalid bool

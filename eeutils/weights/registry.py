@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from eeutils.data import Normalization
-from eeutils.files import damaged, read_json, write_text
+from eeutils.errors import require
+from eeutils.files import read_json, reading, write_text
 
 REGISTRY_FILE = "registry.json"
 Status = Literal["trained", "measured", "not trained", "external"]
@@ -25,7 +26,8 @@ class StoredFile:
         path: below the repository's `weights/`, and below `weights/` in the cache folder.
         sha256: of its bytes, in hex; None if it was never available here.
         size: bytes; None as above.
-        sources: tried in this order; each is "repository", a URL, or "drive:<Google Drive file id>".
+        sources: tried in this order; each is "repository" (a clone of it, else its release), a URL, or "drive:<Google
+            Drive file id>".
     """
 
     path: str
@@ -35,18 +37,8 @@ class StoredFile:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise ValueError(f"path must lead below the weights folder, got {self.path!r}")
-        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256!r}")
-        if (self.size or 0) < 0:
-            raise ValueError(f"size must be at least 0, got {self.size}")
-        unknown = [source for source in self.sources if source.partition(":")[0] not in _SOURCE_KINDS]
-        if unknown:
-            raise ValueError(f"unknown source {unknown[0]!r}; a source begins with one of {list(_SOURCE_KINDS)}")
-
-
-_SOURCE_KINDS = ("repository", "https", "http", "drive")
+        is_below = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+        require(is_below, f"path must lead below the weights folder, got {self.path!r}")
 
 
 @dataclass(frozen=True)
@@ -112,14 +104,15 @@ class WeightEntry:
     training: TrainingRecord | None = None
 
     def __post_init__(self) -> None:
-        if self.status not in get_args(Status):
-            raise ValueError(f"unknown status {self.status!r} of {self.name}; choose from {list(get_args(Status))}")
-        if self.status in ("trained", "external") and self.weights is None:
-            raise ValueError(f"{self.name} is {self.status} but has no weights file")
-        if self.status == "measured" and not self.predictions:
-            raise ValueError(f"{self.name} is measured but has no predictions")
-        if self.status == "trained" and self.weights.sha256 is None:
-            raise ValueError(f"{self.name} is trained but the sha256 of its weights is missing")
+        has_what_it_says = {
+            "trained": bool(self.weights and self.weights.sha256),
+            "measured": bool(self.predictions),
+            "not trained": True,
+            "external": self.weights is not None,
+        }
+        require(
+            has_what_it_says.get(self.status, False), f"status must fit the files of {self.name}, got {self.status!r}"
+        )
 
     @property
     def has_results(self) -> bool:
@@ -200,8 +193,7 @@ class Registry:
         Raises:
             ValueError: if the registry came with the package, without a folder.
         """
-        if self.folder is None:
-            raise ValueError("a registry must have a folder to be saved, got the package's own")
+        require(self.folder is not None, "a registry must have a folder to be saved, got the package's own")
         values = {entry.name: entry.to_json() for entry in self.entries}
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
         write_text(self.folder / REGISTRY_FILE, text + "\n")
@@ -237,11 +229,8 @@ def default_registry() -> Registry:
 
 
 def _entries(path: Path) -> tuple[WeightEntry, ...]:
-    values = read_json(path)
-    try:
-        entries = [WeightEntry.from_json(name, entry) for name, entry in values.items()]
-    except Exception as error:  # a damaged registry makes the dataclasses raise what they please
-        raise damaged(path, error) from error
+    with reading(path):
+        entries = [WeightEntry.from_json(name, entry) for name, entry in read_json(path).items()]
     return tuple(sorted(entries, key=lambda entry: entry.name))
 
 

@@ -8,8 +8,7 @@ import torch
 
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.device import choose_device
-from eeutils.errors import DataUnavailableError
-from eeutils.files import damaged, read_json
+from eeutils.files import read_json, reading
 from eeutils.models import MultiExitNet
 from eeutils.models.registry import fitting_arguments
 from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
@@ -30,14 +29,10 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExi
         ValueError: if report and weights are of different networks, or there is no such device.
     """
     device, report = choose_device(device), read_report(folder)
-    try:
+    with reading(Path(folder, "report.json"), keep=ValueError):
         run = report["run"]
         model_args = model_arguments(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
         net = untrained_network(run["model"], model_args)
-    except (ValueError, DataUnavailableError, OSError):
-        raise
-    except Exception as error:  # a damaged report makes the builders raise what they please
-        raise damaged(Path(folder, "report.json"), error) from error
     path = Path(folder, "weights.safetensors")
     put_tensors(net, read_tensors(path), str(path))
     return net.eval().to(device, memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from eeutils.errors import IntegrityError
+from eeutils.errors import require
 
 MAX_NUMBER = 1 << 30  # of a size, stride, offset or length
 _MAX_ARGUMENTS = 10
@@ -74,25 +74,19 @@ class View:
         return math.prod(self.size)
 
     def __post_init__(self) -> None:
-        if type(self.storage) is not Storage:
-            raise IntegrityError("a tensor is not backed by a storage")
-        _check_naturals((self.offset,))
-        _check_naturals(self.size)
-        _check_naturals(self.stride)
-        if len(self.size) != len(self.stride):
-            raise IntegrityError(f"size {self.size} and stride {self.stride} differ in length")
+        require(type(self.storage) is Storage, "a tensor is not backed by a storage")
+        for numbers in ((self.offset,), self.size, self.stride):
+            _check_naturals(numbers)
         last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
         # A tensor larger than its storage (stride 0) is no parameter, but would be a cheap way to fill the memory.
-        if self.numel > self.storage.numel or (self.numel and last >= self.storage.numel):
-            raise IntegrityError(f"a tensor of size {self.size} reaches beyond its storage of {self.storage.numel}")
+        fits = self.numel <= self.storage.numel and (not self.numel or last < self.storage.numel)
+        require(fits, "a tensor reaches beyond its storage")
 
 
 def _check_naturals(values: Any) -> None:
-    # The values stay out of the message: they may be anything, of any size.
-    if type(values) is not tuple or len(values) > _MAX_DIMENSIONS:
-        raise IntegrityError("a size or stride must be a short tuple")
-    if not all(type(value) is int and 0 <= value <= MAX_NUMBER for value in values):
-        raise IntegrityError(f"a size, stride, offset or length must be in 0..{MAX_NUMBER}")
+    is_short = type(values) is tuple and len(values) <= _MAX_DIMENSIONS
+    are_natural = is_short and all(type(value) is int and 0 <= value <= MAX_NUMBER for value in values)
+    require(are_natural, "a size, stride, offset or length is out of range")  # the values may be of any length
 
 
 # Calls that are carried out, by functions of ours.
@@ -135,26 +129,23 @@ class InertUnpickler(pickle._Unpickler):
         return found
 
     def persistent_load(self, identifier: Any) -> Any:
-        if type(identifier) is not tuple or len(identifier) not in (4, 5, 6):
-            raise IntegrityError("it refers to something that is no storage")
+        require(type(identifier) is tuple and len(identifier) in (4, 5, 6), "it refers to something that is no storage")
         if identifier[0] == "module":  # before torch 1.6: a class and its source text
             return identifier[1]
         label, kind, key, _, numel, *view = identifier
-        if label != "storage" or type(kind) is not Global or kind.name not in _STORAGE_DTYPES or type(key) is not str:
-            raise IntegrityError("a storage is of an unknown kind")
-        if any(part is not None for part in view):
-            raise IntegrityError("a storage is part of another one")
+        is_known = label == "storage" and type(kind) is Global and kind.name in _STORAGE_DTYPES and type(key) is str
+        require(is_known, "a storage is of an unknown kind")
+        require(all(part is None for part in view), "a storage is part of another one")
         _check_naturals((numel,))
         storage = Storage(key, _STORAGE_DTYPES[kind.name], numel)
-        if self.storages.setdefault(key, storage) != storage:
-            raise IntegrityError("a storage is of two kinds")
+        require(self.storages.setdefault(key, storage) == storage, "a storage is of two kinds")
         return storage
 
     def call(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         name = function.name if type(function) is Global else type(function).__name__
-        if type(args) is not tuple or len(args) > _MAX_ARGUMENTS or name not in _CALLABLE:
-            raise IntegrityError(f"it calls {name}, which saved networks do not")
+        is_usual = type(args) is tuple and len(args) <= _MAX_ARGUMENTS and name in _CALLABLE
+        require(is_usual, f"it calls {name}, which saved networks do not")
         self.append(_BUILDERS[name](*args) if name in _BUILDERS else Stub(name))
 
     def make_object(self) -> None:
@@ -169,10 +160,9 @@ class InertUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         state = state[0] if type(state) is tuple and state else state  # attributes, then those in slots
         target = self.stack[-1]
+        require(type(target) in (Stub, dict), "it sets the state of what has none")
         if type(target) is Stub and type(state) is dict:
             target.state = state
-        elif type(target) not in (Stub, dict):
-            raise IntegrityError(f"it sets the state of a {type(target).__name__}")
 
     def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -188,17 +178,16 @@ class InertUnpickler(pickle._Unpickler):
 
     def set_items_of_top(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        require(type(target) in (Stub, dict), "it sets items of what has none")
         if type(target) is dict:
             # Names alone are of use. Other keys are not hashed, which for some would take for ever.
             target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) is str)
-        elif type(target) is not Stub:
-            raise IntegrityError(f"it sets items of a {type(target).__name__}")
 
     def make_list(self) -> None:
         self.append(self.pop_mark())
 
     def refuse(self) -> None:
-        raise IntegrityError("it uses an opcode that saved networks do not")
+        require(False, "it uses an opcode that saved networks do not")
 
     dispatch = {  # noqa: RUF012, as in the base class
         **pickle._Unpickler.dispatch,

@@ -73,8 +73,7 @@ def test_every_file_is_as_recorded(run, empty):
     for file in files:
         path = empty.folder / file.path
         assert (sha256_of_file(path), path.stat().st_size) == (file.sha256, file.size)
-        assert file.sources[0] == "repository"
-        assert file.sources[1].endswith(f"/weights/{file.path}")
+        assert file.sources == ("repository",)
     kept = {path.name for path in empty.folder.iterdir()} - {".registry.json.lock"}
     assert kept == {NAME, "registry.json", "README.md"}
 

@@ -25,7 +25,22 @@ def test_history_is_saved_to_six_digits(tmp_path):
     pd.testing.assert_frame_equal(History.load_csv(path).frame(), History(ROWS).frame(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"epoch,loss\none,0.5\n", b"\xff\xfe\x00"])
+NONE = [b"", b"<html>not found</html>", b"\xff\xfe\x00", b"loss\n0.5\n"]
+WRONG = [
+    b"one,0.5",
+    b"1,x",
+    b"1,",
+    b"1,inf",
+    b"1e400,0.5",
+    b"1e30,0.5",
+    b"1.5,0.5",
+    b"2,0.5",
+    b"1,0.5\n1,0.5",
+    b"1,True",
+]
+
+
+@pytest.mark.parametrize("content", [*NONE, *(b"epoch,loss\n" + row + b"\n" for row in WRONG)])
 def test_history_refuses_another_file(tmp_path, content):
     (tmp_path / "history.csv").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"history\.csv"):

@@ -7,10 +7,10 @@ import gdown
 import pytest
 import requests
 
-from eeutils import download
+from eeutils import __version__, download
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
 from eeutils.weights import StoredFile, fetch
-from eeutils.weights.fetch import drive_page, local_file
+from eeutils.weights.fetch import drive_page, local_file, release_addresses
 
 CONTENT = bytes(range(256)) * 40
 HTML = b"\n  <!DOCTYPE html><html><body>Quota exceeded</body></html>"
@@ -141,6 +141,28 @@ def test_local_file_offline_asks_nobody(site, cache, monkeypatch):
     (cache / "net").mkdir(parents=True, exist_ok=True)
     (cache / "net/w.bin").write_bytes(CONTENT)
     assert local_file(file, None) == cache / "net/w.bin"
+
+
+RELEASED = release_addresses("net/w.bin")
+
+
+def test_release_addresses_are_of_this_versions_tag_first():
+    assert [address.split("/")[5] for address in RELEASED] == [f"v{__version__}", "HEAD"]
+    assert all(address.endswith("/weights/net/w.bin") for address in RELEASED)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_local_file_of_an_older_version_stays_that_of_its_tag(site, cache, monkeypatch, released):
+    if released:
+        site.say("/v1/net/w.bin", CONTENT)
+        site.say("/HEAD/net/w.bin", b"published since")
+    else:
+        site.say("/HEAD/net/w.bin", CONTENT)
+    monkeypatch.setattr(
+        fetch, "release_addresses", lambda path: [f"{site.url}/{name}/{path}" for name in ("v1", "HEAD")]
+    )
+    assert local_file(stored("repository"), None).read_bytes() == CONTENT
+    assert site.asked == ["/v1/net/w.bin", "/HEAD/net/w.bin"][: 2 - released]
 
 
 # A file whose sha256 nobody knows.

@@ -1,0 +1,1 @@
+"""A campaign of kills, flipped bits and mutated files against this package."""
