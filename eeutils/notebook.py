@@ -73,7 +73,7 @@ class Session:
         """Recipe of a run short enough to wait for: one epoch on a CPU, more on a GPU."""
         if self.quick:
             return recipe("digits", epochs=2)
-        return recipe("modern", epochs=26) if torch.cuda.is_available() else recipe("slim", epochs=1)
+        return recipe("t4") if torch.cuda.is_available() else recipe("slim", epochs=1)
 
     @property
     def width(self) -> int:

@@ -84,7 +84,7 @@ DRAWN = {
     "resnet18_3exits-conv+conv+spp-cifar10-w24": "3 exits, convolutions, width 24",
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
     "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32": "4 exits, convolutions, width 32",
-    "resnet18_3exits-conv+conv+spp-cifar10": "3 exits, convolutions, width 64",
+    "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "3 exits, convolutions, width 64",
     "airnet_3exits-cifar10": "AirNet, 3 exits, 12 epochs",
 }
 

@@ -42,13 +42,16 @@ def test_the_registry_has_the_whole_plan_with_its_commands():
             assert entry.command == planned.commands
         elif not planned.wants_gpu:  # in whose place a shorter run may stand
             assert entry.training_arguments == tuple(shlex.split(planned.arguments))
+    missing = {entry.name for entry in registry.entries if entry.status == "not trained"}
+    assert missing <= {planned.name for planned in plan()}
 
 
 def test_what_is_planned_is_small_enough_to_ship():
     together = 0
     for planned in plan():
+        entry = default_registry().entry(planned.name)
         with torch.device("meta"):
-            net = create_model(planned.run.model, **planned.run.model_args)
+            net = create_model(entry.model, **entry.model_args)
         weights = sum(each.numel() * (2 if each.ndim > 1 else each.itemsize) for each in net.state_dict().values())
         assert planned.results_only or weights <= LARGEST_FILE, planned.name
         predictions = 2 * net.num_exits * 15_000 * 10
