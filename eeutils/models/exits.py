@@ -87,8 +87,6 @@ def create_exit(pool: str, channels: int, num_classes: int, size: int | None = N
     Args:
         pool: "avg" and "max" pool the whole map into one cell, "spp_avg" and "spp" into a pyramid of 21 cells; "mixed"
             is the `InternalClassifier`, "conv" a `convolutional_exit`.
-        channels: of the feature map.
-        num_classes: logits per image.
         size: shorter side of the map in pixels, if known; "mixed" then has no more cells than the map has pixels.
 
     Raises:
@@ -145,12 +143,9 @@ def with_heads(
     The backbone draws its weights first: with one seed they are the same whatever the exits.
 
     Args:
-        units: the backbone.
         classifier: the network's own head, after the last unit.
-        exit_after: units that get an early exit.
         image_shape: (C, H, W).
         pool: the heads of all exits, see `pool_of_each_exit`; None for internal classifiers before `classifier`.
-        num_classes: logits per image.
 
     Raises:
         ValueError: if `exit_after`, `pool` or `image_shape` does not fit the network.

@@ -13,7 +13,7 @@ Features = Tensor | Sequence[Any] | Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """How to build a network again."""
+    """Recipe to build a network again."""
 
     library: str  # "eeutils" stands for `create_model`
     name: str

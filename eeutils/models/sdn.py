@@ -30,9 +30,8 @@ def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple
     7, 8, 10, 12).
 
     Args:
-        net: any network.
         shares: above 0 and below 1, rising.
-        image_shape: (C, H, W) of its images.
+        image_shape: (C, H, W).
 
     Raises:
         TypeError: if `net` has no exits.
@@ -63,8 +62,7 @@ def with_internal_classifiers(
     The new exits have as many outputs as the last one. `TrainConfig(trained="early_exits")` trains them alone.
 
     Args:
-        net: any network.
-        image_shape: (C, H, W) of its images, which sizes of the exits depend on.
+        image_shape: (C, H, W); sizes of the exits follow from it.
         after: units that get an exit; by default `exits_at_cost(net, SDN_SHARES, image_shape)`.
         pool: the heads of these exits: one of `list_pools()` for all, or one each, shallowest first, joined by "+".
 

@@ -59,7 +59,6 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
     """Copy the weights of the units and the last exit of `donor` into `net`; its early exits stay.
 
     Args:
-        net: the network to change.
         donor: a network with the same units, and the same last exit if that is copied.
         last_exit: False leaves the last exit as well, for instance for other classes.
 

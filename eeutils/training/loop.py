@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -69,8 +69,7 @@ def fit(
 
     Args:
         net: the network; it ends in evaluation mode, on its device and in its memory format.
-        data: images and labels.
-        config: a `TrainConfig`, such as `recipe("slim")`.
+        config: such as `recipe("slim")`.
         loss: a function of the logits of all exits, E times (N, C) float32, and labels (N,). It returns the loss of
             each exit (E,), which `config.loss.weights` add up, or their sum (). By default `exit_losses`.
         on_epoch: called with the history so far after each epoch; an exception ends the run.
@@ -117,29 +116,28 @@ def fit(
     return History(tuple(run.rows))
 
 
+@dataclass
 class _Run:
     """State of one training run; a checkpoint holds all of it."""
 
-    def __init__(
-        self,
-        net: MultiExitNet,
-        data: ImageData,
-        config: TrainConfig,
-        loss: Loss | None,
-        path: Path | None,
-        device: torch.device,
-        workers: Workers,
-        sigterm: Event,
-    ) -> None:
-        self.net, self.data, self.config = net, data, config
-        self.loss = loss or partial(exit_losses, config=config.loss)
-        self.loss_name = getattr(loss, "__qualname__", type(loss).__name__)
-        self.path, self.device, self.workers, self.sigterm, self.stopped = path, device, workers, sigterm, False
+    net: MultiExitNet
+    data: ImageData
+    config: TrainConfig
+    loss: Loss | None
+    path: Path | None
+    device: torch.device
+    workers: Workers
+    sigterm: Event
+
+    def __post_init__(self) -> None:
+        net, data, config, device = self.net, self.data, self.config, self.device
+        self.loss_name = getattr(self.loss, "__qualname__", type(self.loss).__name__)
+        self.loss = self.loss or partial(exit_losses, config=config.loss)
         if config.trained == "all":
             whiten(net, data.normalization(data.train.images[:_IMAGES_TO_WHITEN].to(device)))
-        self.fingerprint = fingerprint(data) if path else {}
+        self.fingerprint = fingerprint(data) if self.path else {}
         self.batches = TrainBatches(
-            data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(workers)
+            data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(self.workers)
         )
         self.val = data.val.to(device)
         self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
@@ -147,9 +145,9 @@ class _Run:
         self.autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         is_compiled = should_compile(config.compile, device, config.epochs * len(self.batches))
-        self.forward = workers.wrapped(torch.compile(net) if is_compiled else net, device)
+        self.forward = self.workers.wrapped(torch.compile(net) if is_compiled else net, device)
         self.average = WeightAverage(net, config.average_decay) if config.average_decay else None
-        self.epoch, self.step = 0, 0
+        self.epoch, self.step, self.stopped = 0, 0, False
         self.losses = torch.zeros((), device=device)  # sum over the steps of this epoch, (E,) or ()
         self.rows: list[dict[str, float]] = []
         self.saved_at = time.perf_counter()

@@ -53,7 +53,6 @@ def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float
 
     Args:
         weights: numbers, or one of `list_weight_schemes()`.
-        num_exits: of the network.
         progress: share of the run's epochs, the current one included; only "sdn" changes with it.
 
     Raises:
