@@ -1,4 +1,4 @@
-"""What notebooks start with."""
+"""Sessions of notebooks: data, networks, quick mode."""
 
 from collections.abc import Callable
 from dataclasses import replace
