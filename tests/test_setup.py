@@ -36,7 +36,7 @@ def test_conda_and_python_lists_agree():
 
 
 def uv_dry_run(python: str | Path) -> subprocess.CompletedProcess[str]:
-    """What installing this package would change in an environment, without a network.
+    """Show how installing this package would change an environment, without a network.
 
     The requirements are read from pyproject.toml, since building the package itself would need a build backend.
     """

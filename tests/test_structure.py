@@ -86,5 +86,5 @@ def test_unknown_name_is_an_attribute_error():
         eeutils.nonsense  # noqa: B018
 
 
-def test_version_is_the_projects():
-    assert eeutils.__version__ == PROJECT["version"]
+def test_version_and_repository_are_the_projects():
+    assert (eeutils.__version__, eeutils.__repository__) == (PROJECT["version"], PROJECT["urls"]["Repository"])

@@ -96,17 +96,6 @@ def tinyimagenet_sources(archive: TinyImageNetArchive, folder: Path) -> list[Sou
     return [*local, site]
 
 
-def read_folder(folder: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawData:
-    """Read the unpacked archive, the folder `tiny-imagenet-200`.
-
-    Its files have no published hashes: names, numbers and sizes are checked, not what the images show.
-
-    Raises:
-        IntegrityError: if a class, an image or a list is missing or wrong; the message names it.
-    """
-    return _read(folder, archive)
-
-
 def read_zip(path: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawData:
     """Read the archive as it was downloaded; nothing is unpacked.
 
@@ -116,7 +105,7 @@ def read_zip(path: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawDat
     """
     check_hash(path, "md5", archive.md5)
     with zipfile.ZipFile(path) as file:
-        return _read(zipfile.Path(file, f"{FOLDER}/"), archive)
+        return read_folder(zipfile.Path(file, f"{FOLDER}/"), archive)
 
 
 def fetch_official_site(archive: TinyImageNetArchive, folder: Path, *, timeout_s: float = 60.0) -> RawData:
@@ -133,7 +122,14 @@ def fetch_official_site(archive: TinyImageNetArchive, folder: Path, *, timeout_s
     return read_zip(path, archive)
 
 
-def _read(root: Root, archive: TinyImageNetArchive) -> RawData:
+def read_folder(root: Root, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawData:
+    """Read the folder `tiny-imagenet-200`, unpacked or in its zip.
+
+    Its files have no published hashes: names, numbers and sizes are checked, not what the images show.
+
+    Raises:
+        IntegrityError: if a class, an image or a list is missing or wrong; the message names it.
+    """
     # A name with a slash in it could lead out of the folder.
     ids = sorted({line for line in _lines(root, "wnids.txt") if re.fullmatch(r"n\d+", line)})
     classes = {each: number for number, each in enumerate(ids)}

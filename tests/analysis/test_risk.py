@@ -105,7 +105,7 @@ def test_risk_and_gap_agree_with_decide_at_every_threshold(predictions, name, va
         assert gap.risk[index].item() == pytest.approx(float(lost.mean()))
 
 
-GRID = tuple(1 - step / 25 for step in range(13))
+GRID = tuple(1 - step / 50 for step in range(26))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Where reports of benchmarks go."""
+"""Reports of benchmarks: their place, and the pages that show them."""
 
 import pytest
 

@@ -16,14 +16,14 @@ TINY = ["--data", "digits", "--recipe", "digits", "--width", "2", "--device", "c
 
 
 def history(*seconds: float) -> History:
-    """Of so many epochs; each trains 100 images a second for each second that it takes."""
+    """History of epochs, each of which trains 100 images a second for each second that it takes."""
     return History(
         tuple({"epoch": n, "seconds": each, "images_per_second": 100 * each} for n, each in enumerate(seconds, 1))
     )
 
 
 def timed(last: float, seconds: float = 100.0, steady: float = 80.0) -> TimedRun:
-    """Of two exits. A step of 50 million multiply-adds is 300 million operations: 3e11 a second."""
+    """Run with two exits, whose steps of 50 million multiply-adds make 3e11 operations a second."""
     return TimedRun((0.5, last), 50_000_000, seconds, steady, images_per_second=1000.0)
 
 

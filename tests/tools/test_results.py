@@ -93,7 +93,7 @@ def test_differences_allows_shares_of_mistakes_more():
 
 def test_figure_and_headline_show_planned_networks(tmp_path):
     planned = {run.name for run in plan()}
-    assert set(results.DRAWN) <= planned
+    assert set(results.DRAWN) <= planned | {entry.name for entry in default_registry().entries}
     assert set(HEADLINE) <= {without_seed(name) for name in planned}
     val = evaluation(3).val
 
@@ -176,6 +176,7 @@ def test_main_writes_tables_that_agree(recompute, tmp_path):
         "scoreboard.md",
         "goals.md",
         "accuracy_cost.png",
+        "accuracy_compute.png",
     }
     assert board in (tmp_path / "README.md").read_text()
 
