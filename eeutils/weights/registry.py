@@ -174,6 +174,7 @@ class Registry:
             ValueError: if there is none; the message lists up to five similar names, those with results first.
         """
         entries = {entry.name: entry for entry in self.entries}
+        require(isinstance(name, str), f"name must be one of list_weights(), got {name!r}")
         if name not in entries:
             begin_so = [each for each in entries if each.startswith(name)]
             alike = begin_so or get_close_matches(name, entries, n=5, cutoff=0.4)
