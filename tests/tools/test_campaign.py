@@ -16,6 +16,7 @@ from tools.campaign.kills import _Kills
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="children are measured by /proc")
 
 
+@pytest.mark.timeout(900)  # half a minute on a core of its own
 def test_campaign_of_seconds_finds_no_fault():
     command = [sys.executable, "-m", "tools.campaign", "--minutes", "0.05", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
