@@ -104,15 +104,13 @@ class WeightEntry:
     training: TrainingRecord | None = None
 
     def __post_init__(self) -> None:
-        has_what_it_says = {
-            "trained": bool(self.weights and self.weights.sha256),
-            "measured": bool(self.predictions),
-            "not trained": True,
-            "external": self.weights is not None,
+        files = {
+            "trained": self.weights and self.weights.sha256,
+            "measured": self.predictions,
+            "external": self.weights,
         }
-        require(
-            has_what_it_says.get(self.status, False), f"status must fit the files of {self.name}, got {self.status!r}"
-        )
+        fits = self.status == "not trained" or bool(files.get(self.status))
+        require(fits, f"status must fit the files of {self.name}, got {self.status!r}")
 
     @property
     def has_results(self) -> bool:
