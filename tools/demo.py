@@ -24,6 +24,7 @@ from eeutils.cascade import Cascade
 from eeutils.data import ImageData
 from eeutils.device import choose_device
 from eeutils.errors import message_instead_of_traceback
+from eeutils.files import work_folder
 from eeutils.models import prepared_for_inference
 from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
@@ -49,6 +50,8 @@ def main(args: Sequence[str] = ()) -> None:
     session = Session.from_environment()
     device = choose_device()
     started = time.perf_counter()
+    with work_folder(FIGURE):
+        pass  # fails before the work if the figure cannot be written
     data = session.data
     print(f"{data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test images.")
     evaluations = {}

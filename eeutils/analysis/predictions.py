@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
 from eeutils.models.memory import channels_last, device_and_dtype
+
+_ONE_AT_A_TIME = RLock()
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ def predict(
 ) -> Predictions:
     """Run `net` over `split` once, in evaluation mode, and leave its mode and place as they were.
 
-    Needs memory for one batch of activations, the logits, and the weights twice. Not thread-safe: it moves the network
-    while it runs; give each thread a copy.
+    Needs memory for one batch of activations, the logits, and the weights twice. Threads take turns, as the network is
+    moved and in evaluation mode while it runs.
 
     Args:
         net: the network, or a `eeutils.engines.PreparedNet`.
@@ -237,13 +240,14 @@ def _stacked(logits: list[Tensor], num_images: int) -> Tensor:
 @contextmanager
 def _evaluating(net: MultiExitNet, device: torch.device | str | None) -> Iterator[torch.device]:
     """Hold `net` on `device` in evaluation mode, then put it back, each module in the mode it was in."""
-    home, _ = device_and_dtype(net)
-    at = home if device is None else choose_device(device)
-    training = [module for module in net.modules() if module.training]
-    try:
-        with channels_last(net.eval().to(at)):
-            yield at
-    finally:
-        net.to(home)
-        for module in training:
-            module.training = True
+    with _ONE_AT_A_TIME:
+        home, _ = device_and_dtype(net)
+        at = home if device is None else choose_device(device)
+        training = [module for module in net.modules() if module.training]
+        try:
+            with channels_last(net.eval().to(at)):
+                yield at
+        finally:
+            net.to(home)
+            for module in training:
+                module.training = True

@@ -33,7 +33,8 @@ def local_file(file: StoredFile, folder: Path | None, check_readable: Check | No
         StorageError: if the cache cannot be written.
     """
     if folder is not None and "repository" in file.sources and (folder / file.path).is_file():
-        return _verified_in_repository(folder / file.path, file)
+        verify(folder / file.path, file, f"; restore it: git checkout -- {folder / file.path}")
+        return folder / file.path
     cached = cache_dir() / "weights" / file.path
     check = partial(_check, file=file, note=cached.with_name(f"{cached.name}.sha256"), check_readable=check_readable)
     if not passes(check, cached):
@@ -44,17 +45,17 @@ def local_file(file: StoredFile, folder: Path | None, check_readable: Check | No
     return cached
 
 
-def verify(path: Path, file: StoredFile) -> None:
+def verify(path: Path, file: StoredFile, remedy: str = "") -> None:
     """Check that `path` holds `file`.
 
     Raises:
-        IntegrityError: if it holds a web page, or its size or sha256 differ.
+        IntegrityError: if its size or sha256 differ, which the message follows by `remedy`, or it holds a web page.
     """
+    if file.size not in (None, size := path.stat().st_size):
+        raise IntegrityError(f"{path} has {size} bytes, expected {file.size}{remedy}")
     check_no_web_page(path)
-    if file.size is not None and path.stat().st_size != file.size:
-        raise IntegrityError(f"{path} has {path.stat().st_size} bytes, expected {file.size}")
     if file.sha256 is not None and (actual := sha256_of_file(path)) != file.sha256:
-        raise IntegrityError(f"{path} has sha256 {actual[:16]}..., expected {file.sha256[:16]}...")
+        raise IntegrityError(f"{path} has sha256 {actual[:16]}..., expected {file.sha256[:16]}...{remedy}")
 
 
 def check_no_web_page(path: Path) -> None:
@@ -79,14 +80,6 @@ def drive_page(file_id: str) -> str:
     return f"https://drive.google.com/file/d/{file_id}/view"
 
 
-def _verified_in_repository(path: Path, file: StoredFile) -> Path:
-    try:
-        verify(path, file)
-    except IntegrityError as error:
-        raise IntegrityError(f"{error}; restore it: git checkout -- {path}") from error
-    return path
-
-
 def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | None) -> None:
     verify(path, file)
     if file.sha256 is not None or check_readable is None:
@@ -99,31 +92,32 @@ def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | Non
 
 
 def _fetch(file: StoredFile, cached: Path, check: Check) -> None:
-    names = [
-        name
+    addresses = [
+        address
         for source in file.sources
-        for name in ((source, *release_addresses(file.path)) if source == "repository" else (source,))
+        for address in (release_addresses(file.path) if source == "repository" else (source,))
     ]
     sources = [
-        Source(name, partial(_fetch_from, name, file, cached, check), _remedy(name, file, cached)) for name in names
+        Source(
+            name=address,
+            fetch=partial(_fetch_from, address, file, cached, check),
+            remedy=f"download {_page(address)} with a browser and save it as {cached}",
+        )
+        for address in addresses
     ]
-    first_that_delivers(file.path, sources)
+    in_a_clone = f"In a clone of the repository: git checkout -- weights/{file.path}"
+    first_that_delivers(file.path, sources, in_a_clone if "repository" in file.sources else "")
 
 
-def _fetch_from(source: str, file: StoredFile, cached: Path, check: Check) -> None:
-    if source == "repository":
-        raise FileNotFoundError(f"there is no weights/{file.path} beside the package")
-    if source.startswith("drive:"):
-        _fetch_from_drive(source.removeprefix("drive:"), file, cached, check)
+def _page(address: str) -> str:
+    return drive_page(address.removeprefix("drive:")) if address.startswith("drive:") else address
+
+
+def _fetch_from(address: str, file: StoredFile, cached: Path, check: Check) -> None:
+    if address.startswith("drive:"):
+        _fetch_from_drive(address.removeprefix("drive:"), file, cached, check)
     else:
-        download(source, cached, check, size=file.size)
-
-
-def _remedy(source: str, file: StoredFile, cached: Path) -> str:
-    if source == "repository":
-        return f"in a clone of the repository: git checkout -- weights/{file.path}"
-    page = drive_page(source.removeprefix("drive:")) if source.startswith("drive:") else source
-    return f"download {page} with a browser and save it as {cached}"
+        download(address, cached, check, size=file.size)
 
 
 def _fetch_from_drive(file_id: str, file: StoredFile, cached: Path, check: Check) -> None:

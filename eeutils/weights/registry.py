@@ -104,15 +104,13 @@ class WeightEntry:
     training: TrainingRecord | None = None
 
     def __post_init__(self) -> None:
-        has_what_it_says = {
-            "trained": bool(self.weights and self.weights.sha256),
-            "measured": bool(self.predictions),
-            "not trained": True,
-            "external": self.weights is not None,
+        files = {
+            "trained": self.weights and self.weights.sha256,
+            "measured": self.predictions,
+            "external": self.weights,
         }
-        require(
-            has_what_it_says.get(self.status, False), f"status must fit the files of {self.name}, got {self.status!r}"
-        )
+        fits = self.status == "not trained" or bool(files.get(self.status))
+        require(fits, f"status must fit the files of {self.name}, got {self.status!r}")
 
     @property
     def has_results(self) -> bool:
@@ -174,6 +172,7 @@ class Registry:
             ValueError: if there is none; the message lists up to five similar names, those with results first.
         """
         entries = {entry.name: entry for entry in self.entries}
+        require(isinstance(name, str), f"name must be one of list_weights(), got {name!r}")
         if name not in entries:
             begin_so = [each for each in entries if each.startswith(name)]
             alike = begin_so or get_close_matches(name, entries, n=5, cutoff=0.4)

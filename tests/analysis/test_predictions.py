@@ -1,4 +1,5 @@
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -184,6 +185,17 @@ def test_predict_leaves_the_network_as_it_was_also_when_it_fails(batch_size):
             predict(net, images(4), batch_size=batch_size)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+def test_predict_in_threads_takes_turns_on_a_network_in_training_mode():
+    net, split = small_net().train(), images(30)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    expected = predict(small_net().eval(), split, batch_size=3).logits
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(lambda _: predict(net, split, batch_size=3).logits, range(4)))
+    assert all(torch.equal(each, expected) for each in tables)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in net.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

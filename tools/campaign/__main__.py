@@ -28,11 +28,8 @@ from tools.campaign.kills import kills, train_tiny
 from tools.tables import markdown_table
 
 PAGE = Path(__file__).parents[2] / "results" / "campaign.md"
-_TOPICS = {
-    "three kills": (0.6, 1),
-    "flipped bit": (0.1, 20),
-    "mutation": (0.3, 20),
-}  # share of the minutes, samples a turn
+# Share of the minutes, and samples of each kind in a turn.
+_TOPICS = {"three kills": (0.6, 1), "flipped bit": (0.1, 10), "mutation": (0.3, 10)}
 _GOOD = ("equal", "read", "refused")
 
 Sample = Callable[[list[random.Random]], list[Outcome]]

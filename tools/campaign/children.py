@@ -67,6 +67,7 @@ def watched(tasks: Sequence[Callable[[], str]]) -> list[Outcome]:
 
 def _answer(tasks: Sequence[Callable[[], str]], writing: int) -> None:
     """Write a line for each task, up to the first that takes too much memory."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     executed = _audited()
     _limit_memory()
     before = num_bytes = _most_bytes()

@@ -88,6 +88,7 @@ class _Kills:
 
     def _result(self, folder: Path) -> dict[str, str]:
         """Let the task finish; return its files and their hashes; checkpoints hold durations."""
+        folder.mkdir(parents=True, exist_ok=True)
         finish(lambda: self.task(folder))
         return {
             str(path.relative_to(folder)): "" if path.suffix == ".pt" else hashlib.sha256(path.read_bytes()).hexdigest()
