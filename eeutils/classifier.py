@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 
 from eeutils.analysis.policies import ThresholdPolicy
+from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization
 from eeutils.data.datasets import image_shape_of
+from eeutils.engines.registry import import_extra
 from eeutils.files import load_tensors, reading, save_tensors
-from eeutils.models import MultiExitNet
+from eeutils.models import MultiExitNet, Origin
+from eeutils.models.adapt import rebuild
+from eeutils.models.memory import device_and_dtype
 from eeutils.weights import load_predictions, load_weights, put_tensors, weight_entry
-from eeutils.weights.tensors import stored_tensors, untrained_network
+from eeutils.weights.tensors import stored_tensors
 
 _METADATA = "eeutils.classifier"
+_OTHER_ANSWERS = 0.05  # how much the size of logits may differ on another machine, a share
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,7 @@ class Classifier:
         self.cascade  # noqa: B018  raises at once if network and policy do not fit together
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", _checked_shape(self.image_shape))
-            noise = torch.randint(0, 256, (1, *self.image_shape), generator=torch.Generator().manual_seed(0))
-            self(noise.byte())  # likewise with shape and classes
+            self(_noise(self.image_shape))  # likewise with shape and classes
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -97,21 +101,26 @@ class Classifier:
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, whole or not at all.
 
-        A network that `create_model` built is kept with its name and arguments, so that `load` can rebuild it.
+        What builds the network is kept with it, if `create_model` did, or torchvision or timm and `with_exits`: `load`
+        can then rebuild it.
 
         Raises:
             StorageError: if the file cannot be written.
         """
+        save_tensors(path, stored_tensors(self.net), {_METADATA: json.dumps(self.about())})
+
+    def about(self) -> dict[str, Any]:
+        """Return all but the weights, in types that JSON has."""
         origin = self.net.origin
-        about = {
+        return {
             "classes": self.classes,
             "normalization": asdict(self.normalization),
             "policy": asdict(self.policy),
             "fallback": self.fallback,
             "image_shape": self.image_shape,
             "origin": origin and asdict(origin),
+            "answers": self.image_shape and _answer_sizes(self.cascade.net, self.normalization, self.image_shape),
         }
-        save_tensors(path, stored_tensors(self.net), {_METADATA: json.dumps(about)})
 
     @staticmethod
     def load(
@@ -122,14 +131,15 @@ class Classifier:
         Args:
             path: the file.
             net: a network built like the one that was saved; it gets the weights, and evaluation mode. Needed only if
-                `create_model` did not build that one.
+                the file does not say what builds that one.
             engine, precision: see `Cascade`.
 
         Raises:
             FileNotFoundError: if there is no such file.
             IntegrityError: if it is damaged, or holds something else.
             ValueError: if `net` is missing or does not fit the weights, or the policy's score is not registered
-                (`eeutils.analysis.register_score`); `net` is then unchanged.
+                (`eeutils.analysis.register_score`); `net` is then unchanged. Also if the rebuilt network answers
+                otherwise than the saved one, as one of another version of its library may.
         """
         tensors, metadata = load_tensors(path)
         with reading(path):
@@ -141,8 +151,13 @@ class Classifier:
                 about["image_shape"] and _checked_shape(about["image_shape"]),
             )
             normalization, fallback = Normalization.from_json(about["normalization"]), about["fallback"]
-            net = _rebuilt(about["origin"]) if net is None else net
+            rebuilt = _rebuilt(about["origin"]) if net is None else None
+        net = rebuilt if net is None else net
         put_tensors(net, tensors, str(path))
+        if rebuilt is not None and shape is not None:
+            answers = _answer_sizes(net.eval(), normalization, shape)
+            if not torch.allclose(torch.tensor(answers), torch.tensor(about["answers"]), rtol=_OTHER_ANSWERS):
+                raise ValueError(f"net must be given; rebuilt from {about['origin']}, it answers otherwise than saved")
         return Classifier(
             net.eval(),
             classes,
@@ -153,6 +168,37 @@ class Classifier:
             precision=precision,
             image_shape=shape,
         )
+
+    def save_pretrained(self, folder: Path | str, *, predictions: Predictions | None = None) -> None:
+        """Write a folder as the Hugging Face Hub has them: weights, config.json and a model card.
+
+        Needs the extra `hub`.
+
+        Args:
+            folder: it may exist; a card in it stays.
+            predictions: of the network on test images; the card then has the accuracy of each exit.
+        """
+        _hub().stored(self, predictions).save_pretrained(folder, model_card_kwargs={"repo": Path(folder).name})
+
+    def push_to_hub(self, repo_id: str, *, predictions: Predictions | None = None, **kwargs: Any) -> str:
+        """Save to a repository of the Hugging Face Hub, made if missing, and return the address of the commit.
+
+        Args:
+            repo_id: such as "me/photos".
+            predictions: see `save_pretrained`.
+            kwargs: those of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private` and `token`.
+        """
+        return _hub().stored(self, predictions).push_to_hub(repo_id, model_card_kwargs={"repo": repo_id}, **kwargs)
+
+    @staticmethod
+    def from_pretrained(folder: Path | str, **kwargs: Any) -> "Classifier":
+        """Load what `save_pretrained` or `push_to_hub` saved; no code of the repository is run.
+
+        Args:
+            folder: a folder, or a repository of the Hugging Face Hub, such as "me/photos".
+            kwargs: those of `load`, and of `huggingface_hub.ModelHubMixin.from_pretrained`, such as `revision`.
+        """
+        return _hub().Stored.from_pretrained(folder, **kwargs).classifier
 
 
 def load_classifier(
@@ -197,7 +243,25 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return tuple(shape)
 
 
+def _noise(image_shape: Sequence[int]) -> Tensor:
+    return torch.randint(0, 256, (1, *image_shape), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def _answer_sizes(net: MultiExitNet, normalization: Normalization, image_shape: Sequence[int]) -> list[float]:
+    """Return the size of each exit's logits for noise, by which networks that answer otherwise are told apart."""
+    device, dtype = device_and_dtype(net)
+    with torch.inference_mode():
+        return [logits.float().norm().item() for logits in net(normalization(_noise(image_shape)).to(device, dtype))]
+
+
 def _rebuilt(origin: dict[str, Any] | None) -> MultiExitNet:
-    if origin is None or origin["library"] != "eeutils":
-        raise ValueError("net must be a network built like the saved one, got None; create_model did not build it")
-    return untrained_network(origin["name"], origin["arguments"])
+    if origin is None:
+        raise ValueError(
+            "net must be a network built like the saved one, got None; the file does not say what built it"
+        )
+    with torch.random.fork_rng(devices=[]):
+        return rebuild(Origin(**origin))
+
+
+def _hub() -> Any:
+    return import_extra("eeutils.hub", "hub", "the Hub")

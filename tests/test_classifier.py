@@ -107,13 +107,23 @@ def test_load_rebuilds_a_network_of_create_model(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("origin", [None, Origin("timm", "resnet18", {})])
-def test_load_asks_for_a_network_that_create_model_did_not_build(tmp_path, origin):
+@pytest.mark.parametrize("origin", [None, Origin("own", "net", {})])
+def test_load_asks_for_a_network_that_nothing_rebuilds(tmp_path, origin):
     net = make_net()
     net.origin = origin
     make_classifier(net).save(tmp_path / "net.safetensors")
-    with pytest.raises(ValueError, match="net must be"):
+    with pytest.raises(ValueError, match="None" if origin is None else "'own'"):
         Classifier.load(tmp_path / "net.safetensors")
+
+
+def test_load_refuses_a_rebuilt_network_that_answers_otherwise(tmp_path):
+    path, arguments = tmp_path / "net.safetensors", {"width": 4, "exit_after": (2, 4), "num_classes": 3}
+    net = create_model("resnet18", **arguments).eval()
+    net.units[0].append(nn.Tanh())  # has no weights
+    make_classifier(net, image_shape=(3, 8, 8)).save(path)
+    with pytest.raises(ValueError, match="resnet18"):
+        Classifier.load(path)
+    assert len(Classifier.load(path, net)(pictures(2)).predicted) == 2
 
 
 def whole(net: MultiExitNet) -> nn.Module:

@@ -12,6 +12,8 @@ from eeutils.models.layers import initialise
 from eeutils.models.layouts import LAYOUTS, MapReader, prefix_tokens, recognise_layout
 from eeutils.models.memory import device_and_dtype
 from eeutils.models.multiexit import MultiExitNet, Origin, uncompiled
+from eeutils.models.origins import library_network, origin_of
+from eeutils.models.registry import create_model
 
 
 def with_exits(
@@ -41,7 +43,7 @@ def with_exits(
             the shallowest first.
         in_channels: of an image.
         layout: of the named layers' features, one of `LAYOUTS`; by default it is recognised.
-        name: of the network in its library, for `net.origin`; timm's networks know theirs.
+        name: of the network's builder in torchvision or timm, for `net.origin`; by default it is recognised.
 
     Raises:
         TypeError: if `network` is not a module, or has exits.
@@ -65,11 +67,20 @@ def with_exits(
     classifier = nn.Identity() if tail is graph.answer else graph.module([tail], [graph.answer])
     heads = [head.to(*device_and_dtype(network)) for head in heads]
     net = MultiExitNet(units, dict(enumerate([*heads, classifier])))
-    if name := name or getattr(network, "pretrained_cfg", {}).get("architecture"):
-        arguments = {"after": list(places.values()), "image_size": image_size, "pool": pool, "in_channels": in_channels}
-        arguments |= {"layout": layout, "num_classes": graph.num_classes}
-        net.origin = Origin(type(network).__module__.partition(".")[0], name, arguments)
+    exits = {"after": list(places.values()), "image_size": image_size, "pool": pool, "in_channels": in_channels}
+    net.origin = origin_of(network, graph.num_classes, name, exits | {"layout": layout})
     return net.train(network.training)
+
+
+def rebuild(origin: Origin) -> MultiExitNet:
+    """Build the network of `origin` again, with fresh weights.
+
+    Raises:
+        ValueError: if its library is not known here, or has no such network any more.
+    """
+    if origin.library == "eeutils":
+        return create_model(origin.name, **origin.arguments)
+    return with_exits(library_network(origin), **origin.exits, name=origin.name)
 
 
 def _places(graph: LayerGraph, after: Sequence[str]) -> dict[fx.Node, str]:

@@ -17,7 +17,9 @@ class Origin:
 
     library: str  # "eeutils" stands for `create_model`
     name: str
-    arguments: dict[str, Any]  # as JSON has them
+    arguments: dict[str, Any]  # of the builder, as JSON has them
+    exits: dict[str, Any] | None = None  # of `with_exits`, for another library's network
+    version: str | None = None  # of that library
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.analysis.predictions import predict
 from eeutils.cascade import Cascade
 from eeutils.data import Normalization, Split
-from eeutils.models import exits_at_cost, prepared_for_inference, stage_modules, with_exits
+from eeutils.models import Origin, exits_at_cost, prepared_for_inference, stage_modules, with_exits
+from eeutils.models.adapt import rebuild
 
 SIZE = 32
 
@@ -379,14 +382,55 @@ def test_stages_of_it_can_be_exported():
     assert torch.allclose(logits, net(images)[-1], 1e-4, 1e-5)
 
 
-def test_origin_tells_how_to_make_it_again():
-    origin = with_exits(timms("test_resnet"), ["layer2"], image_size=SIZE).origin
-    assert (origin.library, origin.name) == ("timm", "test_resnet")
-    again = timms("test_resnet")
-    del origin.arguments["num_classes"]
-    assert with_exits(again, **origin.arguments).origin.arguments["num_classes"] == 5
+REBUILT = {
+    "shufflenet_v2_x0_5": (lambda: tv.shufflenet_v2_x0_5(num_classes=5), ["stage2"], SIZE),
+    "googlenet": (lambda: tv.GoogLeNet(5, False, True, init_weights=False), ["inception3a"], 64),
+    "test_resnet": (lambda: timms("test_resnet", in_chans=1), ["layer3", "layer2"], SIZE),
+    "test_vit": (lambda: timms("test_vit", img_size=SIZE), ["blocks.1"], SIZE),
+}
+
+
+@pytest.mark.parametrize("name", REBUILT)
+@torch.no_grad()
+def test_rebuild_makes_the_same_network(name):
+    build, after, size = REBUILT[name]
+    network = build().eval()
+    channels = next(network.parameters()).shape[1] if name == "test_resnet" else 3
+    net = with_exits(network, after, image_size=size, pool="mixed", in_channels=channels)
+    origin = Origin(**json.loads(json.dumps(asdict(net.origin))))
+    assert (origin.name, origin.library, origin == net.origin) == (name, type(network).__module__.split(".")[0], True)
+    again = rebuild(origin).eval()
+    again.load_state_dict(net.state_dict())
+    images = torch.randn(2, channels, size, size)
+    assert all(map(torch.equal, again(images), net(images)))
+
+
+def test_origin_of_large_networks_is_recognised_without_their_weights():
+    with torch.device("meta"):
+        network = tv.vit_b_32(num_classes=5)
+    origin = with_exits(network, ["encoder.layers.encoder_layer_1"], layout="NLC").origin
+    assert (origin.name, origin.arguments) == ("vit_b_32", {"num_classes": 5, "image_size": 224})
+
+
+def test_networks_of_ones_own_have_no_origin():
     assert with_exits(small_resnet(), ["layer2"], image_size=SIZE).origin is None
-    assert with_exits(small_resnet(), ["layer2"], image_size=SIZE, name="resnet10").origin.name == "resnet10"
+    assert with_exits(resnet(), ["layer2"], image_size=SIZE).origin is None  # no builder makes it
+    assert with_exits(resnet(), ["layer2"], image_size=SIZE, name="resnet10").origin.name == "resnet10"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        Origin("timm", "hf-hub:me/resnet", {}, {}),
+        Origin("timm", "test_resnet", {"pretrained": True}, {}),
+        Origin("torchvision", "resnet10", {}, {}),
+        Origin("os", "system", {}, {}),
+    ],
+)
+def test_rebuild_refuses_what_no_library_builds(origin):
+    timm()
+    with pytest.raises(ValueError, match=next(iter(origin.arguments), origin.name)):
+        rebuild(origin)
 
 
 @pytest.mark.parametrize("name", ["resnet", "timm_resnet", "timm_efficientnet"])

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eeutils.analysis.costs import measure_costs
 from eeutils.analysis.policies import ThresholdPolicy
 from eeutils.cascade import Cascade
+from eeutils.engines import PreparedNet
 from eeutils.models import MultiExitNet, map_tensors, stage_modules, with_exits
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
@@ -257,11 +258,11 @@ def tried(architecture: Architecture) -> list[object]:
     shape = (3, size, size)
     checks: dict[str, Callable[[], bool]] = {"costs": lambda: same_costs(network, net, shape)}
     if not next(network.parameters()).is_meta:
-        images, cascade = torch.randn(_IMAGES, *shape), Cascade(net, ThresholdPolicy(1.0))
+        images, ready = torch.randn(_IMAGES, *shape), PreparedNet(net)
         checks |= {
             "answers": lambda: same_answers(network, net, images),
-            "folded": lambda: same_when_folded(net, cascade, images),
-            "cascade": lambda: cascade_equals_table(cascade, images),
+            "folded": lambda: same_when_folded(net, ready.net, images),
+            "cascade": lambda: cascade_equals_table(ready, images),
         }
         if params <= _EXPORTED_UP_TO:
             checks["exported"] = lambda: can_be_exported(net, images)
@@ -291,21 +292,21 @@ def same_costs(network: nn.Module, net: MultiExitNet, image_shape: Sequence[int]
 
 
 @torch.no_grad()
-def same_when_folded(net: MultiExitNet, cascade: Cascade, images: Tensor) -> bool:
+def same_when_folded(net: MultiExitNet, ready: MultiExitNet, images: Tensor) -> bool:
     """Compare the copy for inference with the network with exits, up to rounding."""
-    answers = zip(net(images), cascade.net(images), strict=True)
+    answers = zip(net(images), ready(images), strict=True)
     return all((given - folded).abs().max() <= 1e-3 * given.abs().max() for given, folded in answers)
 
 
 @torch.no_grad()
-def cascade_equals_table(cascade: Cascade, images: Tensor) -> bool:
+def cascade_equals_table(ready: PreparedNet, images: Tensor) -> bool:
     """Compare where images leave a cascade, and with which answers, with the table of all exits."""
-    table = torch.stack(cascade.net(images))
+    table = ready.logits(images)
     scores = table.softmax(-1).amax(-1)
-    cascade.policy = policy = ThresholdPolicy(tuple(map(_between, scores[:-1])))
+    policy = ThresholdPolicy(tuple(map(_between, scores[:-1])))
     leaving = [*(scores[:-1] >= torch.tensor(policy.thresholds)[:, None]), torch.ones(len(images), dtype=torch.bool)]
     exit_index = torch.stack(leaving).int().argmax(0)
-    result = cascade(images)
+    result = Cascade(ready, policy)(images)
     answers = table[exit_index, torch.arange(len(images))]
     return torch.equal(result.exit_index, exit_index) and torch.allclose(result.logits, answers, 1e-3, 1e-4)
 
@@ -329,7 +330,8 @@ def report(rows: Sequence[Sequence[object]]) -> str:
         works = [
             all(cell != "no" and not row[-1] for cell in row[5 : 5 + len(_CHECKS)]) for row in rows if row[0] == library
         ]
-        lines.append(f"- {library}: {sum(works)} of {len(works)} networks pass all checks tried")
+        share = sum(works) / len(works)
+        lines.append(f"- {library}: {sum(works)} of {len(works)} networks ({share:.0%}) pass all checks tried")
     lines.append("\nAn empty cell was not tried.")
     return "\n".join([*lines, "", markdown_table(header, rows), ""])
 
