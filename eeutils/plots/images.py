@@ -47,12 +47,16 @@ def plot_images(
     if len(titles) != len(positions):
         raise ValueError(f"{len(positions)} images need as many titles, got {len(titles)}: {list(titles)}")
     rows = max(1, -(-len(positions) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False)
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
+    height = size + 0.1 + 0.14 * lines * size**0.5
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+    longest = max((len(line) for title in titles for line in title.splitlines()), default=1)
+    fontsize = min(7 * size**0.5, 125 * size / longest)  # so that neighbours do not touch
     for ax, position, title in zip(axes.flat, positions, titles, strict=False):
         draw_image(ax, split.images[position])
-        ax.set_title(title, fontsize=7 * size**0.5, pad=2)
+        ax.set_title(title, fontsize=fontsize, pad=2)
     figure.tight_layout(pad=0.3)
     return figure
 

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 from matplotlib.typing import ColorType
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -70,7 +69,7 @@ def log_shares(ax: Axes) -> None:
     """Give shares a logarithmic axis in percent, from 0.1 % on."""
     ax.set_yscale("log")
     ax.set_ylim(0.001, 1)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
 
 
 def draw_image(ax: Axes, image: Tensor) -> None:

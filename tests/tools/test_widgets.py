@@ -22,7 +22,7 @@ pytestmark = [
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 WITH_CONTROLS = [path for path in sorted(FOLDER.glob("*.ipynb")) if "explore(" in path.read_text("utf-8")]
-PATIENCE_MS = 300_000  # on a busy machine a kernel takes long to import torch
+PATIENCE_MS = 240_000  # on a busy machine a kernel takes long to import torch
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_every_control_changes_the_figure(path, lab, browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(PATIENCE_MS)
     page.goto(f"{address}/lab/tree/{path.name}?reset")
-    page.get_by_text("Idle").first.wait_for()
+    page.get_by_text("| Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     figure = page.locator("img.jupyter-widgets")
