@@ -78,9 +78,9 @@ def draw_image(ax: Axes, image: Tensor) -> None:
 
 
 def legend_below(ax: Axes, offset: float = -0.18) -> None:
-    """Put a one-line legend under the axes; `offset` in axes heights."""
+    """Put a legend under the axes, four entries a line; `offset` in axes heights."""
     handles, _ = ax.get_legend_handles_labels()
-    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=len(handles))
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, offset), ncols=min(len(handles), 4))
 
 
 def new_axes() -> Axes:
