@@ -8,20 +8,27 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO, StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import torch
 
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
+from eeutils.errors import DataUnavailableError
 from eeutils.files import cache_dir
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
 from eeutils.training import History, LossConfig, TrainConfig, choose_device, fit, recipe
 from eeutils.weights import (
+    PickledTensors,
     Registry,
     WeightEntry,
     default_registry,
@@ -29,8 +36,13 @@ from eeutils.weights import (
     load_history,
     load_predictions,
     load_weights,
+    read_pickled_tensors,
     without_seed,
 )
+from eeutils.weights.fetch import drive_page, local_file
+
+if TYPE_CHECKING:
+    from ipywidgets import ValueWidget, VBox
 
 QUICK_WIDTH = 8
 
@@ -123,6 +135,17 @@ class Session:
             return predict(self.network(network), getattr(self.data, split))
         return load_predictions(self.weights_name(network), split)
 
+    def from_drive(self, name: str) -> PickledTensors | None:
+        """Fetch a network that UPF-DL-2020 put on Google Drive; None if Drive cannot be reached, which is said."""
+        registry = default_registry()
+        file = registry.entry(name).weights
+        if not self.quick:
+            with suppress(DataUnavailableError), redirect_stderr(StringIO()):  # gdown tells of every attempt there
+                return read_pickled_tensors(local_file(file, registry.folder, read_pickled_tensors))
+        page = drive_page(file.sources[0].removeprefix("drive:"))
+        print(f"Nothing from {page}; run this cell with a connection.")
+        return None
+
     def _own_run(self, network: str) -> MultiExitNet:
         path = self.checkpoint(network)
         if not path.exists():
@@ -147,13 +170,49 @@ class Session:
 
 def start() -> Session:
     """Print what the notebook runs on, set the figures' style, and return data and networks."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats  # comes with a kernel, as ipywidgets does
+
     use_style()
+    set_matplotlib_formats("retina", pil_kwargs={"optimize": True})
     session = Session.from_environment()
     print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, {_device_in_words()}.")
     if session.quick:
         print("Quick mode: digits instead of CIFAR-10, and slim networks trained on the spot.")
     print("Numbers in the text are those of the stored run; yours are in the outputs.")
     return session
+
+
+def explore(draw: Callable[..., plt.Figure], **choices: Sequence[object]) -> "VBox":
+    """Return a control for each argument of `draw`, above the figure that it draws with them.
+
+    Args:
+        draw: from one choice of each kind to a figure.
+        choices: by argument: the ends and the first position of a slider, if these are floats; else what to pick from.
+    """
+    from ipywidgets import HBox, Image, Layout, VBox
+
+    controls = {name: _control(name.replace("_", " "), values) for name, values in choices.items()}
+    picture = Image(layout=Layout(max_width="100%", object_fit="contain"))
+
+    def redraw(_change: object = None) -> None:
+        figure, drawn = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
+        figure.savefig(drawn, format="png")
+        plt.close(figure)
+        picture.value = drawn.getvalue()
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return VBox([HBox(list(controls.values())), picture])
+
+
+def _control(name: str, values: Sequence[object]) -> "ValueWidget":
+    from ipywidgets import Dropdown, FloatSlider
+
+    if isinstance(values[0], float):
+        low, high, start = values
+        return FloatSlider(start, min=low, max=high, step=0.01, description=name, continuous_update=False)
+    return Dropdown(options=list(values), description=name)
 
 
 def _device_in_words() -> str:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from eeutils import notebook
 from eeutils.models import resnet18
-from eeutils.notebook import QUICK_WIDTH, Session, _digest, start
+from eeutils.notebook import QUICK_WIDTH, Session, _digest, explore, start
 from eeutils.training import recipe
 from eeutils.weights import Registry, WeightEntry, default_registry
 
@@ -130,3 +131,39 @@ def test_seeds_lists_all_runs_of_a_kind(registry, empty_cache):
 
     assert Session(quick=False).seeds("spp-w16-s1") == seeds
     assert Session(quick=True).seeds("resnet18_3exits-spp") == ["resnet18_3exits-spp"]
+
+
+def test_from_drive_says_in_one_line_that_it_is_out_of_reach(monkeypatch, empty_cache, capsys):
+    monkeypatch.setenv("EEUTILS_OFFLINE", "1")
+
+    assert Session(quick=False).from_drive("upf-resnet18_2exits-spp-cifar10") is None
+
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_from_drive_returns_the_tensors_of_a_pickled_module(monkeypatch, tmp_path):
+    net = resnet18(width=2)
+    torch.save(net, tmp_path / "module.pt")
+    monkeypatch.setattr(notebook, "local_file", lambda *_: tmp_path / "module.pt")
+
+    tensors = Session(quick=False).from_drive("upf-resnet18_2exits-spp-cifar10")
+
+    assert tensors.keys() == net.state_dict().keys()
+
+
+def test_explore_redraws_for_every_choice():
+    drawn = []
+
+    def draw(height, kind):
+        drawn.append((height, kind))
+        return plt.figure(figsize=(1, 1 + height))
+
+    box = explore(draw, height=(0.0, 1.0, 0.5), kind=("a", "b"))
+    (slider, picker), picture = box.children[0].children, box.children[1]
+    before = bytes(picture.value)
+    slider.value, picker.value = 0.75, "b"
+
+    assert drawn == [(0.5, "a"), (0.75, "a"), (0.75, "b")]
+    assert bytes(picture.value).startswith(b"\x89PNG")
+    assert bytes(picture.value) != before
+    assert not plt.get_fignums()

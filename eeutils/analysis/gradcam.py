@@ -89,23 +89,32 @@ class Explanation:
     Attributes:
         predicted: (N,) int64, the class that the exit predicts.
         confidence: (N,) its probability.
-        grad_cam: (N, H, W) for the target class.
-        guided_grad_cam: (N, C, H, W) for the same.
+        cam: (N, H, W) for the target class.
+        guided_cam: (N, C, H, W), guided backpropagation times that map.
     """
 
     predicted: Tensor
     confidence: Tensor
-    grad_cam: Tensor
-    guided_grad_cam: Tensor
+    cam: Tensor
+    guided_cam: Tensor
 
 
 @torch.inference_mode(False)
-def explain(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes = None) -> Explanation:
-    """Compute both maps of one exit, with its prediction. Arguments as for `grad_cam`."""
+def explain(
+    net: MultiExitNet,
+    images: Tensor,
+    exit_index: int,
+    target: Classes = None,
+    method: Callable[..., Tensor] = hires_cam,
+) -> Explanation:
+    """Compute both maps of one exit, with its prediction. Arguments as for `grad_cam`.
+
+    `method` is `hires_cam` or `grad_cam`.
+    """
     alone, copied = _private_copy(net, images, exit_index)
     with torch.no_grad():
         confidence, predicted = alone(copied).softmax(1).max(1)
-    cam = grad_cam(net, images, exit_index, target)
+    cam = method(net, images, exit_index, target)
     guided = guided_backprop(net, images, exit_index, target)
     return Explanation(predicted, confidence, cam, guided * cam[:, None])
 

@@ -43,7 +43,7 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
             - `num_classes`: logits per image;
             - `in_channels`: channels of an image;
             - `width`: channels of the first layers; the default is the published network, cost grows with its square;
-            - `image_size`: pixels of an image's shorter side, which "mixed" heads depend on; most networks read any size;
+            - `image_size`: pixels of an image's shorter side, for "mixed" heads; most networks read any size;
             - `exit_after`: indices of the units that early exits follow;
             - `pool`: the heads of all exits, names of `list_pools()`: one for all, or one each, shallowest first,
               joined by "+": "conv+spp+avg". None puts internal classifiers before the network's own classifier. In

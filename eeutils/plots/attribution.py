@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from eeutils.data import Split
 from eeutils.plots.style import draw_image
@@ -14,15 +15,17 @@ from eeutils.plots.style import draw_image
 if TYPE_CHECKING:
     from eeutils.analysis.gradcam import Explanation  # captum takes a second to import
 
+_CELLS = 8
 _LOUDEST = 0.995  # a few pixels far above the others would leave the rest of a picture grey
 
 
 def plot_attributions(
-    split: Split, index: Sequence[int] | Tensor, exits: Mapping[str, "Explanation"], size: float = 1.6
+    split: Split, index: Sequence[int] | Tensor, exits: Mapping[str, "Explanation"], size: float = 2.0
 ) -> plt.Figure:
-    """One row per image: the image, Grad-CAM of each exit, then guided Grad-CAM of each.
+    """One row per image: the image, the map of each exit, then guided backpropagation times that map of each.
 
-    Over the maps stand the class that the exit names and its confidence; guided Grad-CAM is grey where it is zero.
+    Over the maps stand the class that the exit names and its confidence; guided maps are grey where they are zero.
+    Maps are averaged on 8 x 8 cells: finer ones are dots that nobody can read.
 
     Args:
         split: where the images are.
@@ -57,9 +60,13 @@ def _draw_row(
         named = f"{split.classes[found.predicted[row]]} {float(found.confidence[row]):.0%}"
         overlay, guided = axes[column], axes[column + len(exits)]
         draw_image(overlay, image.float().mean(0, keepdim=True))
-        overlay.imshow(found.grad_cam[row].cpu().numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+        height, width = image.shape[1:]
+        cam = adaptive_avg_pool2d(found.cam[row].cpu()[None], (min(_CELLS, height), min(_CELLS, width)))[0]
+        cam = (cam / cam.max().clamp_min(1e-12)).numpy()
+        where = (-0.5, width - 0.5, height - 0.5, -0.5)
+        overlay.imshow(cam, cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear", extent=where)
         _title(overlay, f"{name}: {named}")
-        guided.imshow(_around_grey(found.guided_grad_cam[row].cpu()).numpy(), interpolation="nearest", cmap="gray")
+        guided.imshow(_around_grey(found.guided_cam[row].cpu()).numpy(), interpolation="nearest", cmap="gray")
         _title(guided, f"{name}, guided")
 
 

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from eeutils.analysis.confusion import ErrorIndicator
-from eeutils.plots.style import draw_right_and_wrong, new_axes
+from eeutils.plots.style import draw_right_and_wrong, log_shares, new_axes
 
 
 def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
-    """Histograms of suspicion for right and wrong answers, each normalised by itself.
+    """Histograms of suspicion for right and wrong answers, each normalised by itself, on a log axis.
 
     Wrong answers are few: counts would hide them behind the right ones.
     """
@@ -22,9 +22,9 @@ def plot_suspicion(indicator: ErrorIndicator, ax: Axes | None = None) -> Axes:
         for label, counts in (("right", indicator.right), ("wrong", indicator.wrong))
     )
     draw_right_and_wrong(ax, indicator.edges, right, wrong)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    log_shares(ax)
     ax.set(ylabel="share of the right /\nof the wrong answers", title=f"AUROC {indicator.auroc:.3f}")
-    ax.legend(frameon=False)
+    ax.legend(loc="upper right")
     return ax
 
 
@@ -39,5 +39,5 @@ def plot_risk_coverage(indicators: Mapping[str, ErrorIndicator], ax: Axes | None
         ax.plot(coverage, 100 * indicator.best_risk.numpy(), ":", color=color, linewidth=1)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="share of the answers kept", ylabel="wrong ones among them (%)")
-    ax.legend(fontsize=8, frameon=False, loc="upper left")
+    ax.legend(fontsize=8, loc="upper left")
     return ax

@@ -23,6 +23,8 @@ from eeutils.plots.style import (
     exit_colors,
     exit_name,
     legend_below,
+    log_shares,
+    network_looks,
     new_axes,
 )
 
@@ -35,9 +37,8 @@ def plot_accuracies(networks: Mapping[str, Predictions], ax: Axes | None = None)
         for name, predictions in networks.items()
         for index, accuracy in enumerate(predictions.accuracy)
     }
-    counts = [predictions.num_exits for predictions in networks.values()]
-    palette = sns.color_palette("colorblind")
-    colors = [palette[number % len(palette)] for number, count in enumerate(counts) for _ in range(count)]
+    counts = {name: predictions.num_exits for name, predictions in networks.items()}
+    colors = [color for name, (color, _) in network_looks(counts).items() for _ in range(counts[name])]
     drawn = ax.barh(list(bars), list(bars.values()), color=colors)
     ax.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
     ax.invert_yaxis()
@@ -52,13 +53,19 @@ def plot_gains(
     reference: float,
     ax: Axes | None = None,
     reference_name: str = "the plain network",
+    *,
+    first_exits: bool = True,
 ) -> Axes:
-    """Percentage points by which each exit is above (blue) or below (orange) the accuracy `reference` (0 to 1)."""
+    """Percentage points by which each exit is above (blue) or below (orange) the accuracy `reference` (0 to 1).
+
+    First exits are often so far below that the others look alike; `first_exits=False` leaves them out.
+    """
     ax = ax or new_axes()
     bars = {
         f"{name}\n{exit_name(index, predictions.num_exits)}": float(points)
         for name, predictions in networks.items()
         for index, points in enumerate(100 * (predictions.accuracy - reference))
+        if first_exits or index > 0
     }
     drawn = ax.barh(list(bars), list(bars.values()), color=[ABOVE if value >= 0 else BELOW for value in bars.values()])
     ax.bar_label(drawn, fmt="%+.2f", padding=3, fontsize=8)
@@ -98,14 +105,16 @@ def plot_curves(
         unit: of the costs; `MILLISECONDS` if the predictions' are seconds.
     """
     ax = ax or new_axes()
-    for (name, predictions), color in zip(networks.items(), cycle(sns.color_palette("colorblind"))):
+    looks = network_looks({name: predictions.num_exits for name, predictions in networks.items()})
+    for name, predictions in networks.items():
+        color, line = looks[name]
         costs = predictions.costs.numpy() / unit.size
         exits = 100 * predictions.accuracy.numpy()
         if predictions.num_exits == 1:
             ax.plot(costs, exits, "*", markersize=13, color=color, label=name)
             continue
         curve: Curve = accuracy_cost_curve(predictions, score=score)
-        ax.plot(curve.cost.numpy() / unit.size, 100 * curve.accuracy.numpy(), color=color, label=name)
+        ax.plot(curve.cost.numpy() / unit.size, 100 * curve.accuracy.numpy(), line, color=color, label=name)
         ax.plot(costs, exits, "o", color=color, markersize=6, markerfacecolor="white")
     ax.set(xlabel=f"mean {unit.name}", ylabel="accuracy (%)", title="What accuracy costs")
     _legend_of_curves(ax)
@@ -120,7 +129,10 @@ def _legend_of_curves(ax: Axes) -> None:
 
 
 def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None = None) -> Axes:
-    """Histograms of an exit's confidence for right and wrong answers, each normalised by itself."""
+    """Histograms of an exit's confidence for right and wrong answers, each normalised by itself, on a log axis.
+
+    On a linear one the last bin, which often has most of the answers, would flatten the others.
+    """
     ax = ax or new_axes()
     correct, sure = predictions.correct[exit_index], predictions.confidence[exit_index]
     edges = torch.linspace(0, 1, 41, dtype=torch.float64)
@@ -129,8 +141,9 @@ def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None =
         for label, chosen in (("right", correct), ("wrong", ~correct))
     )
     draw_right_and_wrong(ax, edges, right, wrong)
+    log_shares(ax)
     ax.set(xlabel="confidence", ylabel="share of its kind", title=exit_name(exit_index, predictions.num_exits))
-    ax.legend(frameon=False)
+    ax.legend(loc="upper left")
     return ax
 
 

@@ -1,6 +1,7 @@
 """Figures of a dataset: class counts, images, embeddings."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,26 +47,37 @@ def plot_images(
     if len(titles) != len(positions):
         raise ValueError(f"{len(positions)} images need as many titles, got {len(titles)}: {list(titles)}")
     rows = max(1, -(-len(positions) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False)
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
+    height = size + 0.1 + 0.14 * lines * size**0.5
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+    longest = max((len(line) for title in titles for line in title.splitlines()), default=1)
+    fontsize = min(7 * size**0.5, 125 * size / longest)  # so that neighbours do not touch
     for ax, position, title in zip(axes.flat, positions, titles, strict=False):
         draw_image(ax, split.images[position])
-        ax.set_title(title, fontsize=7 * size**0.5, pad=2)
+        ax.set_title(title, fontsize=fontsize, pad=2)
     figure.tight_layout(pad=0.3)
     return figure
 
 
-def plot_embedding(points: np.ndarray, split: Split, ax: Axes | None = None, legend: bool = True) -> Axes:
-    """Points in the plane (N, 2), one per image of `split`, coloured by class."""
+def plot_embedding(
+    points: np.ndarray, split: Split, ax: Axes | None = None, legend: bool = True, named: bool = False
+) -> Axes:
+    """Points in the plane (N, 2), one per image of `split`; colour and marker tell the class.
+
+    `named` writes the name of each class on the middle of its points.
+    """
     ax = ax or new_axes()
-    for number, name in enumerate(split.classes):
+    looks = zip(cycle(sns.color_palette("colorblind")), cycle("os^vDPX*<>"))
+    for (number, name), (color, marker) in zip(enumerate(split.classes), looks, strict=False):
         chosen = points[(split.labels == number).cpu().numpy()]
-        ax.scatter(
-            chosen[:, 0], chosen[:, 1], s=5, alpha=0.7, color=sns.color_palette("tab10")[number % 10], label=name
-        )
+        ax.scatter(chosen[:, 0], chosen[:, 1], s=9, alpha=0.7, color=color, marker=marker, linewidths=0, label=name)
+        if named and len(chosen):
+            box = {"facecolor": "white", "edgecolor": color, "alpha": 0.8, "pad": 1}
+            ax.text(*np.median(chosen, axis=0), name, ha="center", va="center", fontsize=8, bbox=box)
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     if legend:
-        ax.legend(markerscale=3, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -43,7 +43,7 @@ def plot_shares_by_exit(shares: Mapping[str, Tensor], ax: Axes | None = None) ->
         ax.plot(names, values.numpy(), marker="o", markersize=4, label=name)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.tick_params(axis="x", labelsize=9)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(fontsize=9)
     return ax
 
 

@@ -37,7 +37,7 @@ def plot_threshold_effect(predictions: Predictions, ax: Axes | None = None, scor
     ax.plot(_THRESHOLDS, curve.relative_cost.numpy(), label="cost")
     _over_thresholds(ax, score)
     ax.set(ylabel="share of images, of cost", title="What it costs and buys")
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(fontsize=9)
     return ax
 
 

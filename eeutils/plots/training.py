@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from eeutils.plots.style import exit_colors, exit_name, new_axes
+from eeutils.plots.style import exit_colors, exit_name, network_looks, new_axes
 from eeutils.training.history import History
 
 
@@ -17,13 +17,17 @@ def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, las
         ValueError: if the last exit's is asked for, and a history has no losses of single exits.
     """
     ax = ax or new_axes()
-    for name, history in histories.items():
-        frame = history.frame()
-        ax.plot(frame.index, frame[_exit_columns(frame, "train_loss")[-1] if last_exit else "train_loss"], label=name)
+    frames = {name: history.frame() for name, history in histories.items()}
+    exits = {name: sum("val_accuracy_exit" in column for column in frame) for name, frame in frames.items()}
+    looks = network_looks({name: max(1, count) for name, count in exits.items()})
+    for name, frame in frames.items():
+        color, line = looks[name]
+        losses = frame[_exit_columns(frame, "train_loss")[-1] if last_exit else "train_loss"]
+        ax.plot(frame.index, losses, line, color=color, label=name)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = "Loss of the last exit" if last_exit else "Weighted sum of the exits' losses"
     ax.set(xlabel="epoch", ylabel="training loss", title=title)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8)
     return ax
 
 
@@ -58,7 +62,7 @@ def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
         label = exit_name(index, len(columns))
         ax.plot(frame.index, frame[name], marker="o", markersize=3, color=color, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False)
+    ax.legend()
     return ax
 
 

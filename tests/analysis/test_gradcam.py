@@ -177,13 +177,13 @@ def test_guided_backprop_agrees_with_its_definition_at_every_exit(name, monkeypa
 
 def test_explain_and_guided_grad_cam_combine_the_maps():
     net, images = network("resnet18_sdn"), pictures(3)
-    found = explain(net, images, 2)
+    found = explain(net, images, 2, method=grad_cam)
     logits = net(images)[2]
     torch.testing.assert_close(found.confidence, logits.softmax(1).amax(1))
     assert torch.equal(found.predicted, logits.argmax(1))
-    assert torch.equal(found.grad_cam, grad_cam(net, images, 2))
-    assert torch.equal(found.guided_grad_cam, guided_backprop(net, images, 2) * found.grad_cam[:, None])
-    assert torch.equal(found.guided_grad_cam, guided_grad_cam(net, images, 2))
+    assert torch.equal(found.cam, grad_cam(net, images, 2))
+    assert torch.equal(found.guided_cam, guided_backprop(net, images, 2) * found.cam[:, None])
+    assert torch.equal(found.guided_cam, guided_grad_cam(net, images, 2))
 
 
 def test_hires_cam_equals_grad_cam_after_global_average_pooling():

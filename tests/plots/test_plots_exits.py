@@ -10,6 +10,7 @@ import torch
 from eeutils import plots
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
+from eeutils.plots.style import network_looks
 
 
 def test_accuracies_are_bars_in_percent_from_zero(two_exits):
@@ -20,7 +21,7 @@ def test_accuracies_are_bars_in_percent_from_zero(two_exits):
     assert ax.get_title()
 
 
-def test_gains_are_green_above_the_reference_and_red_below(two_exits):
+def test_gains_are_blue_above_the_reference_and_orange_below(two_exits):
     ax = plots.plot_gains({"net": two_exits}, reference=0.6)
 
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([-10.0, 15.0])
@@ -120,3 +121,24 @@ def test_a_plot_draws_on_the_axes_it_is_given(two_exits):
     ax = plt.subplots()[1]
 
     assert plots.plot_confidence(two_exits, 1, ax) is ax
+
+
+def test_looks_tell_pooling_by_colour_and_exits_by_line():
+    looks = network_looks({"resnet18-avg": 1, "resnet18_2exits-spp": 2, "resnet18_3exits-spp": 3})
+
+    (plain, dotted), (two, dashed), (three, solid) = looks.values()
+    assert two == three != plain
+    assert (dotted, dashed, solid) == (":", "--", "-")
+
+
+@pytest.mark.parametrize("names", [("resnet18-spp-w16", "resnet18-spp-w32"), ("added", "together")])
+def test_looks_of_networks_alike_have_different_colours(names):
+    first, second = network_looks(dict.fromkeys(names, 3)).values()
+
+    assert first != second
+
+
+def test_gains_leave_out_first_exits_if_asked(two_exits):
+    ax = plots.plot_gains({"net": two_exits}, reference=0.6, first_exits=False)
+
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([15.0])

@@ -49,6 +49,7 @@ def test_the_suite_is_complete():
         "11_exit_policies",
         "12_confusion",
         "13_gradcam",
+        "14_your_photos",
     ]
 
 
