@@ -85,7 +85,7 @@ def test_cuda_indices_names_the_gpu_of_a_run(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "gpu"])
 def test_choose_device_speaks_for_every_front_door(device):
-    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.tensor([0, 1]), ("a", "b"), Normalization((0.5,) * 3, (0.2,) * 3))
     net, data = resnet18_2exits(width=2), ImageData("tiny", split, split, split)
     for ask in (
