@@ -74,7 +74,7 @@ def assert_agreement(net: MultiExitNet, split: Split, policy: ThresholdPolicy, b
     torch.testing.assert_close(together.logits[clear], logits[clear], rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10)
 @given(
     num_exits=st.sampled_from([1, 2, 3, 6]),
     pool=st.sampled_from(["avg", "spp"]),
@@ -112,7 +112,7 @@ def watched_cascade(net: MultiExitNet, policy: ThresholdPolicy) -> tuple[Cascade
     return cascade, seen
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5)
 @given(shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), count=st.integers(1, 20))
 def test_cascade_runs_no_unit_for_images_that_have_left(shares, count):
     net, split = make_net(3), make_split(count)

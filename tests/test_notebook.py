@@ -14,6 +14,12 @@ from eeutils.training import recipe
 from eeutils.weights import Registry, WeightEntry, default_registry
 
 
+@pytest.fixture
+def one_epoch(monkeypatch) -> None:
+    """Train quick networks for an epoch."""
+    monkeypatch.setattr(notebook, "recipe", lambda name: recipe(name, epochs=1))
+
+
 def test_start_takes_quick_mode_from_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("EEUTILS_QUICK", "1")
     session = start()
@@ -28,7 +34,7 @@ def test_start_takes_quick_mode_from_the_environment(monkeypatch, capsys):
     assert not start().quick
 
 
-def test_session_trains_quick_networks_once(empty_cache):
+def test_session_trains_quick_networks_once(empty_cache, one_epoch):
     first = Session(quick=True).network("resnet18_2exits-spp")
     again = Session(quick=True)
 
@@ -41,7 +47,7 @@ def test_session_trains_quick_networks_once(empty_cache):
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
-    assert len(again.history("resnet18_2exits-spp").rows) == 6
+    assert len(again.history("resnet18_2exits-spp").rows) == 1
     assert again.evaluation("resnet18_2exits-spp").test.num_exits == 2
 
 
@@ -106,7 +112,7 @@ def test_weights_name_passes_unusual_weights_over(registry, changes):
         Session(quick=False).weights_name("resnet18_sdn-mixed")
 
 
-def test_session_trains_exits_alone_on_the_plain_network(empty_cache):
+def test_session_trains_exits_alone_on_the_plain_network(empty_cache, one_epoch):
     session = Session(quick=True)
 
     plain = session.network("resnet18-avg").state_dict()

@@ -145,7 +145,7 @@ def test_load_refuses_other_content(tmp_path, changes):
             Predictions.load(tmp_path / "other")
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(count=st.integers(1, 9), batch_size=st.integers(1, 12))
 def test_predict_agrees_with_the_network_image_by_image(count, batch_size):
     net, split = small_net().eval(), images(count)
