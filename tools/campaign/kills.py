@@ -18,7 +18,7 @@ import torch
 from eeutils.data import load_data
 from eeutils.data.cache import Content, RawData, cached_data
 from eeutils.download import download
-from eeutils.files import save_tensors
+from eeutils.files import load_tensors, save_tensors, sha256_of_file, sha256_of_tensor
 from eeutils.models import create_model
 from eeutils.sources import Source
 from eeutils.train import TrainingRun, train
@@ -87,14 +87,26 @@ class _Kills:
         return Outcome(answer, time.monotonic() - started, 0)
 
     def _result(self, folder: Path) -> dict[str, str]:
-        """Let the task finish; return its files and their hashes; checkpoints hold durations."""
+        """Let the task finish; return its files that are not empty, and what is in them."""
         folder.mkdir(parents=True, exist_ok=True)
         finish(lambda: self.task(folder))
         return {
-            str(path.relative_to(folder)): "" if path.suffix == ".pt" else hashlib.sha256(path.read_bytes()).hexdigest()
+            str(path.relative_to(folder)): _content(path)
             for path in folder.rglob("*")
             if path.is_file() and path.stat().st_size
         }
+
+
+def _content(path: Path) -> str:
+    """Return a hash of the file's content. Checkpoints hold durations; safetensors writes metadata in any order."""
+    if path.suffix == ".pt":
+        return ""
+    if path.suffix != ".safetensors":
+        return sha256_of_file(path)
+    tensors, metadata = load_tensors(path)
+    return str(sorted((name, sha256_of_tensor(tensor)) for name, tensor in tensors.items())) + str(
+        sorted(metadata.items())
+    )
 
 
 def _train(folder: Path) -> None:
@@ -110,7 +122,7 @@ def _train(folder: Path) -> None:
 def _fetch_weights(url: str, folder: Path) -> None:
     os.environ["EEUTILS_CACHE"] = str(folder)
     sha256 = hashlib.sha256(_SERVED).hexdigest()
-    local_file(StoredFile("net/weights.safetensors", sha256, len(_SERVED), (url,)), None)
+    local_file(StoredFile("net/weights.bin", sha256, len(_SERVED), (url,)), None)
 
 
 def _fetch_data(url: str, folder: Path) -> None:
