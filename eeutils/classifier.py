@@ -259,8 +259,11 @@ def _rebuilt(origin: dict[str, Any] | None) -> MultiExitNet:
         raise ValueError(
             "net must be a network built like the saved one, got None; the file does not say what built it"
         )
-    with torch.random.fork_rng(devices=[]):
-        return rebuild(Origin(**origin))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return rebuild(Origin(**origin))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"net must be given, or {error.name} installed, to load {origin['name']}") from error
 
 
 def _hub() -> Any:

@@ -31,7 +31,7 @@ def picture(path: Path, rng: np.random.Generator) -> None:
 
 
 def test_readme_has_as_many_blocks_as_tests():
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 def test_readme_cascade_in_four_lines(monkeypatch, capsys):
@@ -117,12 +117,31 @@ def test_readme_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
 
 
 def test_readme_exits_behind_named_layers():
-    names, code = {}, block("with_exits")
+    names, code = {}, block("ThresholdPolicy(0.9)")
 
-    exec(code.replace('weights="DEFAULT"', "weights=None").replace('spp")', 'spp", image_size=64)'), names)
+    exec(code.replace('weights="DEFAULT"', "weights=None").replace('"])', '"], image_size=64)'), names)
 
-    net = names["net"].eval()
-    assert [tuple(logits.shape) for logits in net(torch.rand(2, 3, 64, 64))] == [(2, 1000)] * 3
+    assert names["net"].num_exits == 3
+    assert names["cascade"](torch.randn(2, 3, 64, 64)).logits.shape == (2, 1000)
+
+
+def test_readme_frozen_network_on_photos(tmp_path, monkeypatch, capsys):
+    rng, made = np.random.default_rng(0), []
+    for number in range(20):
+        for name in ("cats", "dogs"):
+            picture(tmp_path / "photos" / name / f"{number}.png", rng)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Classifier, "push_to_hub", lambda *args: made.append(args))
+    monkeypatch.setattr("eeutils.export.export", lambda *args: made.append(args))
+    code = block("push_to_hub").replace('weights="DEFAULT"', "").replace("resnet50", "resnet18").replace("2048", "512")
+
+    exec(code.replace("size=224", "size=32").replace('"])', '"], image_size=32)').replace("epochs=10", "epochs=1"), {})
+
+    assert re.match(r"Decisions\(\d+ images: accuracy ", capsys.readouterr().out)
+    assert [(each[0].classes, each[1]) for each in made] == [
+        (("cats", "dogs"), "me/photos"),
+        (("cats", "dogs"), "exported"),
+    ]
 
 
 def test_stage_modules_docstring_runs(tmp_path, monkeypatch):
