@@ -7,15 +7,19 @@ over the repeats, in brackets their range. On each engine and precision there ar
 - a smaller static network, plain as well;
 - the cascade at half of the multiply-adds, its thresholds chosen on validation predictions of that engine;
 - the cascade at half of the seconds, as that engine takes them at that batch size;
-- both for a network with many exits.
+- both for a network with many exits, on a few of the engines.
 
 "over plain" compares with the plain network on the same engine in the same precision, repeat by repeat; "over eager"
 with the plain network as PyTorch runs it in float32: norms folded, channels last, inference mode. "of the limit"
 compares with what the measured times of the stages allow: each weighted by the share of images that still come to it.
+
+Results are written after each batch size: a run that ends early leaves those it has.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from eeutils.analysis.costs import measure_seconds, now, stage_seconds
+from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade
@@ -35,7 +40,7 @@ from eeutils.engines import PreparedNet
 from eeutils.engines.registry import find_engine
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
-from eeutils.models import MultiExitNet, drop_exits, prepared_for_inference
+from eeutils.models import drop_exits, prepared_for_inference
 from eeutils.plots.style import use_style
 from eeutils.training import choose_device
 from eeutils.weights import load_weights, weight_entry
@@ -44,6 +49,7 @@ from tools.tables import frame_as_markdown
 
 BUDGET = 0.5
 EAGER = "PyTorch fp32"
+_say = partial(print, file=sys.stderr, flush=True)
 PLAIN = "plain"
 
 
@@ -54,12 +60,12 @@ class Benchmark:
     Attributes:
         weights: the network with early exits; without them it is the plain network.
         smaller: a smaller network, of which the last exit alone is used.
-        many_exits: a network with many exits.
+        many_exits, many_exits_on: a network with many exits, and the engines that run it.
         engines: each with its precision; those that are not installed, or whose precision this machine does not know,
             are left out.
         device: "cpu" or "cuda".
         batch_sizes: by default 1 and 256, on a GPU 1 and 4096.
-        images: timed where batches are larger than 1; a tenth of them one by one.
+        images: timed where batches are larger than 1; a fifth of them one by one.
         repeats: of everything; one more warms up and is not counted.
         judged: test images that accuracy is taken on; by default all.
         out: the report; beside it go the figure (.png) and all rows (.csv). By default results/benchmark.md, on a GPU
@@ -69,6 +75,7 @@ class Benchmark:
     weights: str = "resnet18_3exits-conv+conv+spp-cifar10-w32"
     smaller: str | None = "resnet18_3exits-conv+conv+spp-cifar10-w24"
     many_exits: str | None = "resnet18_sdn-mixed-cifar10-w16"
+    many_exits_on: tuple[str, ...] = ("torch fp32", "onnxruntime fp32", "openvino fp32", "openvino int8")
     engines: tuple[str, ...] = (
         "torch fp32",
         "torch bf16",
@@ -82,7 +89,7 @@ class Benchmark:
     )
     device: str = "cpu"
     batch_sizes: tuple[int, ...] | None = None
-    images: int = 2048
+    images: int = 1024
     repeats: int = 5
     judged: int | None = None
     out: Path | None = None
@@ -109,8 +116,8 @@ class Contender:
     accuracy: float
     ready: PreparedNet | None = None
     exit_index: Tensor | None = None
-    seconds: list[list[float]] | None = None
-    limits: list[float] | None = None
+    seconds: list[list[float]] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
 
 
 @message_instead_of_traceback()
@@ -118,45 +125,38 @@ def main(args: Sequence[str] | None = None) -> None:
     """Measure; print the report and write it, the rows and the figure."""
     options = tyro.cli(Benchmark, prog="python -m tools.benchmarks.cascade", description=__doc__, args=args)
     out = options.out or report_path("benchmark", options.device)
-    report, rows = run(options)
-    publish(report, out)
-    write_text(out.with_suffix(".csv"), rows.to_csv(index=False))
-    with atomic_path(out.with_suffix(".png")) as temporary:
-        plot(rows).savefig(temporary, format="png", bbox_inches="tight")
+    for report, rows in run(options):
+        publish(report, out)
+        write_text(out.with_suffix(".csv"), rows.to_csv(index=False))
+        with atomic_path(out.with_suffix(".png")) as temporary:
+            plot(rows).savefig(temporary, format="png", bbox_inches="tight")
 
 
-def run(options: Benchmark) -> tuple[str, pd.DataFrame]:
-    """The report in Markdown, and a row for each contender and batch size."""
+def run(options: Benchmark) -> Iterator[tuple[str, pd.DataFrame]]:
+    """After each batch size, the report in Markdown so far, and a row for each contender and batch size."""
     device = choose_device(options.device)
     data = load_data(weight_entry(options.weights).data)
-    judged = data.test if options.judged is None else data.test.take(slice(0, options.judged))
-    engines = [engine for engine in options.engines if available(engine)]
-    sizes = options.batch_sizes or ((1, 4096) if device.type == "cuda" else (1, 256))
-    parts, rows, exits = [f"On {machine(device)}\n"], [], []
-    timed_data = replace(data, test=judged)
-    prepared = {engine: networks_on(engine, options, data, device) for engine in engines}
-    tables = {
-        engine: {name: predict(ready, data.val) for name, ready in nets.items() if ready.num_exits > 1}
-        for engine, nets in prepared.items()
-    }
-    for size in sizes:
-        contenders = [
-            each
-            for engine in engines
-            for each in contenders_on(engine, prepared[engine], tables[engine], timed_data, size)
-        ]
-        contenders.insert(0, eager(options.weights, timed_data, device))
-        images = judged.take(slice(0, max(options.images // 10 if size == 1 else options.images, size)))
+    if options.judged is not None:
+        data = replace(data, test=data.test.take(slice(0, options.judged)))
+    networks = []
+    for engine in filter(available, options.engines):
+        _say(f"{engine}: convert the networks and judge their exits")
+        networks += networks_on(engine, options, data, device)
+    exits = [exit_row(each) for each in networks if each.ready.num_exits > 1]
+    exits = f"**Accuracy of every exit**\n\n{frame_as_markdown(pd.DataFrame(exits).set_index('network'))}\n"
+    parts, rows = [f"On {machine(device)}\n"], []
+    for size in options.batch_sizes or ((1, 4096) if device.type == "cuda" else (1, 256)):
+        contenders = [eager(options.weights, data, device)]
+        for each in networks:
+            _say(f"batches of {size}: {each.engine}: {each.name}")
+            contenders += contenders_of(each, data, size)
+        images = data.test.take(slice(0, max(options.images // 5 if size == 1 else options.images, size)))
         batches = [batch for batch, _ in images.batches(size, device)]
         time_all(contenders, batches, options.repeats)
-        table = summary(contenders, size, sum(map(len, batches)))
-        rows.append(table)
-        shown = table.drop(columns=["batch", "images_per_second"] + ([] if size == 1 else ["p50 / p95 / p99 ms"]))
+        rows.append(summary(contenders, size, sum(map(len, batches))))
+        shown = rows[-1].drop(columns=["batch", "images_per_second"] + ([] if size == 1 else ["p50 / p95 / p99 ms"]))
         parts.append(f"**Batches of {size}**\n\n{frame_as_markdown(shown.set_index('network'))}\n")
-    for engine, nets in prepared.items():
-        exits += [exit_row(engine, name, predict(nets[name], judged)) for name in tables[engine]]
-    parts.append(f"**Accuracy of every exit**\n\n{frame_as_markdown(pd.DataFrame(exits).set_index('network'))}\n")
-    return "\n".join(parts), pd.concat(rows, ignore_index=True)
+        yield "\n".join([*parts, exits]), pd.concat(rows, ignore_index=True)
 
 
 def available(engine: str) -> bool:
@@ -166,31 +166,37 @@ def available(engine: str) -> bool:
         known = precision in find_engine(name).precisions
     except ModuleNotFoundError:
         return False
-    return known and (precision != "bf16" or _knows_bf16())
-
-
-def _knows_bf16() -> bool:
     flags = Path("/proc/cpuinfo")
-    return flags.exists() and ("avx512_bf16" in (text := flags.read_text()) or "amx_bf16" in text)
+    has_bf16 = flags.exists() and ("avx512_bf16" in (text := flags.read_text()) or "amx_bf16" in text)
+    return known and (precision != "bf16" or has_bf16)
 
 
-def networks_on(engine: str, options: Benchmark, data: ImageData, device: torch.device) -> dict[str, PreparedNet]:
-    """Every network, ready on `engine`: the cascades' under their names, without early exits as "plain ..."."""
+@dataclass(frozen=True)
+class Network:
+    """A network ready on an engine, with its predictions of test images and, if it has early exits, of validation."""
+
+    name: str
+    engine: str
+    ready: PreparedNet
+    test: Predictions
+    val: Predictions | None = None
+
+
+def networks_on(engine: str, options: Benchmark, data: ImageData, device: torch.device) -> Iterator[Network]:
+    """Every network on `engine`: the cascades' under their names, without early exits as "plain ..."."""
     name, precision = engine.split()
     calibration = data.val if precision == "int8" else None
-
-    def ready(net: MultiExitNet) -> PreparedNet:
-        return PreparedNet(net, name, precision=precision, device=device, calibration=calibration)
-
     nets = {}
-    for weights in (options.weights, options.many_exits):
+    for weights in (options.weights, options.smaller, options.many_exits if engine in options.many_exits_on else None):
         if weights:
             net = load_weights(weights)
-            nets |= {f"{PLAIN} {weights}": ready(drop_exits(net, net.exit_after[:-1])), weights: ready(net)}
-    if options.smaller:
-        net = load_weights(options.smaller)
-        nets[f"{PLAIN} {options.smaller}"] = ready(drop_exits(net, net.exit_after[:-1]))
-    return nets
+            nets[f"{PLAIN} {weights}"] = drop_exits(net, net.exit_after[:-1])
+            if weights != options.smaller:
+                nets[weights] = net
+    for title, net in nets.items():
+        ready = PreparedNet(net, name, precision=precision, device=device, calibration=calibration)
+        val = predict(ready, data.val) if ready.num_exits > 1 else None
+        yield Network(title, engine, ready, predict(ready, data.test), val)
 
 
 def eager(weights: str, data: ImageData, device: torch.device) -> Contender:
@@ -201,32 +207,28 @@ def eager(weights: str, data: ImageData, device: torch.device) -> Contender:
     return Contender(f"{PLAIN} {weights}", EAGER, torch.inference_mode()(plain.forward), f"{PLAIN} {weights}", accuracy)
 
 
-def contenders_on(
-    engine: str, nets: dict[str, PreparedNet], tables: dict[str, Predictions], data: ImageData, size: int
-) -> list[Contender]:
-    """Plain networks and cascades on `engine`, each judged on the test images."""
-    contenders = []
-    for name, ready in nets.items():
-        if name not in tables:
-            accuracy = float(predict(ready, data.test, batch_size=256).accuracy[-1])
-            contenders.append(Contender(name, engine, ready.logits, name, accuracy))
-            continue
-        seconds = measure_seconds(ready, data.val, batch_size=size)
-        for unit, table in {"multiply-adds": tables[name], "time": replace(tables[name], costs=seconds)}.items():
-            if table.relative_costs[0] <= BUDGET:
-                cascade = Cascade(ready, choose_thresholds(table, budget=BUDGET).policy)
-                came = cascade.run(data.test)
-                each = Contender(f"{name}, half of the {unit}", engine, cascade, f"{PLAIN} {name}", came.accuracy)
-                contenders.append(replace(each, ready=ready, exit_index=came.exit_index))
-    return contenders
+def contenders_of(network: Network, data: ImageData, size: int) -> Iterator[Contender]:
+    """The plain network, or its cascades at half of the multiply-adds and, in batches of `size`, of the seconds."""
+    name, engine, ready = network.name, network.engine, network.ready
+    if network.val is None:
+        yield Contender(name, engine, ready.logits, name, float(network.test.accuracy[-1]))
+        return
+    seconds = measure_seconds(ready, data.val, batch_size=size)
+    for unit, table in {"multiply-adds": network.val, "time": replace(network.val, costs=seconds)}.items():
+        if table.relative_costs[0] <= BUDGET:
+            policy = choose_thresholds(table, budget=BUDGET).policy
+            came, cascade = decide(network.test, policy), Cascade(ready, policy)
+            title, against = f"{name}, half of the {unit}", f"{PLAIN} {name}"
+            yield Contender(title, engine, cascade, against, came.accuracy, ready, came.exit_index)
 
 
 def time_all(contenders: Sequence[Contender], batches: Sequence[Tensor], repeats: int) -> None:
     """Time every contender on the batches, taking turns; the first round warms up."""
     device, num_images = batches[0].device, sum(map(len, batches))
-    for each in contenders:
-        each.seconds, each.limits = [], []
+    some = batches[: -(-len(batches) // 4)]  # the limit takes fewer
+    part = sum(map(len, some)) / num_images
     for repeat in range(repeats + 1):
+        _say(f"repeat {repeat} of {repeats}" if repeat else f"warm up {len(contenders)} contenders")
         for each in contenders:
             marks = [now(device)]
             for images in batches:
@@ -235,7 +237,7 @@ def time_all(contenders: Sequence[Contender], batches: Sequence[Tensor], repeats
             if repeat:
                 each.seconds.append([end - start for start, end in pairwise(marks)])
                 if each.ready is not None:
-                    stages = stage_seconds(each.ready, batches).sum(0)
+                    stages = stage_seconds(each.ready, some).sum(0) / part
                     still_in = (each.exit_index[:num_images] >= torch.arange(len(stages))[:, None]).double().mean(1)
                     each.limits.append(float(stages @ still_in))
 
@@ -268,10 +270,10 @@ def _with_range(values: Tensor, form: str) -> str:
     return f"{values.median():{form}} ({values.min():{form}} to {values.max():{form}})"
 
 
-def exit_row(engine: str, name: str, predictions: Predictions) -> dict[str, str]:
-    """Accuracy of each exit on `engine`."""
-    accuracy = {f"exit {index + 1}": f"{share:.2%}" for index, share in enumerate(predictions.accuracy.tolist())}
-    return {"network": name, "engine": engine} | accuracy
+def exit_row(network: Network) -> dict[str, str]:
+    """Accuracy of each exit."""
+    accuracy = {f"exit {index + 1}": f"{share:.2%}" for index, share in enumerate(network.test.accuracy.tolist())}
+    return {"network": network.name, "engine": network.engine} | accuracy
 
 
 def plot(rows: pd.DataFrame) -> Figure:
@@ -288,9 +290,9 @@ def plot(rows: pd.DataFrame) -> Figure:
             ax.scatter(row["images_per_second"], accuracy, marker=marker, color=color)
         ax.set(xscale="log", xlabel="images/s", title=f"batches of {size}")
     axes[0][0].set_ylabel("test accuracy (%)")
-    handles = [plt.Line2D([], [], marker="s", linestyle="", color=f"C{index}") for index in range(len(engines))]
-    kinds = [plt.Line2D([], [], marker=marker, linestyle="", color="black") for marker in "xo"]
-    axes[0][-1].legend(handles + kinds, [*engines, "plain network", "cascade"], fontsize="small", loc="lower left")
+    keys = [("s", f"C{index}") for index in range(len(engines))] + [("x", "black"), ("o", "black")]
+    handles = [plt.Line2D([], [], marker=marker, linestyle="", color=color) for marker, color in keys]
+    axes[0][-1].legend(handles, [*engines, "plain network", "cascade"], fontsize="small", loc="lower left")
     plt.close(figure)
     return figure
 
