@@ -26,7 +26,7 @@ def origin_of(network: nn.Module, num_classes: int, name: str | None, exits: dic
         arguments |= {key: getattr(network, key) for key in ("image_size", "transform_input") if hasattr(network, key)}
         if "transform_input" in arguments:
             arguments["init_weights"] = False  # takes a minute
-    elif library == "timm":
+    elif library == "timm" and hasattr(network, "default_cfg"):  # of its create_model
         usual = network.default_cfg["input_size"]
         name = name or network.default_cfg.get("architecture")
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
