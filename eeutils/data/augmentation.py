@@ -61,7 +61,7 @@ class Normalization:
 def check_normalized(images: Tensor) -> None:
     """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of uint8 pixels or normalised floats.
 
-    Pixels have values above 1. Normalised photographs spread around 0: not all lie in [0, 1], and none beyond 30.
+    Pixels have values above 1 or are all 0. Normalised photographs spread around 0: not all lie in [0, 1], and none beyond 30.
     """
     check_type("images", images, Tensor, "load_image and torch.from_numpy make one")
     if images.ndim != 4 or not len(images):
@@ -70,7 +70,7 @@ def check_normalized(images: Tensor) -> None:
     if images.is_floating_point():
         right = -30 <= low <= high <= 30 and (low < 0 or high > 1 or high - low < 0.5)  # a blank image may be in [0, 1]
     else:
-        right = high > 1
+        right = high != 1  # a blank image is one
     if not right:
         raise ValueError(
             f"images must be uint8 in 0..255 or normalised floats, got {images.dtype} in [{low:g}, {high:g}]; "

@@ -35,7 +35,7 @@ class PreparedNet:
     quantized:
 
         ready = PreparedNet(net, "openvino", precision="int8", calibration=data.val)
-        choice = choose_for_budget(predict(ready, data.val, costs=measure_seconds(ready, data.val)), 0.5)
+        choice = choose_thresholds(predict(ready, data.val, costs=measure_seconds(ready, data.val)), 0.5)
         cascade = Cascade(ready, choice.policy)
 
     Stages are converted when images of a new shape arrive, for that shape and any number of images.
