@@ -61,15 +61,13 @@ class Benchmark:
         weights: the network with early exits; without them it is the plain network.
         smaller: a smaller network, of which the last exit alone is used.
         many_exits, many_exits_on: a network with many exits, and the engines that run it.
-        engines: each with its precision; those that are not installed, or whose precision this machine does not know,
-            are left out.
+        engines: each with its precision; those that cannot run here are left out.
         device: "cpu" or "cuda".
         batch_sizes: by default 1 and 256, on a GPU 1 and 4096.
         images: timed where batches are larger than 1; a fifth of them one by one.
         repeats: of everything; one more warms up and is not counted.
         judged: test images that accuracy is taken on; by default all.
-        out: the report; beside it go the figure (.png) and all rows (.csv). By default results/benchmark.md, on a GPU
-            results/benchmark-cuda.md.
+        out: the report, beside it the figure (.png) and all rows (.csv); by default in results/.
     """
 
     weights: str = "resnet18_3exits-conv+conv+spp-cifar10-w32"
