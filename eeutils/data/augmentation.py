@@ -61,7 +61,8 @@ class Normalization:
 def check_normalized(images: Tensor) -> None:
     """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of uint8 pixels or normalised floats.
 
-    Pixels have values above 1 or are all 0. Normalised photographs spread around 0: not all lie in [0, 1], and none beyond 30.
+    Pixels have values above 1, or are all 0. Normalised photographs spread around 0: not all lie in [0, 1], and none
+    beyond 30.
     """
     check_type("images", images, Tensor, "load_image and torch.from_numpy make one")
     if images.ndim != 4 or not len(images):
