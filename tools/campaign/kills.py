@@ -159,7 +159,13 @@ def _server() -> Iterator[str]:
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # a client was killed
-    child = start(server.serve_forever)
+    server.timeout, campaign = 1.0, os.getpid()
+
+    def serve() -> None:
+        while os.getppid() == campaign:  # it may be killed, too
+            server.handle_request()
+
+    child = start(serve)
     server.server_close()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
