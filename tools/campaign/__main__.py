@@ -111,10 +111,10 @@ def report(tallies: Sequence[Tally], arguments: str) -> str:
         totals[tally.kind.partition(":")[0]] += tally.answers.total()
     header = ["kind", "samples", *_GOOD, "faults", "slowest, s", "largest, MB"]
     faults = [f"- {tally.kind}, {fault}" for tally in tallies for fault in tally.faults]
-    counts = ", ".join(f"{count:,} of kind {topic}" for topic, count in totals.items())
+    counts = "; ".join(f"{topic}, {count:,} times" for topic, count in totals.items())
     paragraphs = [
         "# Campaign",
-        f"`python -m tools.campaign {arguments}` took {counts}: {len(faults)} faults.",
+        f"`python -m tools.campaign {arguments}` ended in {len(faults)} faults ({counts}).",
         "Equal: bit for bit the result of an undisturbed run or file, and no litter. Refused: the documented "
         "exception. Read: other content, in a file without a checksum. A fault is anything else: a silent change, "
         f"litter, executed code, another exception, more than {MOST_SECONDS} s or {MOST_BYTES / 1e9:g} GB.",
