@@ -34,7 +34,16 @@ settings.load_profile("eeutils")
 LONG = {"test_demo", "test_train_missing", "test_train_cli", "test_parallel", "test_interruptions", "test_serve"}
 LONG |= {"test_campaign"}
 LONG |= {"test_export", "test_colab", "test_publish", "test_notebooks", "test_notebook", "test_setup", "test_engines"}
-LONG |= {"test_hub", "test_photos", "test_shipped", "test_adapt", "test_structure", "test_readme", "test_cache"}
+LONG |= {
+    "test_hub",
+    "test_photos",
+    "test_shipped",
+    "test_adapt",
+    "test_adapt_uses",
+    "test_structure",
+    "test_readme",
+    "test_cache",
+}
 LONG |= {"test_benchmark_ablation", "test_benchmark_cascade", "test_benchmark_sdn", "test_benchmark_time"}
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from captum.attr import GuidedBackprop, LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.data.augmentation import check_normalized
 from eeutils.models import MultiExitNet, drop_exits, truncate
+from eeutils.models.layouts import MapReader
 from eeutils.models.memory import device_and_dtype
 from eeutils.models.multiexit import Features, map_tensors
 
@@ -159,7 +161,7 @@ def _map_of(
     method: Callable[[nn.Module, Tensor, Tensor], Tensor],
 ) -> Tensor:
     (units, head), images = _private_copy(net, images, exit_index)
-    units, head = _pooling_moved(units, head)
+    units, head = _reader_moved(*_pooling_moved(units, head))
     with torch.no_grad():
         features = units(images)
         _check_map(features, exit_index)
@@ -187,6 +189,15 @@ def _pooling_moved(units: nn.Sequential, head: nn.Module) -> tuple[nn.Module, nn
     while len(layers) > 1 and isinstance(layers[-1], (nn.MaxPool2d, nn.AvgPool2d)):
         head = nn.Sequential(layers.pop(), head)
     return nn.Sequential(*before, *layers), head
+
+
+def _reader_moved(units: nn.Module, head: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Move what brings features into the shape of a map from the head to the units, as `with_exits` has it."""
+    if isinstance(head, nn.Sequential) and isinstance(head[0], MapReader):
+        return nn.Sequential(units, head[0]), head[1:]
+    if getattr(head, "meta", {}).get("layout") == "NHWC":
+        return nn.Sequential(units, Permute([0, 3, 1, 2])), nn.Sequential(Permute([0, 2, 3, 1]), head)
+    return units, head
 
 
 def _mean_gradients(head: nn.Module, features: Tensor, classes: Tensor) -> Tensor:

@@ -65,6 +65,9 @@ def with_exits(
     units = [graph.module(*ends) for ends in zip([[graph.images], *cuts], [*cuts, [tail]], strict=True)]
     heads = [_head(graph, cut, each, layout, places[cut[0]]) for cut, each in zip(cuts, pools, strict=True)]
     classifier = nn.Identity() if tail is graph.answer else graph.module([tail], [graph.answer])
+    if isinstance(classifier, fx.GraphModule):  # grad_cam asks
+        shape = tuple(graph.value(tail).shape)
+        classifier.meta["layout"] = recognise_layout(graph.network, shape, lambda: graph.grown(tail))
     heads = [head.to(*device_and_dtype(network)) for head in heads]
     net = MultiExitNet(units, dict(enumerate([*heads, classifier])))
     exits = {"after": list(places.values()), "image_size": image_size, "pool": pool, "in_channels": in_channels}
