@@ -92,7 +92,10 @@ def _wide() -> Iterator[PlannedRun]:
 
 def _slim() -> Iterator[PlannedRun]:
     """Networks for a few CPU cores: minutes each at width 16."""
-    yield PlannedRun("muon --model airnet_3exits --train.precision bf16")
+    airnet = "muon --model airnet_3exits{} --train.precision bf16 --train.epochs 30"
+    regularized = "--train.loss.label-smoothing 0.2 --train.augmentation.translate 4 --train.augmentation.cutout 12"
+    yield PlannedRun(f"{airnet.format('')} {regularized}")
+    yield PlannedRun(airnet.format(" --width 32"))  # narrow: it does not overfit
     slim = "slim --model {} --pool {} --width {} --train.precision bf16"
     yield PlannedRun(slim.format("resnet18", "avg", 16))
     for pool in ("spp", "avg"):
