@@ -93,7 +93,7 @@ _PLAIN, _EARLIER, _THREE_SPP, _THREE_AVG, _TWO_SPP, _TWO_AVG = _WIDE
 _SLIM = (
     *(f"{_CONV}-w{width}" for width in (16, 24, 32)),
     "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32",
-    "airnet_3exits-cifar10",
+    *(f"airnet_3exits-cifar10{width}" for width in ("", "-w32")),
 )
 _SDN = "resnet56_sdn-mixed-cifar10"
 

@@ -61,7 +61,8 @@ HEADLINE = {
     "resnet18_3exits-conv+conv+spp-cifar10-w16": "ResNet18, width 16, 3 exits",
     "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, width 24, 3 exits",
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, width 32, 3 exits",
-    "airnet_3exits-cifar10": "AirNet, 3 exits (12 epochs)",
+    "airnet_3exits-cifar10-w32": "AirNet, width 32, 3 exits",
+    "airnet_3exits-cifar10": "AirNet, 3 exits",
     "mobilenet_sdn-mixed-cifar10": "MobileNet, Shallow-Deep, 7 exits",
     "resnet56_sdn-mixed-cifar10": "ResNet56, Shallow-Deep, 7 exits",
 }
@@ -85,7 +86,8 @@ DRAWN = {
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
     "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32": "4 exits, convolutions, width 32",
     "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "3 exits, convolutions, width 64",
-    "airnet_3exits-cifar10": "AirNet, 3 exits, 12 epochs",
+    "airnet_3exits-cifar10-w32": "AirNet, 3 exits, width 32",
+    "airnet_3exits-cifar10": "AirNet, 3 exits",
 }
 
 
