@@ -5,6 +5,7 @@ from copy import deepcopy
 from difflib import get_close_matches
 
 from torch import Tensor, fx, nn
+from torch.optim.swa_utils import AveragedModel
 
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.graphs import LayerGraph
@@ -53,6 +54,8 @@ def with_exits(
     network = uncompiled(network)
     if not isinstance(network, nn.Module) or isinstance(network, MultiExitNet):
         raise TypeError(f"network must be a torch.nn.Module without exits, got {type(network).__name__}")
+    if isinstance(network, nn.DataParallel | AveragedModel):
+        raise TypeError(f"network must be the one inside {type(network).__name__}; pass network.module")
     if isinstance(after, str) or len(set(after)) != len(after) or not after:
         raise ValueError(f"after must be a list of different names of layers, got {after!r}")
     if layout not in (None, *LAYOUTS):

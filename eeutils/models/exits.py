@@ -122,12 +122,18 @@ def fresh_exits(
     shapes = on_meta(MultiExitNet(units, {len(units) - 1: nn.Identity()}))
     maps = [features for _, features in walk_units(shapes, image_shape)]
     for unit, name in zip(sorted(after), pools, strict=True):
-        if not isinstance(maps[unit], Tensor) or maps[unit].ndim != 4:
+        if not isinstance(maps[unit], Tensor) or maps[unit].ndim != 4 or _is_channels_last(maps[unit], image_shape):
             given = map_tensors(lambda tensor: tuple(tensor.shape[1:]), maps[unit])
-            raise ValueError(f"unit {unit} must return a feature map (C, H, W), got {given}; use add_exits")
+            raise ValueError(f"unit {unit} must return a feature map (C, H, W), got {given}; use with_exits, add_exits")
         _, channels, height, width = maps[unit].shape
         heads[unit] = initialise(create_exit(name, channels, num_classes, min(height, width)))
     return heads
+
+
+def _is_channels_last(features: Tensor, image_shape: tuple[int, int, int]) -> bool:
+    """Square images make square maps."""
+    _, first, second, third = features.shape
+    return image_shape[1] == image_shape[2] and first == second != third
 
 
 def with_heads(

@@ -10,6 +10,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
@@ -238,7 +239,7 @@ def test_names_that_cannot_get_an_exit_are_refused(after, value):
     assert value in str(error.value)
 
 
-@pytest.mark.parametrize("network", [with_exits, "resnet50", None])
+@pytest.mark.parametrize("network", [with_exits, "resnet50", nn.DataParallel(nn.ReLU()), AveragedModel(nn.ReLU())])
 def test_what_is_no_network_is_refused(network):
     with pytest.raises(TypeError, match="network"):
         with_exits(network, ["layer1"])
