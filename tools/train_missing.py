@@ -92,10 +92,10 @@ def _wide() -> Iterator[PlannedRun]:
 
 def _slim() -> Iterator[PlannedRun]:
     """Networks for a few CPU cores: minutes each at width 16."""
-    airnet = "muon --model airnet_3exits{} --train.precision bf16 --train.epochs 30"
+    airnet = "muon --model airnet_3exits{} --train.precision bf16 --train.epochs {}"
     regularized = "--train.loss.label-smoothing 0.2 --train.augmentation.translate 4 --train.augmentation.cutout 12"
-    yield PlannedRun(f"{airnet.format('')} {regularized}")
-    yield PlannedRun(airnet.format(" --width 32"))  # narrow: it does not overfit
+    yield PlannedRun(f"{airnet.format('', 30)} {regularized}")
+    yield PlannedRun(airnet.format(" --width 32", 16))  # as much compute as a ResNet18 of width 16
     slim = "slim --model {} --pool {} --width {} --train.precision bf16"
     yield PlannedRun(slim.format("resnet18", "avg", 16))
     for pool in ("spp", "avg"):
