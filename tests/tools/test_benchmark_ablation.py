@@ -49,7 +49,7 @@ def test_as_markdown_merges_seeds():
 
 
 def test_variants_change_one_thing_each():
-    for name, variant in VARIANTS.items():
+    for name, variant in (pair for variants in VARIANTS.values() for pair in variants.items()):
         changed = [
             each.name for each in fields(Variant) if getattr(variant, each.name) != getattr(Variant(), each.name)
         ]
@@ -58,18 +58,19 @@ def test_variants_change_one_thing_each():
 
 def test_main_runs_the_study_and_resumes_it(tmp_path, monkeypatch, capsys):
     few = ("as it is", "a stem that is trained", "backbone first, then all together")
-    monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
-    network = "--data digits --recipe digits --model resnet18_3exits --width 2 --epochs 1"
+    airnet = {name: VARIANTS["airnet_3exits"][name] for name in few}
+    monkeypatch.setattr(ablation, "VARIANTS", {"airnet_3exits": airnet})
+    network = "--data digits --recipe muon --model airnet_3exits --width 2 --epochs 1"
     command = f"{network} --runs {tmp_path}/runs --results {tmp_path}"
 
     main([*command.split(), "--seeds", "0"])
     main([*command.split(), "--seeds", "0", "3"])
-    first = pd.read_csv(tmp_path / "ablation.csv")
-    (tmp_path / "ablation.csv").unlink()
+    first = pd.read_csv(tmp_path / "ablation_airnet.csv")
+    (tmp_path / "ablation_airnet.csv").unlink()
     monkeypatch.setattr("eeutils.training.loop._Run.train_epoch", None)  # finished runs are only read
     main([*command.split(), "--seeds", "0", "3"])
 
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation.csv"), first)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation_airnet.csv"), first)
     assert first["changed"].tolist() == 2 * list(few)
     assert first["seed"].tolist() == [0, 0, 0, 3, 3, 3]
-    assert (tmp_path / "ablation.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "ablation_airnet.md").read_text() in capsys.readouterr().out

@@ -11,6 +11,7 @@ Narrow networks, and short runs: what helps here may not help a long one.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import pandas as pd
@@ -44,7 +45,7 @@ class Variant:
     """One change to the recipe or the network.
 
     Attributes:
-        pool: the heads.
+        pool: the heads; None for those of `_HEADS`.
         config: changed fields of the training config.
         loss: changed fields of its loss.
         prepare: changes the new network.
@@ -52,7 +53,7 @@ class Variant:
         backbone_first: half of the epochs for the plain network, the other half for all exits together.
     """
 
-    pool: str = "conv+spp+spp"
+    pool: str | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     loss: Mapping[str, object] = field(default_factory=dict)
     prepare: Callable[[MultiExitNet], object] | None = None
@@ -60,7 +61,22 @@ class Variant:
     backbone_first: bool = False
 
 
-VARIANTS = {
+_ANYWHERE = {
+    "half of the early losses from the last exit": Variant(loss={"distillation": 0.5}),
+    "moving average of the weights": Variant(config={"average_decay": 0.998}),
+    "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
+    "backbone first, then all together": Variant(backbone_first=True),
+}
+# To train with `--recipe slim`: SGD, and all heads pyramids.
+_RESNET18 = {
+    "as it is": Variant(),
+    "convolution in the first head": Variant(pool="conv+spp+spp"),
+    "convolutions in both early heads": Variant(pool="conv+conv+spp"),
+    "biases of norms 8 times as fast": Variant(config={"bias_learning_rate": 8.0}),
+    **_ANYWHERE,
+}
+# To train with `--recipe muon`.
+_AIRNET = {
     "as it is": Variant(),
     "no convolution in the first head": Variant(pool="spp"),
     "the maximum of the whole map in the last head": Variant(pool="conv+spp+max"),
@@ -75,11 +91,10 @@ VARIANTS = {
     "a stem that is trained": Variant(prepare=_train_stem),
     "labels smoothed by 0.2": Variant(loss={"label_smoothing": 0.2}),
     "cutout of 12": Variant(config={"augmentation": Augmentation(translate=2, cutout=12)}),
-    "half of the early losses from the last exit": Variant(loss={"distillation": 0.5}),
-    "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
-    "moving average of the weights": Variant(config={"average_decay": 0.998}),
-    "backbone first, then all together": Variant(backbone_first=True),
+    **_ANYWHERE,
 }
+_HEADS = {"resnet18_3exits": "spp", "airnet_3exits": "conv+spp+spp"}  # where a variant names none
+VARIANTS = {"resnet18_3exits": _RESNET18, "airnet_3exits": _AIRNET}
 
 
 @dataclass(frozen=True)
@@ -88,22 +103,22 @@ class Study:
 
     Attributes:
         data: a data set of `eeutils.data.list_data()`.
-        model: with three exits, of `eeutils.models.list_models()`.
+        model: whose variants to train.
         width: channels of the first layer.
         recipe: of `eeutils.training.list_recipes()`.
-        epochs: passes over the training split, each variant.
+        epochs: passes over the training split, each variant; by default the recipe's.
         seeds: of the weights and the batches.
         precision: of the training.
         device: where to train; by default a GPU if there is one.
         runs: folder of the trainings' checkpoints; finished ones are used as they are.
-        results: folder for ablation.csv and ablation.md.
+        results: folder for ablation.csv and ablation.md (of AirNet ablation_airnet).
     """
 
     data: str = "cifar10"
-    model: str = "airnet_3exits"
+    model: Literal["resnet18_3exits", "airnet_3exits"] = "resnet18_3exits"
     width: int = 16
-    recipe: str = "muon"
-    epochs: int = 8
+    recipe: str = "slim"
+    epochs: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "auto"
     device: str | None = None
@@ -120,7 +135,8 @@ class Study:
         Raises:
             ValueError: if it is unknown or a value makes no sense.
         """
-        return recipe(self.recipe, seed=seed, precision=self.precision, epochs=self.epochs)
+        changes = {} if self.epochs is None else {"epochs": self.epochs}
+        return recipe(self.recipe, seed=seed, precision=self.precision, **changes)
 
 
 @message_instead_of_traceback()
@@ -128,13 +144,15 @@ def main(args: list[str] | None = None) -> None:
     """Train all variants, compare them, write and print the table."""
     study = tyro.cli(Study, prog="python -m tools.benchmarks.ablation", description=__doc__, args=args)
     data = load_data(study.data)
+    variants = VARIANTS[study.model]
     trained = {
-        seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in VARIANTS.items()}
+        seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in variants.items()}
         for seed in study.seeds
     }
-    table = pd.concat({seed: compare(variants) for seed, variants in trained.items()}, names=["seed"])
-    write_text(study.results / "ablation.csv", table.to_csv())
-    publish(as_markdown(table), study.results / "ablation.md")
+    table = pd.concat({seed: compare(each) for seed, each in trained.items()}, names=["seed"])
+    out = study.results / ("ablation_airnet.md" if study.model == "airnet_3exits" else "ablation.md")
+    write_text(out.with_suffix(".csv"), table.to_csv())
+    publish(as_markdown(table), out)
 
 
 def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: ImageData) -> Predictions:
@@ -142,10 +160,10 @@ def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: I
     config = study.config(seed)
     config = replace(config, **variant.config, loss=replace(config.loss, **variant.loss))
     device = choose_device(study.device)
-    folder = study.runs / f"{name.replace(' ', '_')}-s{seed}"
+    folder = study.runs / study.model / f"{name.replace(' ', '_')}-s{seed}"
     torch.manual_seed(seed)
     shape = {"width": study.width, **fitting_arguments(len(data.classes), data.image_shape)}
-    net = create_model(study.model, pool=variant.pool, **shape)
+    net = create_model(study.model, pool=variant.pool or _HEADS[study.model], **shape)
     if variant.prepare is not None:
         variant.prepare(net)
     with mock.patch.object(optimizer, "_NEWTON_SCHULZ_STEPS", variant.newton_schulz_steps):
