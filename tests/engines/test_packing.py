@@ -37,3 +37,10 @@ def test_packed_convolutions_answer_the_same(kwargs, count):
 )
 def test_other_convolutions_stay_as_they_are(conv):
     assert type(with_packed_convolutions(net_of(conv)).units[0]) is nn.Conv2d
+
+
+def test_packed_convolutions_keep_what_networks_read():
+    conv = nn.Conv2d(4, 8, 3, stride=2)
+    packed = with_packed_convolutions(net_of(conv)).units[0]
+    assert torch.equal(packed.weight, conv.weight)
+    assert (packed.out_channels, packed.stride) == (8, (2, 2))
