@@ -282,7 +282,9 @@ def test_cascade_normalises_uint8_images():
     assert torch.equal(cascade.run(elsewhere).exit_index, expected.exit_index)
 
 
-@pytest.mark.parametrize("images", [torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8).byte()])
+@pytest.mark.parametrize(
+    "images", [torch.randn(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.arange(384).view(2, 3, 8, 8).byte() % 2]
+)
 def test_cascade_with_a_normalization_refuses_other_than_pixels(images):
     with pytest.raises(ValueError, match=str(images.dtype)):
         Cascade(make_net(3), NEVER, normalization=make_split(1).normalization)(images)

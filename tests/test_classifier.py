@@ -188,7 +188,7 @@ def test_classifier_computes_in_a_precision_that_is_not_saved(tmp_path):
         (pictures(2, size=12), ValueError, r"got \(2, 3, 12, 12\)"),
         (pictures(2).float() / 255, ValueError, "float32"),
         (pictures(2).long(), ValueError, "int64"),
-        (torch.rand(2, 3, 8, 8).byte(), ValueError, r"uint8 in \[0, 0\]"),
+        ((2 * torch.rand(2, 3, 8, 8)).byte(), ValueError, r"uint8 in \[0, 1\]"),
     ],
     ids=["numpy", "path", "size", "float", "int64", "scaled"],
 )
