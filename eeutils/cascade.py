@@ -95,7 +95,7 @@ class Cascade:
             net = PreparedNet(net, engine, precision=precision, device=device, threads=threads, calibration=calibration)
         check_policy(policy, net.num_exits)
         check_fallback(fallback)
-        self.policy = policy
+        self._policy = policy
         self.fallback = fallback
         self.normalization = normalization
         self.device = net.device
@@ -103,6 +103,11 @@ class Cascade:
         self._exits, self._rule = _in_use(policy, fallback, net.num_exits)
         self._ready = net.keeping(self._exits) if len(self._exits) < net.num_exits else net
         self._costs: dict[tuple[int, ...], Tensor] = {}  # of images by their shape, as far as asked for
+
+    @property
+    def policy(self) -> Policy:
+        """The policy. For another one make another cascade: which exits run follows from it."""
+        return self._policy
 
     def __call__(self, images: Tensor) -> CascadeResult:
         """Images (N, C, H, W), one or more -> logits and exits, on the cascade's device.

@@ -133,6 +133,14 @@ def test_cascade_stops_when_all_images_leave_at_once(count):
     assert seen == [[count]] * 3 + [[]] * 6
 
 
+def test_cascade_takes_no_other_policy_later():
+    cascade = Cascade(make_net(), NEVER)
+
+    with pytest.raises(AttributeError):
+        cascade.policy = ALWAYS
+    assert cascade.policy == NEVER
+
+
 @pytest.mark.parametrize("batch_size", [1, 40])
 def test_cascade_agrees_with_a_policy_that_looks_back(batch_size, two_in_a_row):
     net, split = make_net(6, num_classes=2), make_split(40, num_classes=2)
