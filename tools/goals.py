@@ -83,7 +83,7 @@ def within_macs(macs: float) -> Callable[[Evaluation], Reached | None]:
 
 
 _CONV = "resnet18_3exits-conv+conv+spp-cifar10"
-_SMALL = f"{_CONV}-w16"
+_SMALL = (f"{_CONV}-w16", "airnet_3exits-cifar10-w32")
 _WIDE = (
     "resnet18-avg-cifar10",
     f"{_CONV}-e2+4",
@@ -99,7 +99,7 @@ _SDN = "resnet56_sdn-mixed-cifar10"
 
 GOALS = (
     *(
-        Goal(f"width 16, the {which} of three exits", wanted, (_SMALL,), at_exit(index))
+        Goal(f"the {which} of three exits, for 0.17 PFLOP of training", wanted, _SMALL, at_exit(index), 0.17)
         for index, (which, wanted) in enumerate((("first", 86.0), ("second", 89.5), ("last", 91.0)))
     ),
     *(
