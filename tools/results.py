@@ -79,15 +79,13 @@ _HEADLINE_COLUMNS = {
 # In the figure, as far as they are trained; of several seeds the middle one at the last exit.
 DRAWN = {
     "resnet18-avg-cifar10-w16": "plain ResNet18, width 16",
-    "resnet18_2exits-spp-cifar10-w16": "2 exits, pyramids, width 16",
-    "resnet18_3exits-spp-cifar10-w16": "3 exits, pyramids, width 16",
-    "resnet18_3exits-conv+conv+spp-cifar10-w16-s1": "3 exits, convolutions, width 16",
-    "resnet18_3exits-conv+conv+spp-cifar10-w24": "3 exits, convolutions, width 24",
-    "resnet18_3exits-conv+conv+spp-cifar10-w32": "3 exits, convolutions, width 32",
-    "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32": "4 exits, convolutions, width 32",
-    "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "3 exits, convolutions, width 64",
     "airnet_3exits-cifar10-w32": "AirNet, 3 exits, width 32",
-    "airnet_3exits-cifar10": "AirNet, 3 exits",
+    "airnet_3exits-cifar10": "AirNet, 3 exits, width 64",
+    "resnet18_3exits-conv+conv+spp-cifar10-w16-s1": "ResNet18, 3 exits, width 16",
+    "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, 3 exits, width 24",
+    "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, 3 exits, width 32",
+    "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32": "ResNet18, 4 exits, width 32",
+    "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "ResNet18, 3 exits, width 64",
 }
 
 
@@ -221,7 +219,9 @@ def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
         markersize=5,
         label="chosen for half of the cost",
     )
-    ax.legend(handles=[*ax.get_legend().legend_handles, chosen], fontsize=8, loc="lower right")
+    ax.legend(
+        handles=[*ax.get_legend().legend_handles, chosen], fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5)
+    )
     ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
     ax.set_xlabel(f"{ax.get_xlabel()}, on a logarithmic scale")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
