@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from eeutils.analysis.costs import measure_seconds, now, stage_seconds
@@ -287,10 +288,14 @@ def plot(rows: pd.DataFrame) -> Figure:
             color = f"C{engines.index(row['engine'])}"
             ax.scatter(row["images_per_second"], accuracy, marker=marker, color=color)
         ax.set(xscale="log", xlabel="images/s", title=f"batches of {size}")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("test accuracy (%)")
     keys = [("s", f"C{index}") for index in range(len(engines))] + [("x", "black"), ("o", "black")]
     handles = [plt.Line2D([], [], marker=marker, linestyle="", color=color) for marker, color in keys]
-    axes[0][-1].legend(handles, [*engines, "plain network", "cascade"], fontsize="small", loc="lower left")
+    labels = [*engines, "plain network", "cascade"]
+    axes[0][-1].legend(handles, labels, fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     plt.close(figure)
     return figure
 
