@@ -20,7 +20,8 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
@@ -28,6 +29,7 @@ from eeutils.device import choose_device, unrounded_convolutions
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.plots import plot_curves, use_style
+from eeutils.plots.style import log_axis
 from eeutils.scoreboard import (
     Evaluation,
     over_seeds,
@@ -211,22 +213,13 @@ def halves(evaluations: Iterable[Evaluation]) -> list[tuple[float, float]]:
 def _draw(evaluations: dict[str, Evaluation], path: Path) -> None:
     use_style()
     ax = plot_curves({name: run.test for name, run in evaluations.items()}, plt.subplots(figsize=(8.5, 5))[1])
-    points = halves(evaluations.values())
-    (chosen,) = ax.plot(
-        [cost for cost, _ in points],
-        [accuracy for _, accuracy in points],
-        "kD",
-        markersize=5,
-        label="chosen for half of the cost",
-    )
+    chosen = _mark_halves(ax, evaluations.values(), "chosen for half of the cost")
     ax.legend(
         handles=[*ax.get_legend().legend_handles, chosen], fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5)
     )
-    ax.set(title="CIFAR-10 test accuracy against what an image costs on average", xscale="log")
+    ax.set(title="CIFAR-10 test accuracy against what an image costs on average")
     ax.set_xlabel(f"{ax.get_xlabel()}, on a logarithmic scale")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_axis(ax)
     ax.figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(ax.figure)
 
@@ -238,23 +231,25 @@ def _draw_compute(evaluations: dict[str, Evaluation], pflop: Mapping[str, float]
     ours = {"color": "tab:blue", "marker": "o", "linestyle": "none", "label": "networks here, last exit"}
     training.plot([pflop[name] for name in last], list(last.values()), **ours)
     inference.plot([float(run.test.costs[-1]) / 1e6 for run in evaluations.values()], list(last.values()), **ours)
-    half = np.array(halves(run for run in evaluations.values() if run.test.num_exits > 1)).reshape(-1, 2)
-    inference.plot(*half.T, "kD", markersize=5, label="networks here, for half of their cost")
+    several = (run for run in evaluations.values() if run.test.num_exits > 1)
+    _mark_halves(inference, several, "networks here, for half of their cost")
     for ax, anchors in ((training, TRAINING_ANCHORS), (inference, INFERENCE_ANCHORS)):
         ax.plot(
             *np.array(list(anchors.values())).T, "*", color="tab:orange", markersize=11, label="published elsewhere"
         )
         for name, place in anchors.items():
-            ax.annotate(name, place, xytext=(7, 5), textcoords="offset points", fontsize=8)
+            ax.annotate(name, place, xytext=(-7, 3), textcoords="offset points", fontsize=8, ha="right")
         ax.legend(fontsize=8, loc="lower right")
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(ax)
     training.set(xlabel="compute of training (PFLOP)", ylabel="test accuracy (%)", title="What training costs")
     inference.set(xlabel="multiply-adds of an image, on average (million)", title="What an image costs")
     training.figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(training.figure)
+
+
+def _mark_halves(ax: Axes, evaluations: Iterable[Evaluation], label: str) -> Line2D:
+    points = np.array(halves(evaluations)).reshape(-1, 2)
+    return ax.plot(*points.T, "kD", markersize=5, label=label)[0]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import pandas as pd
 import torch
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from eeutils.analysis.costs import measure_seconds, now, stage_seconds
@@ -42,7 +41,7 @@ from eeutils.engines.registry import find_engine
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
 from eeutils.models import drop_exits, prepared_for_inference
-from eeutils.plots.style import use_style
+from eeutils.plots.style import log_axis, use_style
 from eeutils.training import choose_device
 from eeutils.weights import load_weights, weight_entry
 from tools.benchmarks.report import machine, publish, report_path
@@ -287,10 +286,8 @@ def plot(rows: pd.DataFrame) -> Figure:
             accuracy = float(row["accuracy"].rstrip("%"))
             color = f"C{engines.index(row['engine'])}"
             ax.scatter(row["images_per_second"], accuracy, marker=marker, color=color)
-        ax.set(xscale="log", xlabel="images/s", title=f"batches of {size}")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set(xlabel="images/s", title=f"batches of {size}")
+        log_axis(ax)
     axes[0][0].set_ylabel("test accuracy (%)")
     keys = [("s", f"C{index}") for index in range(len(engines))] + [("x", "black"), ("o", "black")]
     handles = [plt.Line2D([], [], marker=marker, linestyle="", color=color) for marker, color in keys]
