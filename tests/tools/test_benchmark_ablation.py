@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.predictions import Predictions, predict
+from eeutils.data import load_data
+from eeutils.models import create_model
 from tools.benchmarks import ablation
 from tools.benchmarks.ablation import VARIANTS, Variant, as_markdown, compare, main
 
@@ -49,7 +51,7 @@ def test_as_markdown_merges_seeds():
 
 
 def test_variants_change_one_thing_each():
-    for name, variant in (pair for variants in VARIANTS.values() for pair in variants.items()):
+    for name, variant in VARIANTS.items():
         changed = [
             each.name for each in fields(Variant) if getattr(variant, each.name) != getattr(Variant(), each.name)
         ]
@@ -57,20 +59,45 @@ def test_variants_change_one_thing_each():
 
 
 def test_main_runs_the_study_and_resumes_it(tmp_path, monkeypatch, capsys):
-    few = ("as it is", "a stem that is trained", "backbone first, then all together")
-    airnet = {name: VARIANTS["airnet_3exits"][name] for name in few}
-    monkeypatch.setattr(ablation, "VARIANTS", {"airnet_3exits": airnet})
-    network = "--data digits --recipe muon --model airnet_3exits --width 2 --epochs 1"
-    command = f"{network} --runs {tmp_path}/runs --results {tmp_path}"
+    few = [name for name in VARIANTS if any(word in name for word in ("as it is", "a stem", "backbone", "70 %"))]
+    monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
+    command = f"--data digits --width 4 --epochs 1 --runs {tmp_path}/runs --results {tmp_path}"
 
     main([*command.split(), "--seeds", "0"])
     main([*command.split(), "--seeds", "0", "3"])
-    first = pd.read_csv(tmp_path / "ablation_airnet.csv")
-    (tmp_path / "ablation_airnet.csv").unlink()
+    first = pd.read_csv(tmp_path / "ablation.csv")
+    (tmp_path / "ablation.csv").unlink()
     monkeypatch.setattr("eeutils.training.loop._Run.train_epoch", None)  # finished runs are only read
     main([*command.split(), "--seeds", "0", "3"])
 
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation_airnet.csv"), first)
-    assert first["changed"].tolist() == 2 * list(few)
-    assert first["seed"].tolist() == [0, 0, 0, 3, 3, 3]
-    assert (tmp_path / "ablation_airnet.md").read_text() in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation.csv"), first)
+    assert first["changed"].tolist() == 2 * few
+    assert first["seed"].tolist() == [0] * 4 + [3] * 4
+    assert (tmp_path / "ablation.md").read_text() in capsys.readouterr().out
+
+
+def test_shrink_images_ends_after_the_steps_of_training():
+    seen = []
+    net = torch.nn.Conv2d(1, 1, 1)
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    ablation._shrink_images(net, steps=2)
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+
+    for training in (True, False, True, True):
+        net.train(training)(torch.rand(2, 1, 8, 8))
+
+    assert seen == [8, 6, 8, 8, 8, 6, 8, 8]
+
+
+def test_hard_images_have_the_highest_losses():
+    data = load_data("digits")
+    net = create_model("resnet18", width=2, **ablation._fitting(data))
+    predictions = predict(net, data.train)
+    losses = torch.nn.functional.cross_entropy(predictions.logits[-1], data.train.labels, reduction="none")
+
+    hard = ablation._hard_images(net, data.train, torch.device("cpu"))
+
+    kept = losses >= losses.sort(descending=True).values[len(hard) - 1]
+    assert len(hard) == round(0.7 * len(data.train))
+    assert hard.images.equal(data.train.images[kept])
+    assert hard.labels.equal(data.train.labels[kept])

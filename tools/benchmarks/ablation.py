@@ -1,8 +1,8 @@
 """Compare training variants, one change at a time: `python -m tools.benchmarks.ablation`.
 
-A network with three exits is trained anew with one thing changed at a time, from the same seed and for the same number
-of epochs, and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half a
-point against the *unchanged* network's last exit, so that all are asked for the same accuracy. Each seed is a
+AirNet with three exits is trained by the recipe `muon` with one thing changed at a time, from the same seed and for the
+same compute, and measured on the validation split: accuracy of each exit, and what the cascade costs that may lose half
+a point against the *unchanged* network's last exit, so that all are asked for the same accuracy. Each seed is a
 comparison of its own. Interrupted, it goes on.
 
 Narrow networks, and short runs: what helps here may not help a long one.
@@ -10,24 +10,25 @@ Narrow networks, and short runs: what helps here may not help a long one.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 from unittest import mock
 
 import pandas as pd
 import torch
 import tyro
+from torch import Tensor, nn
 
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
-from eeutils.data import Augmentation, ImageData, load_data
+from eeutils.data import Augmentation, ImageData, Split, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.models import MultiExitNet, create_model, drop_exits
 from eeutils.models.airnet import Whitening
 from eeutils.models.registry import fitting_arguments
 from eeutils.scoreboard import MAX_DROP, Spread
-from eeutils.training import TrainConfig, choose_device, fit, optimizer, recipe
+from eeutils.training import choose_device, fit, optimizer, recipe
 from tools.benchmarks.report import publish
 from tools.pages import RESULTS
 from tools.tables import frame_as_markdown
@@ -42,41 +43,31 @@ def _train_stem(net: MultiExitNet) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """One change to the recipe or the network.
+    """One change to the recipe, the images or the network.
 
     Attributes:
-        pool: the heads; None for those of `_HEADS`.
+        pool: the heads.
         config: changed fields of the training config.
         loss: changed fields of its loss.
         prepare: changes the new network.
         newton_schulz_steps: of Muon.
         backbone_first: half of the epochs for the plain network, the other half for all exits together.
+        small_images: train on images of 3/4 of the size in the first half, for 5/4 of the epochs.
+        hard_images: train on the 70 % of the images with the highest loss of a proxy of a quarter of the width, for 5/4
+            of the epochs.
     """
 
-    pool: str | None = None
+    pool: str = "conv+spp+spp"
     config: Mapping[str, object] = field(default_factory=dict)
     loss: Mapping[str, object] = field(default_factory=dict)
     prepare: Callable[[MultiExitNet], object] | None = None
     newton_schulz_steps: int = 3
     backbone_first: bool = False
+    small_images: bool = False
+    hard_images: bool = False
 
 
-_ANYWHERE = {
-    "half of the early losses from the last exit": Variant(loss={"distillation": 0.5}),
-    "moving average of the weights": Variant(config={"average_decay": 0.998}),
-    "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
-    "backbone first, then all together": Variant(backbone_first=True),
-}
-# To train with `--recipe slim`: SGD, and all heads pyramids.
-_RESNET18 = {
-    "as it is": Variant(),
-    "convolution in the first head": Variant(pool="conv+spp+spp"),
-    "convolutions in both early heads": Variant(pool="conv+conv+spp"),
-    "biases of norms 8 times as fast": Variant(config={"bias_learning_rate": 8.0}),
-    **_ANYWHERE,
-}
-# To train with `--recipe muon`.
-_AIRNET = {
+VARIANTS = {
     "as it is": Variant(),
     "no convolution in the first head": Variant(pool="spp"),
     "the maximum of the whole map in the last head": Variant(pool="conv+spp+max"),
@@ -91,10 +82,19 @@ _AIRNET = {
     "a stem that is trained": Variant(prepare=_train_stem),
     "labels smoothed by 0.2": Variant(loss={"label_smoothing": 0.2}),
     "cutout of 12": Variant(config={"augmentation": Augmentation(translate=2, cutout=12)}),
-    **_ANYWHERE,
+    "half of the early losses from the last exit": Variant(loss={"distillation": 0.5}),
+    "moving average of the weights": Variant(config={"average_decay": 0.998}),
+    "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
+    "backbone first, then all together": Variant(backbone_first=True),
+    "images of 24 pixels in the first half, more epochs": Variant(small_images=True),
+    "the hardest 70 % of the images, more epochs": Variant(hard_images=True),
 }
-_HEADS = {"resnet18_3exits": "spp", "airnet_3exits": "conv+spp+spp"}  # where a variant names none
-VARIANTS = {"resnet18_3exits": _RESNET18, "airnet_3exits": _AIRNET}
+_MODEL = "airnet_3exits"
+# At CIFAR's size and width 16, all variants cost the same: 5/4 * (1 + 0.54) / 2 = 0.96 for small images; for hard ones
+# 5/4 * 0.7 = 0.88, and 3/4 * 0.175 = 0.13 for the proxy.
+_MORE_EPOCHS = 5 / 4
+_HARD_SHARE = 0.7
+_PROXY_EPOCHS = 3 / 5
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,18 @@ class Study:
 
     Attributes:
         data: a data set of `eeutils.data.list_data()`.
-        model: whose variants to train.
         width: channels of the first layer.
-        recipe: of `eeutils.training.list_recipes()`.
-        epochs: passes over the training split, each variant; by default the recipe's.
+        epochs: passes over the training split, each variant.
         seeds: of the weights and the batches.
         precision: of the training.
         device: where to train; by default a GPU if there is one.
         runs: folder of the trainings' checkpoints; finished ones are used as they are.
-        results: folder for ablation.csv and ablation.md (of AirNet ablation_airnet).
+        results: folder for ablation.csv and ablation.md.
     """
 
     data: str = "cifar10"
-    model: Literal["resnet18_3exits", "airnet_3exits"] = "resnet18_3exits"
     width: int = 16
-    recipe: str = "slim"
-    epochs: int | None = None
+    epochs: int = 4
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "auto"
     device: str | None = None
@@ -129,50 +125,71 @@ class Study:
         if not self.seeds:
             raise ValueError("seeds are empty; name one at least")
 
-    def config(self, seed: int) -> TrainConfig:
-        """The unchanged recipe.
-
-        Raises:
-            ValueError: if it is unknown or a value makes no sense.
-        """
-        changes = {} if self.epochs is None else {"epochs": self.epochs}
-        return recipe(self.recipe, seed=seed, precision=self.precision, **changes)
-
 
 @message_instead_of_traceback()
 def main(args: list[str] | None = None) -> None:
     """Train all variants, compare them, write and print the table."""
     study = tyro.cli(Study, prog="python -m tools.benchmarks.ablation", description=__doc__, args=args)
     data = load_data(study.data)
-    variants = VARIANTS[study.model]
     trained = {
-        seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in variants.items()}
+        seed: {name: predictions_of(study, variant, name, seed, data) for name, variant in VARIANTS.items()}
         for seed in study.seeds
     }
     table = pd.concat({seed: compare(each) for seed, each in trained.items()}, names=["seed"])
-    out = study.results / ("ablation_airnet.md" if study.model == "airnet_3exits" else "ablation.md")
-    write_text(out.with_suffix(".csv"), table.to_csv())
-    publish(as_markdown(table), out)
+    write_text(study.results / "ablation.csv", table.to_csv())
+    publish(as_markdown(table), study.results / "ablation.md")
 
 
 def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: ImageData) -> Predictions:
     """Predictions on the validation split of a variant trained now or earlier."""
-    config = study.config(seed)
+    config = recipe("muon", epochs=study.epochs, seed=seed, precision=study.precision)
     config = replace(config, **variant.config, loss=replace(config.loss, **variant.loss))
     device = choose_device(study.device)
-    folder = study.runs / study.model / f"{name.replace(' ', '_')}-s{seed}"
+    folder = study.runs / f"{name.replace(' ', '_')}-s{seed}"
+    train = partial(fit, device=device)
     torch.manual_seed(seed)
-    shape = {"width": study.width, **fitting_arguments(len(data.classes), data.image_shape)}
-    net = create_model(study.model, pool=variant.pool or _HEADS[study.model], **shape)
+    net = create_model(_MODEL, pool=variant.pool, width=study.width, **_fitting(data))
     if variant.prepare is not None:
         variant.prepare(net)
+    if variant.small_images or variant.hard_images:
+        config = replace(config, epochs=max(1, round(_MORE_EPOCHS * config.epochs)))
+    if variant.small_images:
+        _shrink_images(net, steps=config.epochs * (len(data.train) // config.batch_size) // 2)
     with mock.patch.object(optimizer, "_NEWTON_SCHULZ_STEPS", variant.newton_schulz_steps):
+        if variant.hard_images:
+            proxy = create_model(_MODEL, pool=variant.pool, width=max(1, study.width // 4), **_fitting(data))
+            short = replace(config, epochs=max(1, round(_PROXY_EPOCHS * config.epochs)))
+            train(proxy, data, short, checkpoint=folder / "proxy.pt")
+            data = replace(data, train=_hard_images(proxy, data.train, device))
         if variant.backbone_first:
             config = replace(config, epochs=max(1, config.epochs // 2))
             plain = drop_exits(net, net.exit_after[:-1])  # shares its weights
-            fit(plain, data, config, checkpoint=folder / "backbone.pt", device=device)
-        fit(net, data, config, checkpoint=folder / "checkpoint.pt", device=device)
+            train(plain, data, config, checkpoint=folder / "backbone.pt")
+        train(net, data, config, checkpoint=folder / "checkpoint.pt")
     return predict(net, data.val, device=device)
+
+
+def _fitting(data: ImageData) -> dict[str, int]:
+    return fitting_arguments(len(data.classes), data.image_shape)
+
+
+def _shrink_images(net: MultiExitNet, steps: int) -> None:
+    """Show `net` images of 3/4 of their size in its first training steps. A run resumed counts them anew."""
+    left = iter(range(steps))
+
+    def shrink(module: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+        if module.training and next(left, None) is not None:
+            return nn.functional.interpolate(*inputs, scale_factor=0.75, mode="bilinear", antialias=True)
+        return None
+
+    net.register_forward_pre_hook(shrink)
+
+
+def _hard_images(proxy: MultiExitNet, split: Split, device: torch.device) -> Split:
+    """The share of the images with the highest loss at the last exit of `proxy`."""
+    predictions = predict(proxy, split, device=device)
+    losses = nn.functional.cross_entropy(predictions.logits[-1], predictions.labels, reduction="none")
+    return split.take(losses.topk(round(_HARD_SHARE * len(split))).indices.sort().values.to(split.labels.device))
 
 
 def compare(trained: Mapping[str, Predictions]) -> pd.DataFrame:
