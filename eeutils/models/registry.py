@@ -10,7 +10,7 @@ from eeutils.models.multiexit import MultiExitNet, Origin
 
 _BUILDERS: dict[str, Callable[..., MultiExitNet]] = {}
 _USUAL_SIZE = 32  # default image_size of all builders
-_SIZES = ("num_classes", "in_channels", "width", "image_size")
+_LEAST = {"num_classes": 2, "in_channels": 1, "width": 1, "image_size": 1}
 
 
 def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiExitNet]:
@@ -40,7 +40,7 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
         name: one of `list_models()`.
         arguments: of the builder. All take
 
-            - `num_classes`: logits per image;
+            - `num_classes`: logits per image, at least 2;
             - `in_channels`: channels of an image;
             - `width`: channels of the first layers; the default is the published network, cost grows with its square;
             - `image_size`: pixels of an image's shorter side, for "mixed" heads; most networks read any size;
@@ -57,8 +57,8 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
     """
     check_choice("model", name, list_models())
     for size, value in arguments.items():
-        if size in _SIZES and not (isinstance(value, Integral) and value >= 1):
-            raise ValueError(f"{size} must be a positive whole number, got {value!r}")
+        if size in _LEAST and not (isinstance(value, Integral) and value >= _LEAST[size]):
+            raise ValueError(f"{size} must be a whole number from {_LEAST[size]} on, got {value!r}")
     net = _BUILDERS[name](**arguments)
     net.origin = _origin(name, arguments)
     return net

@@ -54,6 +54,7 @@ def test_origin_rebuilds_the_network_and_survives_copies_but_not_surgery():
         ({"width": 0}, "^width .*0"),
         ({"width": 16.5}, "^width .*16.5"),
         ({"num_classes": "10"}, "^num_classes .*'10'"),
+        ({"num_classes": 1}, "^num_classes .*1"),
         ({"exit_after": 4}, "got 4"),
         ({"exit_after": (3, 3)}, r"\(3, 3\)"),
         ({"exit_after": (8,)}, r"0\.\.7.*\(8,\)"),

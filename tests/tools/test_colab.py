@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import pytest
 
 from tools import colab
 
@@ -25,6 +27,23 @@ def test_missing_names_what_is_absent_or_too_old_and_keeps_torch():
 
 def test_kept_pins_the_installed_versions():
     assert f"torch=={metadata.version('torch')}" in colab.kept()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_main_says_if_pip_replaced_torch_against_the_constraint(monkeypatch, replaced):
+    versions, constraints = {"torch": "2.6.0", "numpy": "2.1.0"}, []
+
+    def pip(command: list[str], check: bool) -> None:
+        if "--constraint" in command:
+            constraints.extend(Path(command[command.index("--constraint") + 1]).read_text().split())
+            versions["torch"] = "2.5.0" if replaced else versions["torch"]
+
+    monkeypatch.setattr(colab, "_installed", versions.get)
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(SystemExit, match=r"torch==2\.5\.0") if replaced else nullcontext():
+        colab.main()
+
+    assert constraints == ["torch==2.6.0", "numpy==2.1.0"]
 
 
 def test_first_cell_fetches_a_small_part_of_the_repository(tmp_path, monkeypatch):
