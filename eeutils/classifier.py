@@ -48,11 +48,6 @@ class Classifier:
         engine, precision: see `Cascade`; `save` does not keep them.
         image_shape: (C, H, W) of the training images, such as `data.image_shape`. Other shapes are then refused,
             because most networks read them and answer wrongly. None accepts any.
-
-    Raises:
-        TypeError: if a part has the wrong type.
-        ValueError: if network, classes, policy, fallback and `image_shape` do not fit together, or a weight is NaN or
-            infinite.
     """
 
     net: MultiExitNet
@@ -86,7 +81,6 @@ class Classifier:
         """Classify images (N, C, H, W) uint8 in 0..255, of the size that the network was trained on.
 
         Raises:
-            TypeError: if `images` is not a tensor.
             ValueError: if the images have another dtype, range or shape, or the network has not one output for each of
                 `classes`.
         """
@@ -103,9 +97,6 @@ class Classifier:
 
         What builds the network is kept with it, if `create_model` did, or torchvision or timm and `with_exits`: `load`
         can then rebuild it.
-
-        Raises:
-            StorageError: if the file cannot be written.
         """
         save_tensors(path, stored_tensors(self.net), {_METADATA: json.dumps(self.about())})
 

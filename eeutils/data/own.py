@@ -48,9 +48,6 @@ def data_from_tensors(
         seed: of the split.
         normalization: by default that of the training images; for trained weights the one they were trained with,
             `eeutils.weights.weight_entry(name).normalization`.
-
-    Raises:
-        ValueError: if a share leaves a split without some class.
     """
     kwargs = {"name": name, "val_share": val_share, "test_share": test_share, "seed": seed}
     return _data_from_parts({"train": (images, labels)}, classes, **kwargs, normalization=normalization)

@@ -139,11 +139,7 @@ def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
 
 
 def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:
-    """Part `split` in two, the second with `holdout` images; both have every class in proportion, drawn by `seed`.
-
-    Raises:
-        ValueError: if a part would lack a class; it names the smallest classes.
-    """
+    """Part `split` in two, the second with `holdout` images; both have every class in proportion, drawn by `seed`."""
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     index, labels = torch.arange(len(split)), split.labels.cpu()

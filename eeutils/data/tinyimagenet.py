@@ -97,25 +97,14 @@ def tinyimagenet_sources(archive: TinyImageNetArchive, folder: Path) -> list[Sou
 
 
 def read_zip(path: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawData:
-    """Read the archive as it was downloaded; nothing is unpacked.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        IntegrityError: if it is not the official archive.
-    """
+    """Read the archive as it was downloaded; nothing is unpacked."""
     check_hash(path, "md5", archive.md5)
     with zipfile.ZipFile(path) as file:
         return read_folder(zipfile.Path(file, f"{FOLDER}/"), archive)
 
 
 def fetch_official_site(archive: TinyImageNetArchive, folder: Path, *, timeout_s: float = 60.0) -> RawData:
-    """Download the archive into `folder` and read it.
-
-    Raises:
-        ConnectionError: if the site cannot be reached, answers with an error, falls silent or stops half-way.
-        IntegrityError: if it sends another file.
-        StorageError: if the folder cannot be written.
-    """
+    """Download the archive into `folder` and read it."""
     path = folder / f"{FOLDER}.zip"
     check = partial(check_hash, algorithm="md5", expected=archive.md5)
     download(archive.url, path, check, size=archive.size, timeout_s=timeout_s)
@@ -126,9 +115,6 @@ def read_folder(root: Root, archive: TinyImageNetArchive = TINY_IMAGENET) -> Raw
     """Read the folder `tiny-imagenet-200`, unpacked or in its zip.
 
     Its files have no published hashes: names, numbers and sizes are checked, not what the images show.
-
-    Raises:
-        IntegrityError: if a class, an image or a list is missing or wrong; the message names it.
     """
     # A name with a slash in it could lead out of the folder.
     ids = sorted({line for line in _lines(root, "wnids.txt") if re.fullmatch(r"n\d+", line)})

@@ -47,7 +47,6 @@ def with_exits(
         name: of the network's builder in torchvision or timm, for `net.origin`; by default it is recognised.
 
     Raises:
-        TypeError: if `network` is not a module, or has exits.
         ValueError: if a layer is unknown, named twice, or does not give one tensor, images first, of a known layout; if
             `pool` is unknown; if the network cannot be traced, or cannot read such images.
     """
@@ -79,11 +78,7 @@ def with_exits(
 
 
 def rebuild(origin: Origin) -> MultiExitNet:
-    """Build the network of `origin` again, with fresh weights.
-
-    Raises:
-        ValueError: if its library is not known here, or has no such network any more.
-    """
+    """Build the network of `origin` again, with fresh weights."""
     if origin.library == "eeutils":
         return create_model(origin.name, **origin.arguments)
     return with_exits(library_network(origin), **origin.exits, name=origin.name)

@@ -18,11 +18,7 @@ _NEEDS_VALUES = re.compile("(?<![a-z])meta(?![a-z])|fake impl", re.IGNORECASE)
 
 
 def check_exits(net: nn.Module) -> MultiExitNet:
-    """Return `net` without its `torch.compile` wrapper.
-
-    Raises:
-        TypeError: if it has no exits.
-    """
+    """Return `net` without its `torch.compile` wrapper, or raise TypeError if it has no exits."""
     if not hasattr(net, "num_exits"):
         wraps_one = hasattr(getattr(net, "module", None), "num_exits")  # DataParallel, AveragedModel
         remedy = "pass net.module" if wraps_one else "add some with with_exits(net, after=[...])"
@@ -43,12 +39,7 @@ def check_units(name: str, units: Collection[int], allowed: Sequence[int]) -> No
 
 
 def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
-    """Return `net(x)`, checking every unit and exit on the way.
-
-    Raises:
-        ValueError: if a unit or head cannot read its input, an early head writes into it, or an exit does not return
-            logits.
-    """
+    """Return `net(x)`, or raise a ValueError that names the unit or exit that does not fit."""
     num_images, answers = len(x), []
     for last, stage in zip(net.exit_after, net.stages(), strict=True):
         for index, unit in enumerate(stage.units, last + 1 - len(stage.units)):
@@ -102,12 +93,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def on_meta(net: MultiExitNet) -> MultiExitNet:
-    """Return a copy of `net` that computes shapes alone: on the meta device, in evaluation mode, without hooks.
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if a lazy layer has no weights yet.
-    """
+    """Return a copy of `net` that computes shapes alone: on the meta device, in evaluation mode, without hooks."""
     net = check_exits(net)
     device_and_dtype(net)  # raises if a layer is lazy
     copy = independent_copy(net)
@@ -120,22 +106,14 @@ def on_meta(net: MultiExitNet) -> MultiExitNet:
 
 @torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules
 def count_macs(module: nn.Module, x: Features, part: str) -> tuple[float, Features]:
-    """Return the multiply-adds of `module`, the `part` of a network `on_meta`, and its output for `x`.
-
-    Raises:
-        ValueError: if `module` cannot read `x`, or needs values and not shapes alone.
-    """
+    """Return the multiply-adds of `module`, the `part` of a network `on_meta`, and its output for `x`."""
     with reading(x, part, module), FlopCounterMode(display=False) as counter:
         y = module(x)
     return counter.get_total_flops() / 2, y
 
 
 def walk_units(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Iterator[tuple[float, Features]]:
-    """Yield the multiply-adds of each unit of a network `on_meta` for one image (C, H, W), and its feature map.
-
-    Raises:
-        ValueError: if the units cannot read such an image.
-    """
+    """Yield the multiply-adds of each unit of a network `on_meta` for one image (C, H, W), and its feature map."""
     x = torch.empty(1, *image_shape, device="meta")
     for index, unit in enumerate(net.units):
         macs, x = count_macs(unit, x, f"unit {index}")

@@ -88,20 +88,13 @@ def create_exit(pool: str, channels: int, num_classes: int, size: int | None = N
         pool: "avg" and "max" pool the whole map into one cell, "spp_avg" and "spp" into a pyramid of 21 cells; "mixed"
             is the `InternalClassifier`, "conv" a `convolutional_exit`.
         size: shorter side of the map in pixels, if known; "mixed" then has no more cells than the map has pixels.
-
-    Raises:
-        ValueError: if `pool` is unknown.
     """
     check_choice("pool", pool, list_pools())
     return _EXITS[pool](channels, num_classes, _LARGEST_GRID if size is None else size)
 
 
 def pool_of_each_exit(pool: str, num_exits: int) -> list[str]:
-    """Split "conv+spp+avg" into one name per exit, shallowest first; a single name stands for all.
-
-    Raises:
-        ValueError: if the number of names does not fit.
-    """
+    """Split "conv+spp+avg" into one name per exit, shallowest first; a single name stands for all."""
     pools = pool.split("+")
     if len(pools) not in (1, num_exits):
         raise ValueError(f"pool must name 1 head or {num_exits}, joined by '+', got {pool!r}")
@@ -111,11 +104,7 @@ def pool_of_each_exit(pool: str, num_exits: int) -> list[str]:
 def fresh_exits(
     units: Sequence[nn.Module], after: Collection[int], image_shape: tuple[int, int, int], pool: str, num_classes: int
 ) -> dict[int, nn.Module]:
-    """Build a head for the feature map after each of the units `after`, found by a walk over shapes alone.
-
-    Raises:
-        ValueError: if `pool` does not fit, or a unit cannot read its input or returns no map (C, H, W).
-    """
+    """Build a head for the feature map after each of the units `after`, found by a walk over shapes alone."""
     pools, heads = pool_of_each_exit(pool, len(after)), {}
     if not after:
         return heads
@@ -152,9 +141,6 @@ def with_heads(
         classifier: the network's own head, after the last unit.
         image_shape: (C, H, W).
         pool: the heads of all exits, see `pool_of_each_exit`; None for internal classifiers before `classifier`.
-
-    Raises:
-        ValueError: if `exit_after`, `pool` or `image_shape` does not fit the network.
     """
     last = len(units) - 1
     check_units("exit_after", exit_after, range(last))

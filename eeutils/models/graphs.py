@@ -24,9 +24,6 @@ class LayerGraph:
         network: from images (N, C, H, W) to logits (N, classes); it is left in evaluation mode.
         names: of layers to cut at. Modules above them are opened, all others stay one step each.
         image_shape: (C, H, W).
-
-    Raises:
-        ValueError: if the network cannot be recorded, takes other steps in training, or cannot read such an image.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> None:

@@ -17,11 +17,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 def device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Return the device and dtype of the first floating tensor of `net`; without one, the CPU and float32.
-
-    Raises:
-        ValueError: if a lazy layer has no weights yet.
-    """
+    """Return the device and dtype of the first floating tensor of `net`; without one, the CPU and float32."""
     tensors = list(chain(net.parameters(), net.buffers()))
     if any(map(is_lazy, tensors)):
         raise ValueError("a lazy layer of the network has no weights yet; call net(images) once first")

@@ -60,9 +60,6 @@ class MultiExitNet(nn.Module):
 
     Attributes:
         origin: how to build this network again; None after surgery, or if it was built by hand.
-
-    Raises:
-        ValueError: if an exit follows a unit that does not exist, or the last unit has none.
     """
 
     def __init__(self, units: Sequence[nn.Module], exits: Mapping[int, nn.Module]) -> None:

@@ -40,11 +40,7 @@ def origin_of(network: nn.Module, num_classes: int, name: str | None, exits: dic
 
 
 def library_network(origin: Origin) -> nn.Module:
-    """Build the network of `origin` without exits, its weights fresh.
-
-    Raises:
-        ValueError: if the library is unknown, or has no such network.
-    """
+    """Build the network of `origin` without exits, its weights fresh."""
     if unknown := origin.arguments.keys() - _ARGUMENTS:
         raise ValueError(f"arguments of {origin.name} must be among {sorted(_ARGUMENTS)}, got {sorted(unknown)}")
     if origin.library == "torchvision":

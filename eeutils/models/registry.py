@@ -17,9 +17,6 @@ def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiE
     """Make `builder` available to `create_model` under its own name; use it as a decorator.
 
     A builder takes the keywords `num_classes`, `in_channels`, `width`, `image_size`, `pool` and `exit_after`.
-
-    Raises:
-        ValueError: if another builder has that name; a notebook cell that defines it may run again.
     """
     known = _BUILDERS.get(builder.__name__, builder)
     if (known.__module__, known.__qualname__) != (builder.__module__, builder.__qualname__):
@@ -53,7 +50,6 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
 
     Raises:
         ValueError: if the name is unknown, or an argument has a value that the builder does not take.
-        TypeError: if the builder has no such argument.
     """
     check_choice("model", name, list_models())
     for size, value in arguments.items():

@@ -32,11 +32,6 @@ def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple
     Args:
         shares: above 0 and below 1, rising.
         image_shape: (C, H, W).
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if shares do not rise within 0 and 1, two have the same nearest unit, or the network cannot read
-            images of that shape.
     """
     macs = list(accumulate(macs for macs, _ in walk_units(on_meta(net), image_shape)))
     reached = [each / macs[-1] for each in macs]
@@ -65,11 +60,6 @@ def with_internal_classifiers(
         image_shape: (C, H, W); sizes of the exits follow from it.
         after: units that get an exit; by default `exits_at_cost(net, SDN_SHARES, image_shape)`.
         pool: the heads of these exits: one of `list_pools()` for all, or one each, shallowest first, joined by "+".
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if `after` does not name units without an exit and with a feature map (C, H, W), `pool` is unknown,
-            or the network cannot read images of that shape.
     """
     net = check_exits(net)
     if after is None:

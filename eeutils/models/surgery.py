@@ -14,10 +14,6 @@ def add_exits(net: MultiExitNet, exits: Mapping[int, nn.Module]) -> MultiExitNet
     """Return a copy of `net` with copies of `exits` (unit index -> head) besides its own.
 
     The added heads take the mode of `net`, training or evaluation.
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if a unit does not exist or already has an exit.
     """
     net = check_exits(net)
     check_units("exits", list(exits), [unit for unit in range(len(net.units)) if unit not in net.exit_after])
@@ -30,10 +26,6 @@ def drop_exits(net: MultiExitNet, after: Collection[int]) -> MultiExitNet:
     """Return a network without the exits after the units `after`; the last one cannot be dropped.
 
     Weights are shared with `net`: deepcopy the result to train it apart.
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if one of them does not exist or is the last.
     """
     net = check_exits(net)
     check_units("after", after, net.exit_after[:-1])
@@ -42,12 +34,7 @@ def drop_exits(net: MultiExitNet, after: Collection[int]) -> MultiExitNet:
 
 
 def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
-    """Return the network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`.
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if there is no such exit.
-    """
+    """Return the network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`."""
     net = check_exits(net)
     check_exit_index(exit_index, net.num_exits)
     last = net.exit_after[exit_index]
@@ -61,10 +48,6 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
     Args:
         donor: a network with the same units, and the same last exit if that is copied.
         last_exit: False leaves the last exit as well, for instance for other classes.
-
-    Raises:
-        TypeError: if one of them has no exits.
-        ValueError: if the two differ there; `net` is then unchanged.
     """
     net, donor = check_exits(net), check_exits(donor)
     parts = ("units.", f"exits.{len(net.units) - 1}.") if last_exit else ("units.",)
@@ -84,10 +67,6 @@ def widen_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     Args:
         net: the network to change; units of convolutions, norms and shortcuts, none of which reads a flattened map.
         donor: a network of the same layers with a half, a third, ... of the channels.
-
-    Raises:
-        TypeError: if one of them has no exits.
-        ValueError: if they differ in more than the width; `net` is then unchanged.
     """
     net, donor = check_exits(net), check_exits(donor)
     own, given = net.units.state_dict(), donor.units.state_dict()

@@ -21,9 +21,6 @@ def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx
 
     The modules above the layers `names` are opened, all others are one step each; where that cannot be recorded, all
     are opened. `network` is left in evaluation mode.
-
-    Raises:
-        ValueError: if that cannot be recorded either, or other steps are taken in training.
     """
     above = set(_above(network, names))
     try:
@@ -126,11 +123,7 @@ def _recorded(network: nn.Module, is_step: Callable[[nn.Module], bool]) -> tuple
 
 
 def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> None:
-    """Let steps of `graph` that are told the mode, as F.dropout is, ask for it.
-
-    Raises:
-        ValueError: if training takes other steps, or gives them other numbers.
-    """
+    """Let steps of `graph` that are told the mode, as F.dropout is, ask for it."""
     for step, other in zip_longest(_steps(graph), _steps(in_training)):
         if step is None or other is None or (step.op, step.target) != (other.op, other.target):
             raise ValueError(f"in training, {other} takes the place of {step}")

@@ -32,9 +32,6 @@ def plot_attributions(
         index: the positions in it of the N images, in the order of the explanations; N may be 0.
         exits: explanations (`eeutils.analysis.gradcam.explain`) by the name that a column of theirs gets.
         size: of an image, in inches.
-
-    Raises:
-        ValueError: if an explanation is not of as many images.
     """
     positions = torch.as_tensor(index, dtype=torch.int64).tolist()
     for name, found in exits.items():

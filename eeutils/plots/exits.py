@@ -179,11 +179,7 @@ def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] =
 
 
 def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """Exit rates as stacked bars: for each row (a class, a threshold) the share (E,) of images at each exit.
-
-    Raises:
-        ValueError: if rows are of different numbers of exits.
-    """
+    """Exit rates as stacked bars: for each row (a class, a threshold) the share (E,) of images at each exit."""
     num_exits = {row: len(shares) for row, shares in rates.items()}
     if len(set(num_exits.values())) > 1:
         raise ValueError(f"all rows need as many exits, got {num_exits}")

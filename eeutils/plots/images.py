@@ -36,11 +36,7 @@ def plot_images(
     columns: int = 10,
     size: float = 1.0,
 ) -> plt.Figure:
-    """The images at positions `index` in a grid, each under its title (by default its class).
-
-    Raises:
-        ValueError: if there are not as many titles as images.
-    """
+    """The images at positions `index` in a grid, each under its title (by default its class)."""
     positions = torch.as_tensor(index).tolist()
     if titles is None:
         titles = [split.classes[split.labels[position]] for position in positions]

@@ -11,11 +11,7 @@ from eeutils.training.history import History
 
 
 def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, last_exit: bool = False) -> Axes:
-    """Training loss of several networks by epoch: the weighted sum over exits, or the last exit's.
-
-    Raises:
-        ValueError: if the last exit's is asked for, and a history has no losses of single exits.
-    """
+    """Training loss of several networks by epoch: the weighted sum over exits, or the last exit's."""
     ax = ax or new_axes()
     frames = {name: history.frame() for name, history in histories.items()}
     exits = {name: sum("val_accuracy_exit" in column for column in frame) for name, frame in frames.items()}
@@ -32,22 +28,14 @@ def plot_losses(histories: Mapping[str, History], ax: Axes | None = None, *, las
 
 
 def plot_exit_losses(history: History, ax: Axes | None = None) -> Axes:
-    """Training loss of every exit of one network by epoch.
-
-    Raises:
-        ValueError: if the history has none.
-    """
+    """Training loss of every exit of one network by epoch."""
     ax = _plot_by_exit(history, "train_loss", ax)
     ax.set(xlabel="epoch", ylabel="training loss", title="Training loss of each exit")
     return ax
 
 
 def plot_validation(history: History, ax: Axes | None = None) -> Axes:
-    """Validation accuracy of every exit of one network by epoch.
-
-    Raises:
-        ValueError: if the history has none.
-    """
+    """Validation accuracy of every exit of one network by epoch."""
     ax = _plot_by_exit(history, "val_accuracy", ax)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="epoch", ylabel="validation accuracy", title="Validation accuracy of each exit")

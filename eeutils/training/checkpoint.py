@@ -36,23 +36,14 @@ _MACHINE_FIELDS = ("precision", "compile")  # a run may be resumed with other va
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in it is executed.
-
-    Raises:
-        OSError: if the file cannot be opened.
-        IntegrityError: if it is damaged or not a checkpoint.
-    """
+    """Read a checkpoint onto the CPU; nothing in it is executed."""
     state = load_state(path)
     with reading(path):
         return {name: state[name] for name in _KEYS}
 
 
 def locked(path: Path | None) -> AbstractContextManager[None]:
-    """Keep other processes from training into `path`.
-
-    Raises:
-        StorageError: if one does already; it says which.
-    """
+    """Keep other processes from training into `path`; raise a StorageError that says which does already."""
     return nullcontext() if path is None else exclusive(path, wait=False)
 
 

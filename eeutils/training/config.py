@@ -21,9 +21,6 @@ class LossConfig:
         temperature: softens both outputs for distillation.
         label_smoothing: lowers confidence, so that fixed thresholds stop firing, and makes it a worse guide to errors
             (Xia et al., ICLR 2025, arXiv 2403.14715).
-
-    Raises:
-        ValueError: if a value does not fit.
     """
 
     weights: tuple[float, ...] | str = "deeper_counts_more"
@@ -67,9 +64,6 @@ class TrainConfig:
         seed: of the order of batches and of all draws; the caller draws the first weights.
         precision: "auto" is bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on a CPU.
         compile: "auto" compiles runs on a GPU that are long enough to pay for it; on 2 CPU cores it gained under 10 %.
-
-    Raises:
-        ValueError: if a value does not fit.
     """
 
     epochs: Count = 16

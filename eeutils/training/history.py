@@ -35,22 +35,13 @@ class History:
         return pd.DataFrame(list(self.rows)).astype({"epoch": int}).set_index("epoch")
 
     def save_csv(self, path: Path | str) -> None:
-        """Write the rows as CSV, six digits per number.
-
-        Raises:
-            StorageError: if the file cannot be written.
-        """
+        """Write the rows as CSV, six digits per number."""
         with atomic_path(Path(path)) as temporary:
             self.frame().to_csv(temporary, float_format="%.6g")
 
     @staticmethod
     def load_csv(path: Path | str) -> "History":
-        """Read what `save_csv` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            IntegrityError: if it is not a history.
-        """
+        """Read what `save_csv` wrote."""
         with reading(path):
             frame = pd.read_csv(path).astype({"epoch": float})
             numbers = frame.select_dtypes("number")

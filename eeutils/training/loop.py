@@ -79,7 +79,6 @@ def fit(
         progress: show a progress bar on stderr.
 
     Raises:
-        TypeError: if `net` has no exits, or `data` or `config` is of another type.
         ValueError: if network, data and config do not fit together, a weight is NaN or infinite, or the checkpoint
             belongs to another run.
         IntegrityError: if the checkpoint is damaged.

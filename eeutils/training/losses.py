@@ -54,9 +54,6 @@ def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float
     Args:
         weights: numbers, or one of `list_weight_schemes()`.
         progress: share of the run's epochs, the current one included; only "sdn" changes with it.
-
-    Raises:
-        ValueError: if the name is unknown, or the numbers are negative, all zero or not one per exit.
     """
     if isinstance(weights, str):
         check_choice("weights", weights, list_weight_schemes())

@@ -21,12 +21,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Loss | None, world_size: int) -> None:
-    """Try a training batch and its losses on a copy of `net`.
-
-    Raises:
-        TypeError: if `net` has no exits, or `data` or `config` is of another type.
-        ValueError: if network, data, config and loss do not fit together.
-    """
+    """Raise TypeError or ValueError unless network, data, config and loss fit, tried on a batch and a copy of `net`."""
     check_exits(net)
     check_type("data", data, ImageData, "it has a training, a validation and a test split")
     check_type("config", config, TrainConfig, 'take recipe("slim")')

@@ -97,9 +97,6 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     Those of Shallow-Deep Networks are `cnn_<network>` and `sdn_<network>` (vgg16, resnet56, wideresnet32_4, mobilenet)
     for CIFAR, and `ic_only` for the exits of a trained network; append `_tinyimagenet` for Tiny ImageNet. With fewer
     epochs the schedule keeps its shape.
-
-    Raises:
-        ValueError: if there is no such recipe, or a value does not fit.
     """
     check_choice("recipe", name, list_recipes())
     return replace(_RECIPES[name], **changes)

@@ -85,9 +85,6 @@ def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]
 
     Our pyramid head scales its pooled cells before the linear layer, others do not: the layer's weights are divided
     by the same numbers.
-
-    Raises:
-        ValueError: if the tensors do not fit; the message is the report.
     """
     if not report.shapes_fit:
         raise ValueError(f"the file holds another network, tensor by tensor:\n{report}")

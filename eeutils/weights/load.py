@@ -23,11 +23,7 @@ def list_weights(registry: Registry | None = None) -> list[str]:
 
 
 def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
-    """Return all that is recorded of the weights `name`, trained or not.
-
-    Raises:
-        ValueError: if `weights_table()` has no such name.
-    """
+    """Return all that is recorded of the weights `name`, trained or not."""
     return (registry or default_registry()).entry(name)
 
 
@@ -89,12 +85,7 @@ def load_predictions(name: str, split: str, *, registry: Registry | None = None)
 
 
 def load_history(name: str, *, registry: Registry | None = None) -> History:
-    """Load the training history of the weights `name`, epoch by epoch.
-
-    Raises:
-        ValueError: if there is no history.
-        IntegrityError, DataUnavailableError: as `load_weights` does.
-    """
+    """Load the training history of the weights `name`, epoch by epoch."""
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
     if entry.history is None:

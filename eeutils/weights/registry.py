@@ -166,11 +166,7 @@ class Registry:
         return [entry.name for entry in self.entries]
 
     def entry(self, name: str) -> WeightEntry:
-        """Return the entry of that name.
-
-        Raises:
-            ValueError: if there is none; the message lists up to five similar names, those with results first.
-        """
+        """Return the entry of that name."""
         entries = {entry.name: entry for entry in self.entries}
         require(isinstance(name, str), f"name must be one of list_weights(), got {name!r}")
         if name not in entries:
@@ -187,11 +183,7 @@ class Registry:
         return Registry(tuple(sorted([*others, entry], key=lambda each: each.name)), self.folder)
 
     def save(self) -> None:
-        """Write the JSON file into the folder, whole or not at all; the same entries give the same bytes.
-
-        Raises:
-            ValueError: if the registry came with the package, without a folder.
-        """
+        """Write the JSON file into the folder, whole or not at all; the same entries give the same bytes."""
         require(self.folder is not None, "a registry must have a folder to be saved, got the package's own")
         values = {entry.name: entry.to_json() for entry in self.entries}
         text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
@@ -199,11 +191,7 @@ class Registry:
 
     @staticmethod
     def load(folder: Path) -> "Registry":
-        """Read `folder/registry.json`; a folder without one has no entries yet.
-
-        Raises:
-            IntegrityError: if the file is no registry.
-        """
+        """Read `folder/registry.json`; a folder without one has no entries yet."""
         path = Path(folder) / REGISTRY_FILE
         return Registry(_entries(path) if path.exists() else (), Path(folder))
 

@@ -39,12 +39,7 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExi
 
 
 def read_report(folder: Path | str) -> dict[str, Any]:
-    """Read `report.json` of a training run.
-
-    Raises:
-        FileNotFoundError: if the run did not finish.
-        IntegrityError: if the report is damaged.
-    """
+    """Read `report.json` of a training run."""
     path = Path(folder, "report.json")
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the run did not finish; give the same command to go on with it")

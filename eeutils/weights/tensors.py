@@ -24,23 +24,14 @@ def untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet
 
 
 def stored_network(model: str, model_args: Mapping[str, Any], path: Path) -> MultiExitNet:
-    """Build a network with the weights of a safetensors file.
-
-    Raises:
-        FileNotFoundError, IntegrityError, ValueError: as `read_tensors` and `put_tensors` do.
-    """
+    """Build a network with the weights of a safetensors file."""
     net = untrained_network(model, model_args)
     put_tensors(net, read_tensors(path), str(path))
     return net
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file; half precision comes back as float32.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        IntegrityError: if it is damaged.
-    """
+    """Read the tensors of a safetensors file; half precision comes back as float32."""
     tensors, _ = load_tensors(path)
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
@@ -62,9 +53,6 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
     """Give `net` the weights `tensors`: exactly its own, of its shapes, and finite.
 
     Either may be compiled or wrapped, as by `torch.compile`, `DataParallel` and `AveragedModel`.
-
-    Raises:
-        ValueError: otherwise; it names the tensors (a few of each kind), and nothing was changed.
     """
     own = {_plain(name): tensor for name, tensor in net.state_dict().items()}
     tensors = plain_names(tensors)
