@@ -7,23 +7,3 @@ from eeutils.data.images import load_image
 from eeutils.data.own import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision
 from eeutils.data.splits import ImageData, Split, stratified_holdout
 from eeutils.data.trigger import Trigger, poisoned, stamped
-
-__all__ = [
-    "Augmentation",
-    "ImageData",
-    "Normalization",
-    "Split",
-    "TrainBatches",
-    "Trigger",
-    "check_normalized",
-    "data_from_folder",
-    "data_from_hf",
-    "data_from_tensors",
-    "data_from_torchvision",
-    "list_data",
-    "load_data",
-    "load_image",
-    "poisoned",
-    "stamped",
-    "stratified_holdout",
-]

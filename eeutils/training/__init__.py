@@ -5,5 +5,3 @@ from eeutils.training.config import LossConfig, TrainConfig
 from eeutils.training.history import History
 from eeutils.training.loop import fit
 from eeutils.training.recipes import list_recipes, recipe
-
-__all__ = ["History", "LossConfig", "TrainConfig", "choose_device", "default_device", "fit", "list_recipes", "recipe"]

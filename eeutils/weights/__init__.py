@@ -20,25 +20,3 @@ from eeutils.weights.registry import (
 )
 from eeutils.weights.runs import load_run
 from eeutils.weights.tensors import put_tensors, read_tensors
-
-__all__ = [
-    "PickledTensors",
-    "Registry",
-    "StoredFile",
-    "TensorReport",
-    "TrainingRecord",
-    "WeightEntry",
-    "compare_with",
-    "default_registry",
-    "list_weights",
-    "load_history",
-    "load_predictions",
-    "load_run",
-    "load_weights",
-    "put_tensors",
-    "read_pickled_tensors",
-    "read_tensors",
-    "weight_entry",
-    "weights_table",
-    "without_seed",
-]
