@@ -28,7 +28,7 @@ from eeutils.training import History, TrainConfig, choose_device, fit, list_reci
 from eeutils.training.parallel import Workers, workers_of_torchrun
 from eeutils.training.preflight import autocast_dtype
 from eeutils.weights import load_run, load_weights
-from eeutils.weights.runs import asked_arguments, read_report, run_name
+from eeutils.weights.load import asked_arguments, read_report, run_name
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from eeutils.download import Source, check_hash, first_that_delivers, local_folders
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
-from eeutils.sources import Source, check_hash, first_that_delivers, local_folders
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ LAYERS = (
     {"errors", "device", "fields"},
     {"files"},
     {"download"},
-    {"sources"},
     {"data"},
     {"models"},
     {"engines"},

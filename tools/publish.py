@@ -20,6 +20,7 @@ from eeutils.files import exclusive, save_tensors, sha256_of_file, work_folder
 from eeutils.models import MultiExitNet
 from eeutils.training import History, list_recipes
 from eeutils.weights.fetch import release_tag
+from eeutils.weights.load import model_arguments, read_report, run_name
 from eeutils.weights.registry import (
     REGISTRY_FILE,
     Registry,
@@ -28,7 +29,6 @@ from eeutils.weights.registry import (
     WeightEntry,
     default_registry,
 )
-from eeutils.weights.runs import model_arguments, read_report, run_name
 from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
 from tools.weights_page import write_readme
 

@@ -18,7 +18,7 @@ from torchvision.ops import Permute
 from eeutils.analysis.costs import exit_costs
 from eeutils.data.augmentation import check_normalized
 from eeutils.models import MultiExitNet, drop_exits, truncate
-from eeutils.models.layouts import MapReader
+from eeutils.models.adapt import MapReader
 from eeutils.models.memory import device_and_dtype
 from eeutils.models.multiexit import Features, map_tensors
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eeutils.download import Source, first_that_delivers
 from eeutils.errors import IntegrityError
 from eeutils.files import cache_dir, check_room, exclusive, load_tensors, save_tensors, sha256_of_tensor, work_folder
-from eeutils.sources import Source, first_that_delivers
 
 RawData = dict[str, Tensor]
 """`train_images` and `test_images` (N, 3, H, W) uint8, `train_labels` and `test_labels` (N,) uint8.

@@ -24,10 +24,9 @@ from eeutils.data.augmentation import Normalization
 from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data
 from eeutils.data.images import open_image
 from eeutils.data.splits import ImageData, split_data
-from eeutils.download import check_online, download
+from eeutils.download import Source, check_hash, check_online, download, local_folders
 from eeutils.errors import IntegrityError
 from eeutils.files import storing
-from eeutils.sources import Source, check_hash, local_folders
 
 
 @dataclass(frozen=True)

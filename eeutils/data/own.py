@@ -15,8 +15,8 @@ from torch import Tensor
 from eeutils.data.augmentation import Normalization
 from eeutils.data.images import as_tensor, image_suffixes, open_image
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
+from eeutils.download import progress_bar
 from eeutils.fields import check_type
-from eeutils.sources import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -22,9 +22,8 @@ from eeutils.data.augmentation import Normalization
 from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data
 from eeutils.data.images import open_image
 from eeutils.data.splits import ImageData, split_data
-from eeutils.download import download
+from eeutils.download import Source, check_hash, download, local_folders, progress_bar
 from eeutils.errors import IntegrityError, a_few
-from eeutils.sources import Source, check_hash, local_folders, progress_bar
 
 FOLDER = "tiny-imagenet-200"
 # The values in general use: mean and standard deviation of each channel over the training images.

@@ -1,8 +1,11 @@
 """Exits behind named layers of a network of torchvision, of timm or of your own."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
@@ -10,10 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.graphs import LayerGraph
 from eeutils.models.layers import initialise
-from eeutils.models.layouts import LAYOUTS, MapReader, prefix_tokens, recognise_layout
 from eeutils.models.memory import device_and_dtype
-from eeutils.models.multiexit import MultiExitNet, Origin, uncompiled
-from eeutils.models.origins import library_network, origin_of
+from eeutils.models.multiexit import Features, MultiExitNet, Origin, uncompiled
 from eeutils.models.registry import create_model
 
 
@@ -137,3 +138,139 @@ def _head(graph: LayerGraph, cut: list[fx.Node], pool: str, layout: str | None, 
     _, channels, height, width = reader(features).shape
     head = initialise(create_exit(pool, channels, graph.num_classes, min(height, width)))
     return nn.Sequential(reader, head) if len(cut) > 1 or found != "NCHW" or reader.copied else head
+
+
+LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+_USUAL_PREFIXES = (0, 1, 2)  # no class token, one, and one more of distillation
+
+
+class MapReader(nn.Module):
+    """Bring what a unit hands on into the shape (N, C, H, W) that heads read.
+
+    Args:
+        layout: of the named layer's features, one of `LAYOUTS`: channels first or last, tokens, or no places at all.
+        prefix_tokens: class and register tokens before those of the image; heads do not read them.
+        copied: read a copy, because the next unit works in place.
+
+    Shapes: a tensor, or a tuple that starts with it -> (N, C, H, W).
+    """
+
+    def __init__(self, layout: str, prefix_tokens: int = 0, copied: bool = False) -> None:
+        super().__init__()
+        self.layout, self.prefix_tokens, self.copied = layout, prefix_tokens, copied
+
+    def forward(self, features: Features) -> Tensor:
+        x = features if isinstance(features, Tensor) else features[0]
+        if self.copied:
+            x = x.clone()
+        if self.layout == "NHWC":
+            return x.permute(0, 3, 1, 2)
+        if self.layout == "NLC":
+            x = x[:, self.prefix_tokens :]
+            return x.transpose(1, 2).unflatten(2, (math.isqrt(x.shape[1]), -1))
+        return x[:, :, None, None] if self.layout == "NC" else x
+
+    def extra_repr(self) -> str:
+        return f"{self.layout}, prefix_tokens={self.prefix_tokens}"
+
+
+def recognise_layout(
+    network: nn.Module, shape: tuple[int, ...], grown: Callable[[], tuple[int, ...] | None]
+) -> str | None:
+    """Return the layout of features of `shape`, one of `LAYOUTS`; None if it is not certain.
+
+    Square images make square maps, which tells channels from places. Where both are as many, larger images do, or the
+    widths that the network normalises.
+
+    Args:
+        network: the network that they are from.
+        shape: images first.
+        grown: asks for the shape that larger images have; None if the network reads none.
+    """
+    if len(shape) == 2:
+        return "NC"
+    if len(shape) == 3:
+        return "NLC" if _are_tokens(network, *shape[1:]) else None
+    square = {"NCHW": shape[2:], "NHWC": shape[1:3]} if len(shape) == 4 else {}
+    fitting = [layout for layout, places in square.items() if len(set(places)) == 1]
+    if len(fitting) == 2 and (larger := grown()) is not None:
+        fitting = [layout for layout in fitting if larger[layout.index("C")] == shape[layout.index("C")]]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def prefix_tokens(network: nn.Module, length: int) -> int | None:
+    """Return the number of tokens before those of a square image; None if `length` does not tell."""
+    counts = (getattr(network, "num_prefix_tokens", 0), *_USUAL_PREFIXES)
+    return next((count for count in counts if math.isqrt(max(0, length - count)) ** 2 == length - count > 0), None)
+
+
+def _are_tokens(network: nn.Module, length: int, channels: int) -> bool:
+    if prefix_tokens(network, length) is None:
+        return False
+    if prefix_tokens(network, channels) is None:
+        return True
+    widths = {layer.normalized_shape[-1] for layer in network.modules() if hasattr(layer, "normalized_shape")}
+    widths = widths or {layer.in_features for layer in network.modules() if isinstance(layer, nn.Linear)}
+    return channels in widths and length not in widths
+
+
+_ARGUMENTS = {"num_classes", "image_size", "transform_input", "init_weights", "img_size", "in_chans"}
+_IMAGENET_CLASSES = 1000
+
+
+def origin_of(network: nn.Module, num_classes: int, name: str | None, exits: dict[str, Any]) -> Origin | None:
+    """Return the recipe of a network of torchvision or timm; None if another library made it, or no builder fits.
+
+    Args:
+        network: images -> logits.
+        num_classes: of its logits.
+        name: of its builder; by default it is recognised.
+        exits: arguments of `with_exits`.
+    """
+    library, arguments = type(network).__module__.partition(".")[0], {"num_classes": num_classes}
+    if library == "torchvision":
+        name = name or _builder_in_torchvision(network, num_classes)
+        arguments |= {key: getattr(network, key) for key in ("image_size", "transform_input") if hasattr(network, key)}
+        if "transform_input" in arguments:
+            arguments["init_weights"] = False  # takes a minute
+    elif library == "timm" and hasattr(network, "default_cfg"):  # of its create_model
+        usual = network.default_cfg["input_size"]
+        name = name or network.default_cfg.get("architecture")
+        size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+        if size is not None and tuple(size) != tuple(usual[1:]):
+            arguments["img_size"] = list(size)
+        if exits["in_channels"] != usual[0]:
+            arguments["in_chans"] = exits["in_channels"]
+    else:
+        name = None
+    return Origin(library, name, arguments, exits, version(library)) if name else None
+
+
+def library_network(origin: Origin) -> nn.Module:
+    """Build the network of `origin` without exits, its weights fresh."""
+    if unknown := origin.arguments.keys() - _ARGUMENTS:
+        raise ValueError(f"arguments of {origin.name} must be among {sorted(_ARGUMENTS)}, got {sorted(unknown)}")
+    if origin.library == "torchvision":
+        import torchvision
+
+        return torchvision.models.get_model(origin.name, weights=None, **origin.arguments)
+    if origin.library == "timm":
+        import timm
+
+        if timm.is_model(origin.name):  # create_model would fetch others
+            return timm.create_model(origin.name, **origin.arguments)
+    raise ValueError(f"network must be one of torchvision or timm, got {origin.name!r} of {origin.library!r}")
+
+
+def _builder_in_torchvision(network: nn.Module, num_classes: int) -> str | None:
+    """Return the builder of such modules with as many parameters, had `network` the classes of ImageNet."""
+    from torchvision.models import get_model_builder, get_model_weights, list_models
+
+    parameters = list(network.parameters())
+    of_a_class = sum(each[0].numel() for each in parameters[-2:] if len(each) == num_classes)
+    count = sum(each.numel() for each in parameters) + of_a_class * (_IMAGENET_CLASSES - num_classes)
+    for name in list_models():
+        same_file = get_model_builder(name).__module__ == type(network).__module__
+        if same_file and count in (weights.meta.get("num_params") for weights in get_model_weights(name)):
+            return name
+    return None

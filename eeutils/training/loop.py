@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
-from eeutils.data.batches import seed_of
+from eeutils.data.splits import seed_of
 from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
 from eeutils.files import save_state

@@ -1,10 +1,10 @@
 """Trained weights by name: `load_weights("resnet18_3exits-spp-cifar10-w16")`."""
 
-from eeutils.weights.compare import TensorReport, compare_with
 from eeutils.weights.load import (
     list_weights,
     load_history,
     load_predictions,
+    load_run,
     load_weights,
     weight_entry,
     weights_table,
@@ -18,5 +18,4 @@ from eeutils.weights.registry import (
     default_registry,
     without_seed,
 )
-from eeutils.weights.runs import load_run
-from eeutils.weights.tensors import put_tensors, read_tensors
+from eeutils.weights.tensors import TensorReport, compare_with, put_tensors, read_tensors

@@ -5,10 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import eeutils
-from eeutils.download import TIMEOUT_S, check_online, download, passes, web_page
+from eeutils.download import TIMEOUT_S, Source, check_online, download, first_that_delivers, passes, web_page
 from eeutils.errors import IntegrityError
 from eeutils.files import cache_dir, exclusive, sha256_of_file, storing, work_folder, write_text
-from eeutils.sources import Source, first_that_delivers
 from eeutils.weights.registry import StoredFile
 
 _LARGEST = 1 << 30  # of a file whose size nobody knows

@@ -1,7 +1,8 @@
-"""Tensors of files into networks and back."""
+"""Tensors of files into networks and back, also from the files of another implementation."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,141 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
 
 def _plain(name: str) -> str:
     return _WRAPPERS.sub("", name)
+
+
+Shape = tuple[int, ...]
+Layer = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """The file's tensors and the network's, paired by names and shapes.
+
+    Attributes:
+        matched: (the network's name, the file's name, tensor of the file); same kind and shape.
+        mismatched: (the network's name and shape, the file's name and shape): the likeliest partner of a tensor that
+            has none of its shape.
+        missing: (name, shape) of the network that the file lacks.
+        unexpected: (name, shape) of the file that the network has no place for.
+        foreign: classes and functions outside torch that a pickle names; none was imported.
+    """
+
+    matched: tuple[tuple[str, str, Tensor], ...]
+    mismatched: tuple[tuple[str, Shape, str, Shape], ...]
+    missing: tuple[tuple[str, Shape], ...]
+    unexpected: tuple[tuple[str, Shape], ...]
+    foreign: tuple[str, ...] = ()
+
+    @property
+    def shapes_fit(self) -> bool:
+        """True if every tensor has its place. Networks may still compute differently: compare their answers."""
+        return not (self.mismatched or self.missing or self.unexpected)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.matched)} tensors match by name and shape; only answers show whether they compute the same"
+        ]
+        lines += [f"  = {own} <- {theirs} {tuple(tensor.shape)}" for own, theirs, tensor in self.matched]
+        lines += [f"  ! {own} {a} against {theirs} {b}: other shape" for own, a, theirs, b in self.mismatched]
+        lines += [f"  - {own} {shape} is missing in the file" for own, shape in self.missing]
+        lines += [f"  + {theirs} {shape} of the file has no place" for theirs, shape in self.unexpected]
+        lines += [f"  ? {name} is named in the file, and was not imported" for name in self.foreign]
+        return "\n".join(lines)
+
+
+def compare_with(net: MultiExitNet, tensors: Mapping[str, Tensor]) -> TensorReport:
+    """Find the place of each of `tensors` in `net` by names and shapes, layer by layer.
+
+    A layer (the tensors of one prefix) goes to the network's layer of its name if all shapes agree, else to the first
+    free one with the same kinds of tensors of the same shapes: networks built alike list their layers in the same
+    order, whatever the names. What is left is compared with the first layer of the same kinds of tensors. BatchNorm's
+    counters are left out. Prefixes of `torch.compile`, `DataParallel` and `AveragedModel` do not count.
+
+    Layers without weights, such as shortcuts that pad, leave no trace in the report.
+    """
+    own, theirs = _layers(net.state_dict()), _layers(plain_names(tensors))
+    same = {name: name for name in own if name in theirs and _shapes(own[name]) == _shapes(theirs[name])}
+    same |= _pair(own, theirs, same, _shapes)
+    alike = same | _pair(own, theirs, same, _dimensions)
+    matched, mismatched = [], []
+    for name in (name for name in own if name in alike):
+        for kind, tensor in own[name].items():
+            found = theirs[alike[name]][kind]
+            ours, other = _join(name, kind), _join(alike[name], kind)
+            if tensor.shape == found.shape:
+                matched.append((ours, other, found))
+            else:
+                mismatched.append((ours, tuple(tensor.shape), other, tuple(found.shape)))
+    return TensorReport(
+        tuple(matched),
+        tuple(mismatched),
+        missing=_listed(own, set(own) - set(alike)),
+        unexpected=_listed(theirs, set(theirs) - set(alike.values())),
+        foreign=getattr(tensors, "foreign", ()),
+    )
+
+
+def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]:
+    """Return the file's tensors under the network's names, with pyramid heads scaled as in the file's network.
+
+    Our pyramid head scales its pooled cells before the linear layer, others do not: the layer's weights are divided
+    by the same numbers.
+    """
+    if not report.shapes_fit:
+        raise ValueError(f"the file holds another network, tensor by tensor:\n{report}")
+    counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(_COUNTER)}
+    tensors = counters | {own: tensor.float() for own, _, tensor in report.matched}
+    for unit, head in net.exits.items():
+        if hasattr(head, "scale"):
+            name = f"exits.{unit}.linear.weight"
+            tensors[name] = tensors[name] / head.scale
+    return tensors
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """Group tensors: prefix -> kind (weight, bias, running_mean, ...) -> tensor."""
+    layers: dict[str, Layer] = {}
+    for name, tensor in tensors.items():
+        prefix, _, kind = name.rpartition(".")
+        if kind != _COUNTER:
+            layers.setdefault(prefix, {})[kind] = tensor
+    return layers
+
+
+def _shapes(layer: Layer) -> object:
+    return sorted((kind, tuple(tensor.shape)) for kind, tensor in layer.items())
+
+
+def _dimensions(layer: Layer) -> object:
+    return sorted((kind, tensor.ndim) for kind, tensor in layer.items())
+
+
+def _pair(
+    own: Mapping[str, Layer], theirs: Mapping[str, Layer], paired: Mapping[str, str], looks: Callable[[Layer], object]
+) -> dict[str, str]:
+    """Pair the first of ours with the first of theirs that looks like it, and so on."""
+    taken = set(paired.values())
+    free = [name for name in theirs if name not in taken]
+    pairs = {}
+    for name in (name for name in own if name not in paired):
+        partner = next((other for other in free if looks(theirs[other]) == looks(own[name])), None)
+        if partner is not None:
+            free.remove(partner)
+            pairs[name] = partner
+    return pairs
+
+
+def _listed(layers: Mapping[str, Layer], names: set[str]) -> tuple[tuple[str, Shape], ...]:
+    return tuple(
+        (_join(name, kind), tuple(tensor.shape))
+        for name, layer in layers.items()
+        if name in names
+        for kind, tensor in layer.items()
+    )
+
+
+def _join(prefix: str, kind: str) -> str:
+    return f"{prefix}.{kind}" if prefix else kind

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eeutils.data import Augmentation, Normalization, Split, TrainBatches
-from eeutils.data.batches import seed_of
+from eeutils.data.splits import seed_of
 
 NOTHING = Augmentation(flip=False, translate=0, cutout=0)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

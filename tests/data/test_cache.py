@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data, verify_content
+from eeutils.download import Source, progress_bar
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
-from eeutils.sources import Source, progress_bar
 
 
 def small_data() -> RawData:

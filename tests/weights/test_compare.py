@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.layers import SpatialPyramidPool
 from eeutils.weights import compare_with, read_pickled_tensors
-from eeutils.weights.compare import mapped_tensors
+from eeutils.weights.tensors import mapped_tensors
 
 
 def slim_torchvision_resnet(width: int = 4, num_classes: int = 3) -> ResNet:

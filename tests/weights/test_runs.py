@@ -11,7 +11,7 @@ from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
 from eeutils.errors import IntegrityError
 from eeutils.models import create_model
-from eeutils.weights.runs import load_run, run_name
+from eeutils.weights.load import load_run, run_name
 from tools import publish
 from tools.publish import entry_name, entry_of
 

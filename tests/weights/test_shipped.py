@@ -11,7 +11,7 @@ import torch
 from eeutils.analysis.predictions import predict
 from eeutils.train import TrainingRun, parsed
 from eeutils.weights import WeightEntry, default_registry, load_history, load_predictions, load_weights
-from eeutils.weights.runs import asked_arguments
+from eeutils.weights.load import asked_arguments
 from tools.publish import entry_name
 
 TRAINED = [entry for entry in default_registry().entries if entry.status == "trained"]

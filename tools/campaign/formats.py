@@ -27,8 +27,8 @@ from eeutils.data import load_data, load_image
 from eeutils.data.cache import Content, cached_data
 from eeutils.data.cifar import read_npm_package
 from eeutils.data.tinyimagenet import FOLDER, TinyImageNetArchive, read_zip
+from eeutils.download import Source, first_that_delivers
 from eeutils.errors import DataUnavailableError, IntegrityError
-from eeutils.sources import Source, first_that_delivers
 from eeutils.training import History
 from eeutils.training.checkpoint import load_checkpoint
 from eeutils.weights import Registry, load_run, load_weights, read_pickled_tensors, read_tensors

@@ -17,10 +17,9 @@ import torch
 
 from eeutils.data import load_data
 from eeutils.data.cache import Content, RawData, cached_data
-from eeutils.download import download
+from eeutils.download import Source, download
 from eeutils.files import load_tensors, save_tensors, sha256_of_file, sha256_of_tensor
 from eeutils.models import create_model
-from eeutils.sources import Source
 from eeutils.train import TrainingRun, train
 from eeutils.training import fit, loop, recipe
 from eeutils.weights import Registry, StoredFile
