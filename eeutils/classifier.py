@@ -141,7 +141,7 @@ class Classifier:
                 tuple(map(str, about["classes"])),
                 about["image_shape"] and _checked_shape(about["image_shape"]),
             )
-            normalization, fallback = Normalization.from_json(about["normalization"]), about["fallback"]
+            normalization, fallback = Normalization(**about["normalization"]), about["fallback"]
             rebuilt = _rebuilt(about["origin"]) if net is None else None
         net = rebuilt if net is None else net
         put_tensors(net, tensors, str(path))

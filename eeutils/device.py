@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from eeutils.fields import check_choice
+
 _UNTESTED = "mps is untested here; if torch lacks an operator there, set PYTORCH_ENABLE_MPS_FALLBACK=1"
 _PEAK_MATRIX_SIZE = {"cuda": 8192, "cpu": 2048}  # fills the device, takes under a second
 
@@ -23,8 +25,7 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available = ["cpu", *["cuda"] * bool(gpus), *(f"cuda:{index}" for index in range(gpus))]
     available += ["mps", "mps:0"] * torch.backends.mps.is_available()
-    if str(device) not in available:
-        raise ValueError(f"device must be one of {available}, got {str(device)!r}")
+    check_choice("device", str(device), available)
     if str(device).startswith("mps"):
         warnings.warn(_UNTESTED, stacklevel=2)
     return torch.device(device)
@@ -49,26 +50,18 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     size = _PEAK_MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
-    with matrices_rounded_as_convolutions():
+    # By default torch rounds float32 factors to 10 bits (TF32) in convolutions only.
+    with _switched(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cudnn.allow_tf32):
         return 2 * size**3 / product.blocked_autorange(min_run_time=0.5).median
 
 
 def share_of_peak(macs: float, images_per_second: float, peak: float) -> float:
-    """Return the share of `peak` (`matrix_peak`) that training reaches.
-
-    Args:
-        macs: multiply-adds of one image's forward pass: two operations each, and a backward pass costs two of these.
-        images_per_second: in training the whole network.
-        peak: floating-point operations per second.
-    """
-    return images_per_second * 6 * macs / peak
+    """Return the share of `peak` (`matrix_peak`) that training the whole network reaches; `macs` are of one image."""
+    return images_per_second * 6 * macs / peak  # two operations each; a backward pass costs two forward passes
 
 
 def tuned_convolutions() -> AbstractContextManager[None]:
-    """Let cuDNN time its algorithms on the first batch of each shape and keep the fastest.
-
-    This pays if shapes stay the same, as in training. It has no effect on deterministic algorithms.
-    """
+    """Let cuDNN time its algorithms on the first batch of each shape and keep the fastest, unless deterministic."""
     cudnn = torch.backends.cudnn
     timed = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
     return _switched(cudnn, "benchmark", timed)
@@ -77,11 +70,6 @@ def tuned_convolutions() -> AbstractContextManager[None]:
 def unrounded_convolutions() -> AbstractContextManager[None]:
     """Compute float32 convolutions in full precision; by default a GPU rounds their factors to 10 bits (TF32)."""
     return _switched(torch.backends.cudnn, "allow_tf32", False)
-
-
-def matrices_rounded_as_convolutions() -> AbstractContextManager[None]:
-    """Round float32 matrix products as convolutions are; by default torch uses TF32 for convolutions only."""
-    return _switched(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cudnn.allow_tf32)
 
 
 @contextmanager

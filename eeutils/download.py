@@ -18,7 +18,9 @@ from eeutils.files import cache_dir, check_room, storing, work_folder
 if TYPE_CHECKING:
     from requests import Response
 
-TIMEOUT_S = (10.0, 30.0)
+T = TypeVar("T")
+
+TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two pieces of an answer: a server that hangs is given up, a slow one is not."""
 BACKOFF_S = 1.0
 """Before the second attempt; doubled before each further one."""
@@ -47,7 +49,6 @@ def download(
     check: Callable[[Path], None],
     *,
     size: int | None = None,
-    timeout_s: float | tuple[float, float] | None = None,
 ) -> None:
     """Fetch `url` into `target`, whole and checked or not at all.
 
@@ -58,7 +59,6 @@ def download(
         target: the file to write.
         check: raises IntegrityError if the file it is given is not the right one.
         size: in bytes, where it is known: nothing longer is accepted.
-        timeout_s: how long the server may be silent.
 
     Raises:
         ConnectionError: if the server cannot be reached, fails, stops half-way or sends too much.
@@ -66,15 +66,14 @@ def download(
         StorageError: if the file cannot be written.
     """
     check_online()
-    timeout_s = timeout_s or TIMEOUT_S
     with work_folder(target, resume=True) as folder, storing(target):
         part = folder / target.name
         try:
             resumed = part.exists()
-            _fetch(url, part, size, timeout_s)
+            _fetch(url, part, size)
             if resumed and not passes(check, part):  # an earlier call left a part of another file
                 part.unlink()
-                _fetch(url, part, size, timeout_s)
+                _fetch(url, part, size)
             check(part)
         except Exception as error:
             if not (isinstance(error, ConnectionError) and _size(part)):  # what has come of the file is kept
@@ -103,11 +102,11 @@ def web_page(path: Path) -> str:
     return beginning[:60].decode("utf-8", "replace") if is_page else ""
 
 
-def _fetch(url: str, part: Path, size: int | None, timeout_s: float | tuple[float, float]) -> None:
+def _fetch(url: str, part: Path, size: int | None) -> None:
     most = 0
     for attempt in range(_ATTEMPTS):
         try:
-            return _fetch_rest(url, part, size, timeout_s)
+            return _fetch_rest(url, part, size)
         except _TryAgainError as error:
             have = _size(part)
             if attempt == _ATTEMPTS - 1 or (error.wait_s is None and have <= most):
@@ -116,7 +115,7 @@ def _fetch(url: str, part: Path, size: int | None, timeout_s: float | tuple[floa
             time.sleep(min(max(error.wait_s or 0.0, BACKOFF_S * 2**attempt), _LONGEST_WAIT_S))
 
 
-def _fetch_rest(url: str, part: Path, size: int | None, timeout_s: float | tuple[float, float]) -> None:
+def _fetch_rest(url: str, part: Path, size: int | None) -> None:
     """Append what `part` lacks, or write it anew where the server cannot resume."""
     import requests  # here: what is on the disk is used without the time that this takes to import
     import urllib3
@@ -126,7 +125,7 @@ def _fetch_rest(url: str, part: Path, size: int | None, timeout_s: float | tuple
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
             _copy(answer, part, _start(answer, part, have), size)
     except requests.RequestException as error:
         raise ConnectionError(str(error)) from error
@@ -149,8 +148,6 @@ def _start(answer: "Response", part: Path, have: int) -> int:
 
 
 def _copy(answer: "Response", part: Path, have: int, size: int | None) -> None:
-    from tqdm.auto import tqdm
-
     length = answer.headers.get("Content-Length", "")
     total = have + int(length) if length.isdecimal() else None
     if size is not None and total not in (None, size):
@@ -158,8 +155,7 @@ def _copy(answer: "Response", part: Path, have: int, size: int | None) -> None:
     expected = size or total
     check_room(part, (expected or have) - have)
     limit = expected or _LARGEST
-    bar = tqdm(desc=part.name, initial=have, total=expected, unit="B", unit_scale=True, file=sys.stderr, disable=None)
-    with part.open("ab" if have else "wb") as file, bar:
+    with part.open("ab" if have else "wb") as file, progress_bar(part.name, expected, initial=have) as bar:
         for chunk in answer.raw.stream(1 << 16, decode_content=False):
             have += len(chunk)
             if have > limit:
@@ -173,9 +169,6 @@ def _copy(answer: "Response", part: Path, have: int, size: int | None) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -195,8 +188,10 @@ class Source(Generic[T]):
     slow: str | None = None
 
 
-def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str = "") -> T:
-    """Ask the sources in order of preference, and return `what` the first one delivers.
+def first_that_delivers(
+    what: str, sources: Sequence[Source[T]], otherwise: str = "", check: Callable[[T], object] = lambda found: None
+) -> T:
+    """Ask the sources in order of preference, and return `what` the first one delivers and `check` lets pass.
 
     Raises:
         DataUnavailableError: if none delivers; the message lists reasons and remedies, then says `otherwise`.
@@ -208,7 +203,9 @@ def first_that_delivers(what: str, sources: Sequence[Source[T]], otherwise: str 
             faster = "\n".join(failures)
             warnings.warn(f"{what} comes from the {source.name}: {source.slow}. Faster:\n{faster}", stacklevel=2)
         try:
-            return source.fetch()
+            found = source.fetch()
+            check(found)
+            return found
         except StorageError:
             raise
         except Exception as error:  # whatever goes wrong in one source, the next gets its turn
@@ -232,6 +229,7 @@ def check_hash(path: Path, algorithm: str, expected: str) -> None:
         raise IntegrityError(f"{path.name} has {algorithm} {actual[:16]}..., expected {expected[:16]}...{page}")
 
 
-def progress_bar(description: str, total: int, unit: str = "B") -> tqdm:
+def progress_bar(description: str, total: int | None, unit: str = "B", initial: int = 0) -> tqdm:
     """Progress bar for a notebook or a terminal; silent where stderr is a file or a pipe."""
-    return tqdm(desc=description, total=total, unit=unit, unit_scale=True, file=sys.stderr, leave=False, disable=None)
+    options = {"unit_scale": True, "file": sys.stderr, "leave": False, "disable": None}
+    return tqdm(desc=description, total=total, initial=initial, unit=unit, **options)

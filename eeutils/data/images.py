@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeutils.errors import IntegrityError
+from eeutils.errors import IntegrityError, require
 from eeutils.fields import check_range
 
 if TYPE_CHECKING:
@@ -31,12 +31,9 @@ def load_image(path: Path | str, *, size: int) -> Tensor:
 
     The image is turned as its EXIF says; grey becomes RGB; transparency is dropped; the middle square is scaled.
     Grey values of 16 bits become 8: white is 65535, or 4095 if no value is larger (12 bits, as cameras deliver them).
+    A file that is no image raises IntegrityError.
 
         net(data.normalization(load_image("photo.jpg", size=32)))
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        IntegrityError: if it is not an image that can be read.
     """
     with open(path, "rb") as file:
         return as_tensor(open_image(file, str(path)), size)[None]
@@ -49,8 +46,8 @@ def open_image(file: IO[bytes], name: str) -> "Image":
     Image.init()
     try:
         with Image.open(file, formats=[each for each in _FORMATS if each in Image.OPEN]) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many; scale it down")
+            pixels = f"{image.width} x {image.height}"
+            require(image.width * image.height <= _MOST_PIXELS, f"{pixels} pixels are too many; scale it down")
             deep = ";16" in str(image.tile)  # 16 bits per channel in the file
             image.load()
             ImageOps.exif_transpose(image, in_place=True)

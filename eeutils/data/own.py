@@ -16,6 +16,7 @@ from eeutils.data.augmentation import Normalization
 from eeutils.data.images import as_tensor, image_suffixes, open_image
 from eeutils.data.splits import ImageData, Split, check_images, stratified_holdout
 from eeutils.download import progress_bar
+from eeutils.errors import require
 from eeutils.fields import check_type
 
 if TYPE_CHECKING:
@@ -37,17 +38,10 @@ def data_from_tensors(
     seed: int = 0,
     normalization: Normalization | None = None,
 ) -> ImageData:
-    """Split images and labels at random, with every class in proportion.
+    """Split images (N, C, H, W) uint8 and labels (N,) int64 at random by `seed`, with every class in proportion.
 
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64, indices into `classes`.
-        classes: names of the classes.
-        name: of the dataset.
-        val_share, test_share: parts of N to hold out.
-        seed: of the split.
-        normalization: by default that of the training images; for trained weights the one they were trained with,
-            `eeutils.weights.weight_entry(name).normalization`.
+    `val_share` and `test_share` are held out. The normalization is by default that of the training images; for trained
+    weights give the one they were trained with, `eeutils.weights.weight_entry(name).normalization`.
     """
     kwargs = {"name": name, "val_share": val_share, "test_share": test_share, "seed": seed}
     return _data_from_parts({"train": (images, labels)}, classes, **kwargs, normalization=normalization)
@@ -57,18 +51,13 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
     """Read a folder with one folder of images per class, as `load_image` reads each of them.
 
     The class folders may also be inside `train`, `val` and `test`; a missing `val` or `test` is held out of `train`.
-    Hidden files and folders are ignored. Everything else that is not an image is skipped, with one warning.
+    Hidden files and folders are ignored. Everything else that is not an image is skipped, with one warning; an image
+    that is damaged raises IntegrityError.
 
     Args:
-        root: the folder; the names of the folders in it are the classes.
         size: pixels per side of the squares that the images become.
         classes: the class folders in the order of their labels, as a trained network has it; by default alphabetical.
         kwargs: those of `data_from_tensors`.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        IntegrityError: if an image cannot be read; it names the file.
-        ValueError: if class folders are missing, unknown or empty.
     """
     root, skipped = Path(root), Counter[str]()
     folders = {_PARTS[path.name]: path for path in _folders(root) if path.name in _PARTS}
@@ -92,11 +81,8 @@ def data_from_torchvision(
 
         data_from_torchvision(FashionMNIST("data"), FashionMNIST("data", train=False), size=32)
 
-    Args:
-        train, test: pairs of a PIL image and a label; by default test images are held out of `train`.
-        size: pixels per side of the squares that the images become; by default the size that all of them have.
-        classes: by default `train.classes`.
-        kwargs: those of `data_from_tensors`.
+    By default test images are held out of `train`, images keep the size that all of them have, and `classes` are
+    `train.classes`. `kwargs` are those of `data_from_tensors`.
     """
     parts = {
         part: _in_memory((each[index] for index in range(len(each))), len(each), size)
@@ -111,17 +97,15 @@ def data_from_hf(dataset: Any, *, size: int | None = None, **kwargs: Any) -> Ima
 
         data_from_hf(datasets.load_dataset("beans"), size=64)
 
-    Args:
-        dataset: a `datasets.DatasetDict` with a split "train", or one `datasets.Dataset`; with one column of images and
-            one of class labels.
-        size: pixels per side of the squares that the images become; by default the size that all of them have.
-        kwargs: those of `data_from_tensors`.
+    `dataset` is a `datasets.DatasetDict` with a split "train", or one `datasets.Dataset`, with one column of images and
+    one of class labels. Images by default keep the size that all of them have; `kwargs` are those of
+    `data_from_tensors`.
     """
     splits = dataset if isinstance(dataset, Mapping) else {"train": dataset}
     features = splits["train"].features
     columns = {type(feature).__name__: name for name, feature in features.items()}
-    if not {"Image", "ClassLabel"} <= columns.keys():
-        raise ValueError(f"dataset must have a column of type Image and one of ClassLabel, got {features}")
+    has_both = {"Image", "ClassLabel"} <= columns.keys()
+    require(has_both, f"dataset must have a column of type Image and one of ClassLabel, got {features}")
     image, label = columns["Image"], columns["ClassLabel"]
     undecoded = type(features[image])(decode=False)  # datasets would open files of every format
 
@@ -146,9 +130,9 @@ def _data_from_parts(
     normalization: Normalization | None = None,
 ) -> ImageData:
     """Make a dataset of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
-    if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
-        shares = f"{val_share} and {test_share}"
-        raise ValueError(f"val_share and test_share must be positive and sum to less than 1, got {shares}")
+    fits = val_share > 0 and test_share > 0 and val_share + test_share < 1
+    got = f"{val_share} and {test_share}"
+    require(fits, f"val_share and test_share must be positive and sum to less than 1, got {got}")
     check_images(parts["train"][0])
     channels = parts["train"][0].shape[1]
     unknown_yet = Normalization((0.0,) * channels, (1.0,) * channels)
@@ -182,9 +166,9 @@ def _image_files(root: Path, classes: Sequence[str], skipped: Counter[str]) -> l
                 else:
                     skipped[path.suffix.lower()] += 1
     expected = sorted(classes) if len(classes) > 1 else "at least two"
-    if sorted(name for name, images in by_class.items() if images) != expected:
-        counts = {name: len(images) for name, images in by_class.items()}
-        raise ValueError(f"{root} must have one folder of images per class, {expected}, got {counts}")
+    fits = sorted(name for name, images in by_class.items() if images) == expected
+    counts = {name: len(images) for name, images in by_class.items()}
+    require(fits, f"{root} must have one folder of images per class, {expected}, got {counts}")
     return [sorted(by_class[name]) for name in classes]
 
 
@@ -206,8 +190,8 @@ def _in_memory(samples: Iterable[tuple["Image", int]], count: int, size: int | N
             pixels = as_tensor(image, size)
             if not number:
                 images = torch.empty(count, *pixels.shape, dtype=torch.uint8)
-            if pixels.shape != images.shape[1:]:
-                raise ValueError(f"images must have one size, got {pixels.shape} and {images.shape[1:]}; choose size=")
+            got = f"{pixels.shape} and {images.shape[1:]}"
+            require(pixels.shape == images.shape[1:], f"images must have one size, got {got}; choose size=")
             images[number] = pixels
             labels.append(label)
             bar.update()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, check_normalized
+from eeutils.errors import require
 from eeutils.fields import check_range, check_type
 
 
@@ -14,10 +15,7 @@ from eeutils.fields import check_range, check_type
 class Split:
     """One part of a dataset, on one device; also the way to show your own images to a trained network.
 
-        mine = Split(images, labels, classes=data.classes, normalization=data.normalization)
-        predictions = predict(net, mine)
-
-    The normalization of shipped weights is `eeutils.weights.weight_entry(name).normalization`.
+        predictions = predict(net, Split(images, labels, classes=data.classes, normalization=data.normalization))
 
     Attributes:
         images: (N, C, H, W) uint8.
@@ -35,10 +33,10 @@ class Split:
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         check_images(self.images)
         _check_labels(self.labels, len(self.images), len(self.classes))
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes must be at least two different names, got {self.classes}")
-        if (channels := len(self.normalization.mean)) != self.images.shape[1]:
-            raise ValueError(f"images must have the normalization's {channels} channels, got {self.images.shape[1]}")
+        are_names = 2 <= len(self.classes) == len(set(self.classes))
+        require(are_names, f"classes must be at least two different names, got {self.classes}")
+        channels, got = len(self.normalization.mean), self.images.shape[1]
+        require(channels == got, f"images must have the normalization's {channels} channels, got {got}")
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.image_shape))
@@ -89,8 +87,7 @@ class ImageData:
         for part, split in (("val", self.val), ("test", self.test)):
             for what in ("classes", "normalization", "image_shape"):
                 own, others = getattr(split, what), getattr(self.train, what)
-                if own != others:
-                    raise ValueError(f"{part} of {self.name} must have the {what} of train, {others}, got {own}")
+                require(own == others, f"{part} of {self.name} must have the {what} of train, {others}, got {own}")
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.image_shape))
@@ -122,18 +119,17 @@ def check_images(images: Tensor) -> None:
     """Raise TypeError or ValueError unless these are (N, C, H, W) uint8, with a hint how to convert them."""
     check_type("images", images, Tensor, "torch.from_numpy makes one")
     swapped = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 4
-    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape or swapped:
-        hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
-        hint = "; convert (N, H, W, C) by images.permute(0, 3, 1, 2)" if swapped else hint
-        found = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise ValueError(f"images must be uint8 of shape (N, C, H, W), at least one, got {found}{hint}")
+    hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
+    hint = "; convert (N, H, W, C) by images.permute(0, 3, 1, 2)" if swapped else hint
+    fits = images.dtype == torch.uint8 and images.ndim == 4 and 0 not in images.shape and not swapped
+    got = f"{images.dtype} of shape {tuple(images.shape)}{hint}"
+    require(fits, f"images must be uint8 of shape (N, C, H, W), at least one, got {got}")
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
     check_type("labels", labels, Tensor, "torch.tensor makes one")
-    if labels.dtype != torch.int64 or labels.shape != (num_images,):
-        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ValueError(f"labels must be int64 of shape ({num_images},), got {found}; labels.long() converts them")
+    fits, got = labels.dtype == torch.int64 and labels.shape == (num_images,), f"{labels.dtype} {tuple(labels.shape)}"
+    require(fits, f"labels must be int64 of shape ({num_images},), got {got}; labels.long() converts them")
     for label in labels.aminmax():
         check_range("labels", int(label), 0, num_classes - 1)
 
@@ -180,17 +176,8 @@ class TrainBatches:
     """Shuffled, augmented batches of a split that is kept on `device`.
 
     Order and draws of an epoch depend only on `seed` and the epoch's number, so a resumed run sees the same batches.
-    All batches have one size: images left over at the end of an epoch are dropped from it.
-
-    Args:
-        split: training images.
-        batch_size: images per step over all processes; lowered to the size of the split and to a multiple of
-            `world_size`.
-        augmentation: drawn anew for every image.
-        device: for the split and its batches.
-        seed: of order and draws.
-        rank: number of this process.
-        world_size: number of processes that share every batch.
+    All batches have one size: images left over at the end of an epoch are dropped from it. `batch_size` counts the
+    images of all `world_size` processes, and is lowered to the size of the split and to a multiple of `world_size`.
     """
 
     def __init__(
@@ -205,9 +192,8 @@ class TrainBatches:
         world_size: int = 1,
     ) -> None:
         self.share = min(batch_size, len(split)) // world_size
-        if self.share < 1:
-            got = f"{batch_size} of a split of {len(split)}"
-            raise ValueError(f"batch_size must give each of {world_size} processes an image, got {got}")
+        got = f"{batch_size} of a split of {len(split)}"
+        require(self.share > 0, f"batch_size must give each of {world_size} processes an image, got {got}")
         self.split = split.to(device)
         self.batch_size = self.share * world_size
         self.augmentation = augmentation

@@ -75,24 +75,13 @@ def load_tinyimagenet() -> ImageData:
 def tinyimagenet_sources(archive: TinyImageNetArchive, folder: Path) -> list[Source[RawData]]:
     """List the local copies, unpacked or zipped, then the official site, which downloads into `folder`."""
     by_hand = f"download {archive.url} by hand and set EEUTILS_DATA to the folder that holds it"
-    local = [
-        source
-        for place in local_folders()
-        for source in (
-            Source(
-                name=f"folder {FOLDER} in {place}",
-                fetch=partial(read_folder, place / FOLDER, archive),
-                remedy=f"unpack {FOLDER}.zip in {place} again, in full, or set EEUTILS_DATA to its folder",
-            ),
-            Source(
-                name=f"{FOLDER}.zip in {place}",
-                fetch=partial(read_zip, place / f"{FOLDER}.zip", archive),
-                remedy=by_hand,
-            ),
-        )
-    ]
-    site = Source(name="official site", fetch=partial(fetch_official_site, archive, folder), remedy=by_hand)
-    return [*local, site]
+    sources = []
+    for place in local_folders():
+        again = f"unpack {FOLDER}.zip in {place} again, in full, or set EEUTILS_DATA to its folder"
+        unpacked, zipped = place / FOLDER, place / f"{FOLDER}.zip"
+        sources.append(Source(f"folder {FOLDER} in {place}", partial(read_folder, unpacked, archive), again))
+        sources.append(Source(f"{FOLDER}.zip in {place}", partial(read_zip, zipped, archive), by_hand))
+    return [*sources, Source("official site", partial(fetch_official_site, archive, folder), by_hand)]
 
 
 def read_zip(path: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawData:
@@ -102,11 +91,11 @@ def read_zip(path: Path, archive: TinyImageNetArchive = TINY_IMAGENET) -> RawDat
         return read_folder(zipfile.Path(file, f"{FOLDER}/"), archive)
 
 
-def fetch_official_site(archive: TinyImageNetArchive, folder: Path, *, timeout_s: float = 60.0) -> RawData:
+def fetch_official_site(archive: TinyImageNetArchive, folder: Path) -> RawData:
     """Download the archive into `folder` and read it."""
     path = folder / f"{FOLDER}.zip"
     check = partial(check_hash, algorithm="md5", expected=archive.md5)
-    download(archive.url, path, check, size=archive.size, timeout_s=timeout_s)
+    download(archive.url, path, check, size=archive.size)
     return read_zip(path, archive)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 
 from eeutils.data.splits import ImageData, Split
+from eeutils.errors import require
 from eeutils.fields import Count, Natural, Rule, check_fields, check_range
 
 _SEEDS_APART = 2**31  # within the 32 bits of a seed that torch uses on a CPU
@@ -39,8 +40,8 @@ class Trigger:
 def stamped(split: Split, trigger: Trigger) -> Split:
     """Return a copy of the split with the trigger on every image and the same labels."""
     height, width = split.images.shape[2:]
-    if trigger.size + trigger.margin > min(height, width):
-        raise ValueError(f"trigger must fit into {height} x {width} pixels, got {trigger}")
+    fits = trigger.size + trigger.margin <= min(height, width)
+    require(fits, f"trigger must fit into {height} x {width} pixels, got {trigger}")
     bottom, right = height - trigger.margin, width - trigger.margin
     images = split.images.clone()
     images[:, :, bottom - trigger.size : bottom, right - trigger.size : right] = trigger.value
@@ -50,11 +51,7 @@ def stamped(split: Split, trigger: Trigger) -> Split:
 def poisoned(data: ImageData, trigger: Trigger, share: float, seed: int = 0) -> ImageData:
     """Return data that teach a network the trigger; validation and test stay clean.
 
-    Args:
-        data: clean data.
-        trigger: stamped on some training images of other classes, which get its label.
-        share: of these images, in (0, 1].
-        seed: of their choice.
+    The trigger is stamped on a `share` of the training images of other classes, which get its label.
     """
     check_range("target", trigger.target, 0, len(data.classes) - 1)
     chosen = _some_of_others(data.train, trigger.target, share, seed)
@@ -70,8 +67,7 @@ def _some_of_others(split: Split, target: int, share: float, seed: int) -> torch
     """Return random positions of images that are not of class `target`."""
     others = (split.labels != target).nonzero().flatten()
     count = round(share * len(others)) if 0 < share <= 1 else 0
-    if not count:
-        raise ValueError(f"share must be in (0, 1] and pick one of {len(others)} images or more, got {share}")
+    require(count > 0, f"share must be in (0, 1] and pick one of {len(others)} images or more, got {share}")
     # Another seed than that of the batches: an equal draw would put all of these images first.
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART ^ seed))
     return others[order[:count].to(others.device)]

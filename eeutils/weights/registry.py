@@ -138,7 +138,7 @@ class WeightEntry:
     def from_json(name: str, values: Mapping[str, Any]) -> "WeightEntry":
         """Rebuild an entry from what `to_json` returned."""
         parts = dict(values)
-        parts["normalization"] = Normalization.from_json(parts["normalization"])
+        parts["normalization"] = Normalization(**parts["normalization"])
         parts["classes"] = tuple(parts.get("classes", ()))
         parts["weights"] = _stored_file(parts.get("weights"))
         parts["history"] = _stored_file(parts.get("history"))
