@@ -39,26 +39,19 @@ class Classifier:
         result = classifier(load_image("photo.jpg", size=32))
         print(classifier.classes[result.predicted[0]])
 
-    Attributes:
-        net: a copy of the network, so that training it further does not change the classifier.
-        classes: names of the network's outputs.
-        normalization: normalization of the training images.
-        policy: decides who leaves where.
-        fallback: answers for an image that leaves at no early exit, see `Cascade`.
-        engine, precision: see `Cascade`; `save` does not keep them.
-        image_shape: (C, H, W) of the training images, such as `data.image_shape`. Other shapes are then refused,
-            because most networks read them and answer wrongly. None accepts any.
+    With `image_shape`, other shapes are refused, because most networks read them and answer wrongly. For `policy`,
+    `fallback`, `engine` and `precision` see `Cascade`; `save` does not keep the last two.
     """
 
-    net: MultiExitNet
-    classes: tuple[str, ...]
-    normalization: Normalization
+    net: MultiExitNet  # a copy, so that training it further does not change the classifier
+    classes: tuple[str, ...]  # names of the network's outputs
+    normalization: Normalization  # of the training images
     policy: ThresholdPolicy
     _: KW_ONLY
     fallback: str = "last"
     engine: str = "torch"
     precision: str | None = None
-    image_shape: tuple[int, int, int] | None = None
+    image_shape: tuple[int, int, int] | None = None  # (C, H, W) of the training images
 
     def __post_init__(self) -> None:
         for name, kind in (("normalization", Normalization), ("policy", ThresholdPolicy)):

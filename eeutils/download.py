@@ -173,19 +173,12 @@ def _size(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Source(Generic[T]):
-    """A place to get something from.
+    """A place to get something from."""
 
-    Attributes:
-        name: for messages.
-        fetch: returns the thing, or raises an error that says why it cannot.
-        remedy: what a person can do to make this source work.
-        slow: duration to warn about, together with the reasons why no faster source delivered.
-    """
-
-    name: str
-    fetch: Callable[[], T]
-    remedy: str
-    slow: str | None = None
+    name: str  # for messages
+    fetch: Callable[[], T]  # returns the thing, or raises an error that says why it cannot
+    remedy: str  # what a person can do to make this source work
+    slow: str | None = None  # duration to warn about, together with the reasons why no faster source delivered
 
 
 def first_that_delivers(

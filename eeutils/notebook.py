@@ -63,12 +63,9 @@ class Session:
     notebooks compare are trained; with "-ic_only" at the end, one whose early exits were trained alone on a finished
     network. A full name from `list_weights()` stands for itself, in quick mode for its kind. "yours/<model>-<pool>" is
     the network that you trained in notebook 2 or 3.
-
-    Attributes:
-        quick: digits and slim networks instead of CIFAR-10 and the shipped weights.
     """
 
-    quick: bool
+    quick: bool  # digits and slim networks instead of CIFAR-10 and the shipped weights
 
     @staticmethod
     def from_environment() -> "Session":

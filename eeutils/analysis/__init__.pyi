@@ -12,14 +12,12 @@ from .costs import measure_costs as measure_costs
 from .costs import measure_seconds as measure_seconds
 from .decisions import Decisions as Decisions
 from .decisions import decide as decide
-from .decisions import unconfident_counts as unconfident_counts
 from .decisions import with_fallback as with_fallback
 from .gradcam import Explanation as Explanation
 from .gradcam import central_share as central_share
 from .gradcam import explain as explain
 from .gradcam import grad_cam as grad_cam
 from .gradcam import guided_backprop as guided_backprop
-from .gradcam import guided_grad_cam as guided_grad_cam
 from .gradcam import hires_cam as hires_cam
 from .gradcam import map_correlation as map_correlation
 from .gradcam import map_spread as map_spread

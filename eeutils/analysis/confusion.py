@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eeutils.analysis.metrics import draw_images
 from eeutils.analysis.predictions import Predictions
+from eeutils.errors import require
 from eeutils.fields import Positive, check_fields
 
 
@@ -34,14 +35,10 @@ class Standardization:
     """Scale of scores in standard deviations of the training scores, which makes different networks comparable.
 
     It keeps the order of the images, and so everything an `ErrorIndicator` measures.
-
-    Attributes:
-        mean: of the training scores.
-        std: their standard deviation, above 0.
     """
 
-    mean: float
-    std: Positive
+    mean: float  # of the training scores
+    std: Positive  # their standard deviation, above 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,29 +56,17 @@ class Standardization:
 
 @dataclass(frozen=True)
 class ErrorIndicator:
-    """Power of a number that grows with suspicion to separate wrong answers from right ones.
+    """Power of a number that grows with suspicion to separate wrong answers from right ones."""
 
-    Attributes:
-        edges: (B + 1,) float64, the edges of the histogram's equal bins.
-        right: (B,) int64, right answers in each bin.
-        wrong: (B,) int64, wrong answers in each bin.
-        suspected_right: right answers more suspect than the mean wrong one (the authors' first count).
-        trusted_wrong: wrong answers less suspect than the mean right one (their second).
-        split_errors: answers on the wrong side of the best threshold.
-        auroc: probability that a wrong answer is more suspect than a right one, ties counted as half.
-        coverage: (N,) float64, 1/N, 2/N, ..., 1: share of the answers kept, the least suspect first.
-        risk: (N,) float64, share of wrong ones among those kept, averaged over the order of ties.
-    """
-
-    edges: Tensor
-    right: Tensor
-    wrong: Tensor
-    suspected_right: int
-    trusted_wrong: int
-    split_errors: int
-    auroc: float
-    coverage: Tensor
-    risk: Tensor
+    edges: Tensor  # (B + 1,) float64, the edges of the histogram's equal bins
+    right: Tensor  # (B,) int64, right answers in each bin
+    wrong: Tensor  # (B,) int64, wrong answers in each bin
+    suspected_right: int  # right answers more suspect than the mean wrong one (the authors' first count)
+    trusted_wrong: int  # wrong answers less suspect than the mean right one (their second)
+    split_errors: int  # answers on the wrong side of the best threshold
+    auroc: float  # probability that a wrong answer is more suspect than a right one, ties counted as half
+    coverage: Tensor  # (N,) float64, 1/N, 2/N, ..., 1: share of the answers kept, the least suspect first
+    risk: Tensor  # (N,) float64, share of wrong ones among those kept, averaged over the order of ties
 
     @property
     def overlap(self) -> int:
@@ -114,12 +99,9 @@ class ErrorIndicator:
 
 
 def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIndicator:
-    """Compare `suspicion` with the mistakes made.
+    """Compare `suspicion` (N,), such as `confusion_scores`, with the mistakes, such as `~predictions.correct[-1]` (N,).
 
-    Args:
-        suspicion: (N,) float, larger for answers more likely wrong: `confusion_scores`, `doubt`, ...
-        wrong: (N,) bool, such as `~predictions.correct[-1]`.
-        bins: bins of the histogram, between the smallest and the largest suspicion.
+    Suspicion is larger for answers more likely wrong; `bins` are those of the histogram, between its extremes.
     """
     _check(suspicion, wrong)
     suspicion = suspicion.double()
@@ -145,8 +127,8 @@ def error_indicator(suspicion: Tensor, wrong: Tensor, bins: int = 30) -> ErrorIn
 def auroc_draws(suspicion: Tensor, wrong: Tensor, *, draws: int = 1000, seed: int = 0) -> Tensor:
     """(draws,) float64, AUROC of `suspicion` (N,) on bootstrap samples of the images; see `error_indicator`.
 
-    A seed always draws the same images, so draws for two indicators can be subtracted to bound their difference. They
-    cover the choice of the images, not the training seed. A sample without wrong or without right answers gives NaN.
+    A seed always draws the same images, so draws for two indicators can be subtracted to bound their difference. A
+    sample without wrong or without right answers gives NaN.
     """
     _check(suspicion, wrong)
     times = draw_images(len(wrong), draws, seed)
@@ -186,8 +168,6 @@ def _best_split(suspicion: Tensor, wrong: Tensor) -> int:
 
 def _check(suspicion: Tensor, wrong: Tensor) -> None:
     fits = suspicion.ndim == 1 and suspicion.shape == wrong.shape and wrong.dtype == torch.bool
-    if not fits or not suspicion.isfinite().all() or wrong.unique().numel() < 2:
-        raise ValueError(
-            "suspicion and wrong must be finite (N,) and bool (N,), some wrong and some not, "
-            f"got {tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}, {int(wrong.sum())} wrong"
-        )
+    got = f"{tuple(suspicion.shape)} and {tuple(wrong.shape)} {wrong.dtype}, {int(wrong.sum())} wrong"
+    usable = fits and bool(suspicion.isfinite().all()) and wrong.unique().numel() == 2
+    require(usable, f"suspicion and wrong must be finite (N,) and bool (N,), some wrong and some not, got {got}")

@@ -14,19 +14,12 @@ from eeutils.fields import check_choice
 
 @dataclass(frozen=True)
 class Decisions:
-    """Exit and prediction of every image of a split.
+    """Exit and prediction of every image of a split."""
 
-    Attributes:
-        exit_index: (N,) int64.
-        predicted: (N,) int64, the class predicted there, or by the fallback for images that leave at no early exit.
-        labels: (N,) int64.
-        costs: (E,) float64 of one image up to each exit.
-    """
-
-    exit_index: Tensor
-    predicted: Tensor
-    labels: Tensor
-    costs: Tensor
+    exit_index: Tensor  # (N,) int64
+    predicted: Tensor  # (N,) int64, the class predicted there, or by the fallback for images that stay to the end
+    labels: Tensor  # (N,) int64
+    costs: Tensor  # (E,) float64 of one image up to each exit
 
     def __repr__(self) -> str:
         rates = " / ".join(f"{rate:.1%}" for rate in self.exit_rates.tolist())
@@ -62,13 +55,7 @@ class Decisions:
 
 
 def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> Decisions:
-    """Let `policy` decide for every image of the table.
-
-    Args:
-        predictions: the table; the policy cannot write into it.
-        policy: decides who leaves where.
-        fallback: answers for an image that leaves at no early exit; see `fallback_logits`.
-    """
+    """Let `policy` decide for every image of the table; for `fallback` see `fallback_logits`."""
     check_predictions(predictions)
     check_policy(policy, predictions.num_exits)
     index = _exit_indices(predictions.logits, policy)
@@ -91,15 +78,6 @@ def _exit_indices(logits: Tensor, policy: Policy) -> Tensor:
 @torch.inference_mode(False)  # its tensors do not count writes
 def _copy(logits: Tensor) -> Tensor:
     return logits[:-1].clone()
-
-
-def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:
-    """(E,) int64, images that leave at no early exit, counted at the exit most confident of them.
-
-    Shallow-Deep Networks (arXiv 1810.07052) count the same, except that their last exit has a threshold, too.
-    """
-    staying = decide(predictions, policy).exit_index == predictions.num_exits - 1
-    return predictions.confidence[:, staying].argmax(0).bincount(minlength=predictions.num_exits)
 
 
 def check_fallback(name: str) -> None:
@@ -129,4 +107,4 @@ def with_fallback(predictions: Predictions, name: str) -> Predictions:
 
 
 def _exit_rates(exit_index: Tensor, num_exits: int) -> Tensor:
-    return torch.bincount(exit_index, minlength=num_exits).double() / len(exit_index)
+    return exit_index.bincount(minlength=num_exits).double() / len(exit_index)

@@ -17,6 +17,7 @@ from torchvision.ops import Permute
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.data.augmentation import check_normalized
+from eeutils.errors import require
 from eeutils.models import MultiExitNet, drop_exits, truncate
 from eeutils.models.adapt import MapReader
 from eeutils.models.memory import device_and_dtype
@@ -35,14 +36,8 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
     layer, the map before it is used, since VGG16's classifier reads a single cell of 32x32 images. The mean is exact
     for a head that averages its map, and blurs one with weights for each cell (pyramids): see `hires_cam`.
 
-    Args:
-        net: a network whose exit reads one feature map (N, C, H, W).
-        images: (N, C, H, W), normalised; N may be 0.
-        exit_index: the exit, 0 is the shallowest.
-        target: the class to explain; by default the one that this exit predicts.
-
-    Returns:
-        (N, H, W) on the network's device, from 0 to 1, the maximum of each map; all zero if nothing supports the class.
+    `images` are normalised; the exit, counted from 0, reads one feature map (N, C, H, W); `target` is by default the
+    class that it predicts. The maps (N, H, W) are on the network's device, all zero if nothing supports the class.
     """
     return _map_of(net, images, exit_index, target, _mean_gradients)
 
@@ -72,27 +67,14 @@ def guided_backprop(net: MultiExitNet, images: Tensor, exit_index: int, target: 
         return GuidedBackprop(alone).attribute(images.requires_grad_(), classes).detach()
 
 
-def guided_grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes = None) -> Tensor:
-    """Return the product of `guided_backprop` and `grad_cam`, (N, C, H, W)."""
-    guided = guided_backprop(net, images, exit_index, target)
-    return guided * grad_cam(net, images, exit_index, target)[:, None]
-
-
 @dataclass(frozen=True)
 class Explanation:
-    """Prediction and attribution maps of one exit, for N images.
+    """Prediction and attribution maps of one exit, for N images."""
 
-    Attributes:
-        predicted: (N,) int64, the class that the exit predicts.
-        confidence: (N,) its probability.
-        cam: (N, H, W) for the target class.
-        guided_cam: (N, C, H, W), guided backpropagation times that map.
-    """
-
-    predicted: Tensor
-    confidence: Tensor
-    cam: Tensor
-    guided_cam: Tensor
+    predicted: Tensor  # (N,) int64, the class that the exit predicts
+    confidence: Tensor  # (N,) its probability
+    cam: Tensor  # (N, H, W) for the target class
+    guided_cam: Tensor  # (N, C, H, W), guided backpropagation times that map
 
 
 @torch.inference_mode(False)
@@ -103,10 +85,7 @@ def explain(
     target: Classes = None,
     method: Callable[..., Tensor] = hires_cam,
 ) -> Explanation:
-    """Compute both maps of one exit, with its prediction. Arguments as for `grad_cam`.
-
-    `method` is `hires_cam` or `grad_cam`.
-    """
+    """Compute both maps of one exit and its prediction; `method` is `hires_cam` or `grad_cam`, arguments as there."""
     alone, copied = _private_copy(net, images, exit_index)
     with torch.no_grad():
         confidence, predicted = alone(copied).softmax(1).max(1)
@@ -168,12 +147,9 @@ def _map_of(
 
 
 def _check_map(features: Features, exit_index: int) -> None:
-    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2:].numel() == 1:
-        shape = map_tensors(lambda tensor: tuple(tensor.shape), features)
-        raise ValueError(
-            f"exit {exit_index} must read a feature map (N, C, H, W) of more than one cell, got {shape}; "
-            "a larger image or an earlier exit may have one"
-        )
+    is_map = isinstance(features, Tensor) and features.ndim == 4 and features.shape[2:].numel() > 1
+    got = f"{map_tensors(lambda tensor: tuple(tensor.shape), features)}; larger images or an earlier exit may have one"
+    require(is_map, f"exit {exit_index} must read a feature map (N, C, H, W) of more than one cell, got {got}")
 
 
 def _pooling_moved(units: nn.Sequential, head: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -210,8 +186,7 @@ def _private_copy(net: MultiExitNet, images: Tensor, exit_index: int) -> tuple[n
     cut = truncate(net, exit_index)
     if len(images):
         check_normalized(images)
-    if not images.is_floating_point():
-        raise ValueError(f"images must be normalised floats, got {images.dtype}")
+    require(images.is_floating_point(), f"images must be normalised floats, got {images.dtype}")
     exit_costs(cut, tuple(images.shape[1:]))  # fails if the images do not fit
     cut = deepcopy(drop_exits(cut, cut.exit_after[:-1])).eval().requires_grad_(False)
     for module in cut.modules():
@@ -229,11 +204,10 @@ def _classes_to_explain(logits: Tensor, target: Classes) -> Tensor:
     classes = torch.as_tensor(target, device=logits.device)
     if classes.ndim == 0:
         classes = classes.expand(num_images)
-    inexact = classes.is_floating_point() or classes.dtype == torch.bool
-    if classes.shape != (num_images,) or (num_images and inexact) or ((classes < 0) | (classes >= num_classes)).any():
-        raise ValueError(
-            f"target must be one class in 0..{num_classes - 1} or one for each of {num_images} images, got {target}"
-        )
+    exact = not num_images or not (classes.is_floating_point() or classes.dtype == torch.bool)
+    fits = exact and classes.shape == (num_images,) and bool(((classes >= 0) & (classes < num_classes)).all())
+    wanted = f"one class in 0..{num_classes - 1} or one for each of {num_images} images"
+    require(fits, f"target must be {wanted}, got {target}")
     return classes.long()
 
 
@@ -255,9 +229,6 @@ def _logits_through_relu_modules(net: nn.Module, images: Tensor) -> Tensor:
         if step is not None and step not in seen:
             seen.add(step)
             waiting += [before for before, _ in step.next_functions]
-    applied = sum(step.name() == "ReluBackward0" for step in seen)
-    if applied > len(calls):
-        raise ValueError(
-            f"guided backpropagation needs every ReLU to be an nn.ReLU, got {applied - len(calls)} functions (F.relu)"
-        )
+    functions = sum(step.name() == "ReluBackward0" for step in seen) - len(calls)
+    require(functions <= 0, f"every ReLU must be an nn.ReLU for guided backpropagation, got {functions} of F.relu")
     return logits.detach()

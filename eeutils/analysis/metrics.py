@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
+from eeutils.errors import require
 from eeutils.fields import check_choice
 from eeutils.models.contracts import check_exit_index
 
@@ -43,23 +44,20 @@ def cost_table(costs: NetworkCosts) -> pd.DataFrame:
 
 
 def ensemble_probs(predictions: Predictions, how: str = "mean", weights: Sequence[float] | None = None) -> Tensor:
-    """Return the (N, C) probabilities of all exits combined.
+    """Return the (N, C) probabilities of all exits combined: their "mean", "weighted" mean or "geometric" mean.
 
-    Args:
-        predictions: the table.
-        how: "mean" of the probabilities; "weighted" mean of them; "geometric" mean, normalised again.
-        weights: for "weighted" only, one per exit, not negative; see `ensemble_weights`.
+    `weights` are for "weighted" only, one per exit; see `ensemble_weights`.
     """
     check_choice("how", how, ("mean", "weighted", "geometric"))
-    if (weights is not None) != (how == "weighted"):
-        raise ValueError(f"weights must be given for how='weighted' alone, got {how=} and {weights=}")
+    fits = (weights is not None) == (how == "weighted")
+    require(fits, f"weights must be given for how='weighted' alone, got {how=} and {weights=}")
     if how == "mean":
         return predictions.probs.mean(0)
     if how == "geometric":
         return predictions.logits.log_softmax(-1).mean(0).softmax(-1)
     count = predictions.num_exits
-    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise ValueError(f"weights must be {count} numbers, none negative and not all 0, got {weights}")
+    fits = len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < math.inf
+    require(fits, f"weights must be {count} numbers, none negative and not all 0, got {weights}")
     shares = torch.tensor(weights, dtype=predictions.probs.dtype)
     return torch.einsum("e,enc->nc", shares / shares.sum(), predictions.probs)
 
@@ -108,21 +106,12 @@ def surest_first(chosen: Tensor, confidence: Tensor) -> Tensor:
 
 
 def paired_bootstrap(correct: Tensor, reference: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Bootstrap the 95 % interval of the accuracy gained over `reference` on the same images.
+    """Bootstrap the 95 % interval of the accuracy gained over `reference` on the same images, both (E, N) bool.
 
-    It covers the choice of the test images, not the training seed.
-
-    Args:
-        correct: (E, N) bool.
-        reference: (E, N) bool, of the same images in the same order.
-        draws: bootstrap samples.
-        seed: of the draws.
-
-    Returns:
-        Lower and upper ends, each (E,) float64.
+    It covers the choice of the test images, not the training seed. Lower and upper ends are (E,) float64.
     """
-    if correct.shape != reference.shape:
-        raise ValueError(f"reference must have shape {tuple(correct.shape)}, got {tuple(reference.shape)}")
+    wanted, got = tuple(correct.shape), tuple(reference.shape)
+    require(got == wanted, f"reference must have shape {wanted}, got {got}")
     kinds = torch.stack([correct & ~reference, reference & ~correct, correct == reference], -1).sum(1)  # (E, 3)
     ends = []
     for counts in kinds:

@@ -42,18 +42,11 @@ def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Wasteful:
-    """The wasteful effect: cost spent after an exit was right.
+    """The wasteful effect: cost spent after an exit was right."""
 
-    Attributes:
-        correct: (E,) int64, images that each exit gets right.
-        newly_correct: (E + 1, C) int64, images of each class that each exit is the first to get right; in the last row
-            those that no exit gets right.
-        costs: (E,) float64 of one image up to each exit.
-    """
-
-    correct: Tensor
-    newly_correct: Tensor
-    costs: Tensor
+    correct: Tensor  # (E,) int64, images that each exit gets right
+    newly_correct: Tensor  # (E + 1, C) int64, images of each class that each exit gets right first; last row: no exit
+    costs: Tensor  # (E,) float64 of one image up to each exit
 
     @property
     def unique(self) -> Tensor:
@@ -93,7 +86,7 @@ class Wasteful:
                 "cumulative correct": self.cumulative.numpy(),
                 "unique correct": self.unique.numpy(),
             },
-            index=_exit_names(len(self.costs)),
+            index=pd.RangeIndex(1, len(self.costs) + 1, name="exit"),
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
@@ -123,29 +116,17 @@ def wasteful(predictions: Predictions) -> Wasteful:
 
 @dataclass(frozen=True)
 class Destructive:
-    """The destructive effect: D images that an earlier exit gets right and the last one wrong, most confident first.
+    """The destructive effect: D images that an earlier exit gets right and the last one wrong, most confident first."""
 
-    Attributes:
-        images: (D,) int64, their positions in the table.
-        exit_index: (D,) int64, the first exit that gets each right.
-        confidence: (D,), of that exit in the right class.
-        last_confidence: (D,), of the last exit in a wrong class.
-        correct: (E - 1,) int64, those that each early exit gets right.
-        mean_confidence: (E - 1,) float64, of each early exit on those; NaN if there are none.
-        class_wrong: (C,) int64, images of each class that the last exit gets wrong.
-        class_destroyed: (C,) int64, those of them that an earlier exit gets right.
-        num_images: images in the whole table.
-    """
-
-    images: Tensor
-    exit_index: Tensor
-    confidence: Tensor
-    last_confidence: Tensor
-    correct: Tensor
-    mean_confidence: Tensor
-    class_wrong: Tensor
-    class_destroyed: Tensor
-    num_images: int
+    images: Tensor  # (D,) int64, their positions in the table
+    exit_index: Tensor  # (D,) int64, the first exit that gets each right
+    confidence: Tensor  # (D,), of that exit in the right class
+    last_confidence: Tensor  # (D,), of the last exit in a wrong class
+    correct: Tensor  # (E - 1,) int64, those that each early exit gets right
+    mean_confidence: Tensor  # (E - 1,) float64, of each early exit on those; NaN if there are none
+    class_wrong: Tensor  # (C,) int64, images of each class that the last exit gets wrong
+    class_destroyed: Tensor  # (C,) int64, those of them that an earlier exit gets right
+    num_images: int  # images in the whole table
 
     @property
     def num_wrong(self) -> int:
@@ -185,7 +166,7 @@ class Destructive:
                 "unique correct": unique.numpy(),
                 "mean confidence": self.mean_confidence.numpy(),
             },
-            index=_exit_names(early),
+            index=pd.RangeIndex(1, early + 1, name="exit"),
         )
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
@@ -260,10 +241,6 @@ def attack_success(predictions: Predictions, target: int) -> Tensor:
     check_range("target", target, 0, predictions.logits.shape[2] - 1)
     others = predictions.labels != target
     return (predictions.predicted[:, others] == target).double().mean(1)
-
-
-def _exit_names(count: int) -> pd.Index:
-    return pd.Index(range(1, count + 1), name="exit")
 
 
 def _class_names(classes: Sequence[str] | None, count: int) -> pd.Index:

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from eeutils.errors import require
 from eeutils.fields import Count, Natural, check_choice, check_fields, check_type
 
 # The grid of Shallow-Deep Networks (arXiv 1810.07052); the default of `accuracy_cost_curve` is finer.
@@ -62,16 +63,15 @@ class ThresholdPolicy:
         except (TypeError, ValueError, RuntimeError):
             thresholds = math.nan
         values = thresholds if isinstance(thresholds, tuple) else (thresholds,)
-        if not all(0 <= value <= 1 or value == math.inf for value in values):
-            raise ValueError(f"thresholds must be numbers in [0, 1] or infinity, got {self.thresholds!r}")
+        usable = all(0 <= value <= 1 or value == math.inf for value in values)
+        require(usable, f"thresholds must be numbers in [0, 1] or infinity, got {self.thresholds!r}")
         object.__setattr__(self, "thresholds", thresholds)
 
     def check(self, num_exits: int) -> None:
         """Raise a ValueError unless there is one threshold, or one for each of the `num_exits - 1` early exits."""
-        if isinstance(self.thresholds, tuple) and len(self.thresholds) != num_exits - 1:
-            raise ValueError(
-                f"thresholds must be one number or {num_exits - 1}, one for each early exit, got {self.thresholds}"
-            )
+        fits = not isinstance(self.thresholds, tuple) or len(self.thresholds) == num_exits - 1
+        wanted = f"one number or {num_exits - 1}, one for each early exit"
+        require(fits, f"thresholds must be {wanted}, got {self.thresholds}")
 
     def leaves(self, logits: Tensor) -> Tensor:
         """Logits (e + 1, n, C) -> (n,) bool."""
@@ -85,12 +85,9 @@ class PatiencePolicy:
     """Leave when the last `patience` + 1 exits predict the same class (PABEE: Zhou et al., 2020, arXiv 2006.04152).
 
     With 0 every image leaves at the first exit; with `patience` or fewer early exits no image leaves early.
-
-    Attributes:
-        patience: how many times in a row an exit must repeat the previous exit's prediction.
     """
 
-    patience: Natural
+    patience: Natural  # how many times in a row an exit must repeat the previous exit's prediction
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -111,12 +108,9 @@ class AgreementPolicy:
     """Leave when `count` of the exits so far, in a row or not, predict the same class (Sun et al., arXiv 2105.13792).
 
     The exit that completes the vote takes part in it, so an image leaves with the class agreed on.
-
-    Attributes:
-        count: votes a class needs, 1 or more; with fewer early exits no image leaves early.
     """
 
-    count: Count
+    count: Count  # votes a class needs, 1 or more; with fewer early exits no image leaves early
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -139,10 +133,10 @@ def check_policy(policy: Policy, num_exits: int) -> None:
 def leaving(policy: Policy, logits: Tensor) -> Tensor:
     """Return the answer (n,) bool of `policy` to logits (e + 1, n, C), which it may write into, or raise ValueError."""
     leaves = policy.leaves(logits)
-    if not isinstance(leaves, Tensor) or leaves.dtype != torch.bool or leaves.shape != logits.shape[1:2]:
-        got = f"{tuple(leaves.shape)} {leaves.dtype}" if isinstance(leaves, Tensor) else type(leaves).__name__
-        raise ValueError(f"{type(policy).__name__}.leaves must return a ({logits.shape[1]},) bool tensor, got {got}")
-    return leaves
+    if isinstance(leaves, Tensor) and leaves.dtype == torch.bool and leaves.shape == logits.shape[1:2]:
+        return leaves
+    got = f"{tuple(leaves.shape)} {leaves.dtype}" if isinstance(leaves, Tensor) else type(leaves).__name__
+    raise ValueError(f"{type(policy).__name__}.leaves must return a ({logits.shape[1]},) bool tensor, got {got}")
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -201,14 +195,12 @@ def register_score(score: Score) -> Score:
 
         choice = choose_thresholds(predictions, max_drop=0.005, score="energy")
 
-    Args:
-        score: logits (..., C) -> (...) in [0, 1], larger for more certain answers. It judges every answer alone; a rule
-            that looks at several exits is a `Policy`. Another score of the same name is refused; the same one defined
-            again, as by a notebook's cell, replaces it.
+    It maps logits (..., C) to (...) in [0, 1], larger for more certain answers, and judges every answer alone; a rule
+    that looks at several exits is a `Policy`. A notebook's cell may define a score again.
     """
     known = _SCORES.get(score.__name__, score)
-    if (known.__module__, known.__qualname__) != (score.__module__, score.__qualname__):
-        raise ValueError(f"score must have a new name, got {score.__name__!r}, which is in {known.__module__}")
+    same = (known.__module__, known.__qualname__) == (score.__module__, score.__qualname__)
+    require(same, f"score must have a new name, got {score.__name__!r}, which is in {known.__module__}")
     _SCORES[score.__name__] = score
     return score
 

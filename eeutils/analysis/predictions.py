@@ -15,6 +15,7 @@ from eeutils.analysis.costs import exit_costs, remove_hooks
 from eeutils.data.splits import Split, check_split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
+from eeutils.errors import require
 from eeutils.fields import check_type
 from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet
@@ -90,10 +91,6 @@ class Predictions:
     def accuracy(self) -> Tensor:
         """(E,) float64, share of the images that each exit classifies correctly."""
         return self.correct.double().mean(1)
-
-    def top_k(self, k: int) -> Tensor:
-        """(E,) float64, share of the images whose class is among the `k` largest logits of each exit."""
-        return (self.logits.topk(k).indices == self.labels[:, None]).any(-1).double().mean(1)
 
     def take(self, index: Tensor) -> "Predictions":
         """Return the predictions for the images that `index` (positions or a boolean mask) selects."""
@@ -196,8 +193,8 @@ def check_predictions(predictions: Predictions) -> None:
 
 def check_outputs(split: Split, outputs: int) -> None:
     """Raise ValueError unless a network with so many outputs answers for the classes of `split`."""
-    if len(split.classes) != outputs:
-        raise ValueError(f"the network must have {len(split.classes)} outputs, one for each class, got {outputs}")
+    count = len(split.classes)
+    require(count == outputs, f"the network must have {count} outputs, one for each class, got {outputs}")
 
 
 def _check(fits: bool | Tensor, name: str, requirement: str, value: object) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
 from eeutils.analysis.thresholds import Choice, check_one_goal, checked_thresholds, count_leaving
+from eeutils.errors import require
 
 # From 1 to 0 in steps that start at a millionth, since scores crowd near 1. Fixed before any data are seen: the
 # guarantee is for thresholds that do not depend on the validation images.
@@ -24,17 +25,11 @@ GUARANTEE_THRESHOLDS = (1.0, *(1 - 10 ** (step / 100 - 6) for step in range(601)
 
 @dataclass(frozen=True)
 class RiskTest:
-    """Measured risk and p-value of every threshold.
+    """Measured risk and p-value of every threshold."""
 
-    Attributes:
-        thresholds: (T,) float64, falling; each is shared by all early exits.
-        risk: (T,) float64, mean loss of an image.
-        p_values: (T,) float64, for the hypothesis that the true risk is above the largest one accepted.
-    """
-
-    thresholds: Tensor
-    risk: Tensor
-    p_values: Tensor
+    thresholds: Tensor  # (T,) float64, falling; each is shared by all early exits
+    risk: Tensor  # (T,) float64, mean loss of an image
+    p_values: Tensor  # (T,) float64, for the hypothesis that the true risk is above the largest one accepted
 
     def certified(self, delta: float) -> int:
         """Number of thresholds before the first whose p-value is above `delta`."""
@@ -71,7 +66,7 @@ def choose_with_guarantee(
     """
     check_predictions(validation)
     check_one_goal(max_risk=max_risk, max_drop=max_drop)
-    _check_share("delta", delta, 0 < delta < 1)
+    require(0 < delta < 1, f"delta must be between 0 and 1, got {delta}")
     if max_drop is None:
         tested = measure_risk(validation, max_risk, score, thresholds)
     else:
@@ -88,7 +83,7 @@ def measure_risk(
     The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
     is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk exceeds `max_risk`.
     """
-    _check_share("max_risk", max_risk, 0 < max_risk < 1)
+    require(0 < max_risk < 1, f"max_risk must be between 0 and 1, got {max_risk}")
     falling = _falling(thresholds)
     num_images = len(validation.labels)
     lost = validation.correct[-1] & ~validation.correct  # (E, N); none at the last exit
@@ -111,7 +106,7 @@ def measure_gap(
     above, a capital of 1 grows beyond 1 / p with probability at most p (Markov's inequality). Their bound takes the
     largest capital on the way, which depends much more on the order of the images than the capital at the end.
     """
-    _check_share("max_drop", max_drop, 0 <= max_drop < 1)
+    require(0 <= max_drop < 1, f"max_drop must be between 0 and 1, got {max_drop}")
     falling, scores = _falling(thresholds), score_of(validation.logits[:-1], score)
     order = torch.randperm(len(validation.labels), generator=torch.Generator().manual_seed(0))  # may be sorted by class
     scores, correct = scores[:, order], validation.correct[:, order].double()
@@ -133,11 +128,6 @@ def _betting_p_value(losses: Tensor, limit: float, delta: float) -> Tensor:
     before = torch.cat([variances.new_tensor([0.25]), variances[:-1]])  # a bet must not know the image it is placed on
     bets = (2 * math.log(1 / delta) / (len(losses) * before)).sqrt().clamp_max(1)
     return (-(-bets * (losses - limit)).log1p().sum()).exp().clamp_max(1)
-
-
-def _check_share(name: str, value: float, in_range: bool) -> None:
-    if not in_range:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
 def _falling(thresholds: Sequence[float] | None) -> Tensor:

@@ -16,15 +16,10 @@ from eeutils.fields import Natural, Rule, check_choice, check_fields, check_rang
 
 @dataclass(frozen=True)
 class Normalization:
-    """Pixel / 255, minus `mean`, divided by `std`, per channel.
+    """Pixel / 255, minus `mean`, divided by `std`, per channel."""
 
-    Attributes:
-        mean: one number per channel, on the scale 0..1; lists, arrays and tensors become tuples.
-        std: likewise, positive.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # one number per channel, on the scale 0..1; lists, arrays and tensors become tuples
+    std: tuple[float, ...]  # likewise, positive
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,22 +79,14 @@ class Augmentation:
     """Random changes, drawn anew for every image of a training batch.
 
     Brightness, contrast and saturation are torchvision's `ColorJitter`, in this order.
-
-    Attributes:
-        flip: mirror left and right, half of the time.
-        translate: shift by up to this many pixels each way; the border is mirrored.
-        cutout: side of a square set to the mean (DeVries & Taylor, arXiv 1708.04552), 0 for none.
-        brightness: largest change of the factor 1 that scales all pixels.
-        contrast: largest change of the factor that scales the distance from the image's mean grey.
-        saturation: largest change of the factor that scales the distance from each pixel's grey.
     """
 
-    flip: bool = True
-    translate: Natural = 4
-    cutout: Natural = 12
-    brightness: _Jitter = 0.0
-    contrast: _Jitter = 0.0
-    saturation: _Jitter = 0.0
+    flip: bool = True  # mirror left and right, half of the time
+    translate: Natural = 4  # shift by up to this many pixels each way; the border is mirrored
+    cutout: Natural = 12  # side of a square set to the mean (DeVries & Taylor, arXiv 1708.04552), 0 for none
+    brightness: _Jitter = 0.0  # largest change of the factor 1 that scales all pixels
+    contrast: _Jitter = 0.0  # largest change of the factor that scales the distance from the image's mean grey
+    saturation: _Jitter = 0.0  # largest change of the factor that scales the distance from each pixel's grey
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -15,19 +15,13 @@ from eeutils.fields import check_range, check_type
 class Split:
     """One part of a dataset, on one device; also the way to show your own images to a trained network.
 
-        predictions = predict(net, Split(images, labels, classes=data.classes, normalization=data.normalization))
-
-    Attributes:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64, each an index into `classes`.
-        classes: names of the classes, at least two; any sequence becomes a tuple of str.
-        normalization: turns these images into the input of a network.
+    predictions = predict(net, Split(images, labels, classes=data.classes, normalization=data.normalization))
     """
 
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-    normalization: Normalization
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64, each an index into `classes`
+    classes: tuple[str, ...]  # names of the classes, at least two; any sequence becomes a tuple of str
+    normalization: Normalization  # turns these images into the input of a network
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
@@ -69,12 +63,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset: `train` to learn from, `val` to choose by, `test` to report on.
-
-    Attributes:
-        name: of the dataset; becomes a str.
-        train, val, test: splits with the same classes, normalization and image shape.
-    """
+    """A dataset: `train` to learn from, `val` to choose by, `test` to report on, with the same classes and shapes."""
 
     name: str
     train: Split

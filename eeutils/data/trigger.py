@@ -19,19 +19,12 @@ _Brightness = Annotated[int, Rule("in 0..255", lambda value: 0 <= value <= 255)]
 
 @dataclass(frozen=True)
 class Trigger:
-    """Square of one brightness in the lower right corner.
+    """Square of one brightness in the lower right corner."""
 
-    Attributes:
-        target: index of the class that the network learns to answer.
-        size: pixels per side.
-        margin: pixels between the square and the lower and right border of the image.
-        value: of its pixels in every channel, 0 (black) to 255 (white).
-    """
-
-    target: Natural
-    size: Count = 4
-    margin: Natural = 1
-    value: _Brightness = 255
+    target: Natural  # index of the class that the network learns to answer
+    size: Count = 4  # pixels per side
+    margin: Natural = 1  # pixels between the square and the lower and right border of the image
+    value: _Brightness = 255  # of its pixels in every channel, 0 (black) to 255 (white)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
+from eeutils.errors import require
+from eeutils.fields import check_choice, check_type
 from eeutils.models.exits import create_exit, pool_of_each_exit
 from eeutils.models.graphs import LayerGraph
 from eeutils.models.layers import initialise
@@ -48,22 +50,20 @@ def with_exits(
         name: of the network's builder in torchvision or timm, for `net.origin`; by default it is recognised.
 
     Raises:
-        ValueError: if a layer is unknown, named twice, or does not give one tensor, images first, of a known layout; if
-            `pool` is unknown; if the network cannot be traced, or cannot read such images.
+        ValueError: if a layer is unknown or does not give one tensor, images first, of a known layout; if the network
+            cannot be traced, or cannot read such images.
     """
     network = uncompiled(network)
-    if not isinstance(network, nn.Module) or isinstance(network, MultiExitNet):
-        raise TypeError(f"network must be a torch.nn.Module without exits, got {type(network).__name__}")
-    if isinstance(network, nn.DataParallel | AveragedModel):
-        raise TypeError(f"network must be the one inside {type(network).__name__}; pass network.module")
-    if isinstance(after, str) or len(set(after)) != len(after) or not after:
-        raise ValueError(f"after must be a list of different names of layers, got {after!r}")
-    if layout not in (None, *LAYOUTS):
-        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+    check_type("network", network, nn.Module, "it maps images to logits")
+    if isinstance(network, MultiExitNet | nn.DataParallel | AveragedModel):
+        raise TypeError(f"network must be one without exits or wrapper, got {type(network).__name__}; see its .module")
+    usable = not isinstance(after, str) and 0 < len(after) == len(set(after))
+    require(usable, f"after must be a list of different names of layers, got {after!r}")
+    check_choice("layout", layout, (None, *LAYOUTS))
     pools = pool_of_each_exit(pool, len(after))
     graph = LayerGraph(deepcopy(network), after, (in_channels, image_size, image_size))
     places = _places(graph, after)
-    cuts = [_checked(graph, graph.crossing(node), places[node]) for node in places]
+    cuts = [_cut(graph, node, name) for node, name in places.items()]
     tail = graph.last_map(next(reversed(places)))
     units = [graph.module(*ends) for ends in zip([[graph.images], *cuts], [*cuts, [tail]], strict=True)]
     heads = [_head(graph, cut, each, layout, places[cut[0]]) for cut, each in zip(cuts, pools, strict=True)]
@@ -90,10 +90,9 @@ def _places(graph: LayerGraph, after: Sequence[str]) -> dict[fx.Node, str]:
     places: dict[fx.Node, str] = {}
     for name in after:
         node = _step(graph, name)
-        if node in places:
-            raise ValueError(f"after must be a list of different layers, got {places[node]!r} and {name!r} for one")
-        if node is graph.answer:
-            raise ValueError(f"after must name layers before the network's own classifier, got {name!r}")
+        other = places.get(node)
+        require(other is None, f"after must be a list of different layers, got {other!r} and {name!r} for one")
+        require(node is not graph.answer, f"after must name layers before the network's own classifier, got {name!r}")
         places[node] = name
     return {node: places[node] for node in sorted(places, key=graph.position.__getitem__)}
 
@@ -107,20 +106,17 @@ def _step(graph: LayerGraph, name: str) -> fx.Node:
         names = {*graph.outputs, *dict(graph.network.named_modules())} - {""}
         nearest = get_close_matches(name, sorted(names), n=5, cutoff=0.4)
         raise ValueError(f"after must name layers that the network runs, got {name!r}; nearest are {nearest}")
-    if not isinstance(found, fx.Node) or not isinstance(graph.value(found), Tensor):
-        raise ValueError(
-            f"after must name layers that give one tensor, got {name!r}; of several, name one: '{name}[0]'"
-        )
+    gives_one = isinstance(found, fx.Node) and isinstance(graph.value(found), Tensor)
+    require(gives_one, f"after must name layers that give one tensor, got {name!r}; of several, name one: '{name}[0]'")
     return found
 
 
-def _checked(graph: LayerGraph, cut: list[fx.Node], name: str) -> list[fx.Node]:
-    for node in cut:
-        if not graph.images_first(node):
-            raise ValueError(
-                f"after must name layers behind which all is handed on with the images first, got {name!r}: "
-                f"{node.name} is not"
-            )
+def _cut(graph: LayerGraph, node: fx.Node, name: str) -> list[fx.Node]:
+    """Return what is handed on behind a named layer."""
+    cut = graph.crossing(node)
+    others = [each.name for each in cut if not graph.images_first(each)]
+    must = "name layers behind which all is handed on with the images first"
+    require(not others, f"after must {must}, got {name!r}: {others} are not")
     return cut
 
 
@@ -129,11 +125,9 @@ def _head(graph: LayerGraph, cut: list[fx.Node], pool: str, layout: str | None, 
     shape = tuple(features.shape)
     found = layout or recognise_layout(graph.network, shape, lambda: graph.grown(cut[0]))
     tokens = prefix_tokens(graph.network, shape[1]) if found == "NLC" else 0
-    if found is None or tokens is None or len(found) != len(shape):
-        raise ValueError(
-            f"layout must be given for the layer {name!r}, got {layout!r} for features of shape {shape[1:]}; choose "
-            f"from {LAYOUTS}"
-        )
+    fits = found is not None and tokens is not None and len(found) == len(shape)
+    got = f"{layout!r} for features of shape {shape[1:]}; choose from {LAYOUTS}"
+    require(fits, f"layout must be given for the layer {name!r}, got {got}")
     reader = MapReader(found, tokens, copied=graph.is_overwritten(cut[0]))
     _, channels, height, width = reader(features).shape
     head = initialise(create_exit(pool, channels, graph.num_classes, min(height, width)))
@@ -147,10 +141,8 @@ _USUAL_PREFIXES = (0, 1, 2)  # no class token, one, and one more of distillation
 class MapReader(nn.Module):
     """Bring what a unit hands on into the shape (N, C, H, W) that heads read.
 
-    Args:
-        layout: of the named layer's features, one of `LAYOUTS`: channels first or last, tokens, or no places at all.
-        prefix_tokens: class and register tokens before those of the image; heads do not read them.
-        copied: read a copy, because the next unit works in place.
+    `layout` is one of `LAYOUTS`: channels first or last, tokens, or no places at all. Heads do not read class and
+    register tokens (`prefix_tokens`). They read a copy if the next unit works in place.
 
     Shapes: a tensor, or a tuple that starts with it -> (N, C, H, W).
     """
@@ -179,13 +171,8 @@ def recognise_layout(
 ) -> str | None:
     """Return the layout of features of `shape`, one of `LAYOUTS`; None if it is not certain.
 
-    Square images make square maps, which tells channels from places. Where both are as many, larger images do, or the
-    widths that the network normalises.
-
-    Args:
-        network: the network that they are from.
-        shape: images first.
-        grown: asks for the shape that larger images have; None if the network reads none.
+    Square images make square maps, which tells channels from places. Where both are as many, larger images do (`grown`
+    asks for their shape, None if the network reads none), or the widths that the network normalises.
     """
     if len(shape) == 2:
         return "NC"
@@ -219,14 +206,7 @@ _IMAGENET_CLASSES = 1000
 
 
 def origin_of(network: nn.Module, num_classes: int, name: str | None, exits: dict[str, Any]) -> Origin | None:
-    """Return the recipe of a network of torchvision or timm; None if another library made it, or no builder fits.
-
-    Args:
-        network: images -> logits.
-        num_classes: of its logits.
-        name: of its builder; by default it is recognised.
-        exits: arguments of `with_exits`.
-    """
+    """Return the recipe of a network of torchvision or timm; None if another library made it, or no builder fits."""
     library, arguments = type(network).__module__.partition(".")[0], {"num_classes": num_classes}
     if library == "torchvision":
         name = name or _builder_in_torchvision(network, num_classes)
@@ -248,8 +228,8 @@ def origin_of(network: nn.Module, num_classes: int, name: str | None, exits: dic
 
 def library_network(origin: Origin) -> nn.Module:
     """Build the network of `origin` without exits, its weights fresh."""
-    if unknown := origin.arguments.keys() - _ARGUMENTS:
-        raise ValueError(f"arguments of {origin.name} must be among {sorted(_ARGUMENTS)}, got {sorted(unknown)}")
+    unknown = sorted(origin.arguments.keys() - _ARGUMENTS)
+    require(not unknown, f"arguments of {origin.name} must be among {sorted(_ARGUMENTS)}, got {unknown}")
     if origin.library == "torchvision":
         import torchvision
 

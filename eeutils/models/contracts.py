@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eeutils.errors import require
 from eeutils.fields import check_range
 from eeutils.models.memory import device_and_dtype, independent_copy, make_weights_permanent
 from eeutils.models.multiexit import Features, MultiExitNet, map_tensors, uncompiled
@@ -33,9 +34,9 @@ def check_exit_index(exit_index: int, num_exits: int) -> None:
 
 def check_units(name: str, units: Collection[int], allowed: Sequence[int]) -> None:
     """Raise ValueError unless `units` are different ones of those `allowed`."""
-    if not isinstance(units, Collection) or len(set(units)) < len(units) or not set(units) <= set(allowed):
-        choices = f"0..{len(allowed) - 1}" if isinstance(allowed, range) else list(allowed)
-        raise ValueError(f"{name} must be different units in {choices}, got {units!r}")
+    fit = isinstance(units, Collection) and len(set(units)) == len(units) and set(units) <= set(allowed)
+    choices = f"0..{len(allowed) - 1}" if isinstance(allowed, range) else list(allowed)
+    require(fit, f"{name} must be different units in {choices}, got {units!r}")
 
 
 def checked_answers(net: MultiExitNet, x: Tensor) -> list[Tensor]:
@@ -55,9 +56,8 @@ def check_answers(answers: Sequence[object], num_images: int) -> None:
     """Raise ValueError unless `answers` are logits (N, C) of the same two or more classes; values are not read."""
     shapes = [tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__ for answer in answers]
     classes = {shape[1] if len(shape) == 2 and shape[0] == num_images else 0 for shape in shapes}
-    if len(classes) > 1 or min(classes) < 2:
-        got = ", ".join(map(str, shapes))
-        raise ValueError(f"exits must return logits ({num_images}, C) of the same 2 or more classes, got {got}")
+    fit, got = len(classes) == 1 and min(classes) > 1, ", ".join(map(str, shapes))
+    require(fit, f"exits must return logits ({num_images}, C) of the same 2 or more classes, got {got}")
 
 
 @contextmanager
@@ -80,11 +80,9 @@ def left_alone(features: Features, unit: int, num_units: int) -> Iterator[None]:
     """Raise ValueError if the exit after `unit` writes into `features` and another unit reads them."""
     before = map_tensors(_version, features)
     yield
-    if unit < num_units - 1 and map_tensors(_version, features) != before:
-        raise ValueError(
-            f"the exit after unit {unit} works in place on the feature map that unit {unit + 1} reads as well; "
-            "clone what it reads"
-        )
+    must = f"clone the feature map that unit {unit + 1} reads as well"
+    is_whole = unit == num_units - 1 or map_tensors(_version, features) == before
+    require(is_whole, f"the exit after unit {unit} must {must}, got one that works in place")
 
 
 def _version(tensor: Tensor) -> int:

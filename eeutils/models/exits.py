@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
+from eeutils.errors import require
 from eeutils.fields import check_choice
 from eeutils.models.contracts import check_units, on_meta, walk_units
 from eeutils.models.layers import MixedPool, Reduce, SpatialPyramidPool, conv_norm_act, initialise
-from eeutils.models.multiexit import MultiExitNet, map_tensors
+from eeutils.models.multiexit import Features, MultiExitNet, map_tensors
 
 _LARGEST_GRID = 4
 
@@ -96,8 +97,7 @@ def create_exit(pool: str, channels: int, num_classes: int, size: int | None = N
 def pool_of_each_exit(pool: str, num_exits: int) -> list[str]:
     """Split "conv+spp+avg" into one name per exit, shallowest first; a single name stands for all."""
     pools = pool.split("+")
-    if len(pools) not in (1, num_exits):
-        raise ValueError(f"pool must name 1 head or {num_exits}, joined by '+', got {pool!r}")
+    require(len(pools) in (1, num_exits), f"pool must name 1 head or {num_exits}, joined by '+', got {pool!r}")
     return pools if len(pools) == num_exits else pools * num_exits
 
 
@@ -111,18 +111,21 @@ def fresh_exits(
     shapes = on_meta(MultiExitNet(units, {len(units) - 1: nn.Identity()}))
     maps = [features for _, features in walk_units(shapes, image_shape)]
     for unit, name in zip(sorted(after), pools, strict=True):
-        if not isinstance(maps[unit], Tensor) or maps[unit].ndim != 4 or _is_channels_last(maps[unit], image_shape):
-            given = map_tensors(lambda tensor: tuple(tensor.shape[1:]), maps[unit])
-            raise ValueError(f"unit {unit} must return a feature map (C, H, W), got {given}; use with_exits, add_exits")
+        given = map_tensors(lambda tensor: tuple(tensor.shape[1:]), maps[unit])
+        require(
+            _is_map(maps[unit], image_shape), f"unit {unit} must return a map (C, H, W), got {given}; use add_exits"
+        )
         _, channels, height, width = maps[unit].shape
         heads[unit] = initialise(create_exit(name, channels, num_classes, min(height, width)))
     return heads
 
 
-def _is_channels_last(features: Tensor, image_shape: tuple[int, int, int]) -> bool:
-    """Square images make square maps."""
+def _is_map(features: Features, image_shape: tuple[int, int, int]) -> bool:
+    """Return True for channels first: square images make square maps."""
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        return False
     _, first, second, third = features.shape
-    return image_shape[1] == image_shape[2] and first == second != third
+    return image_shape[1] != image_shape[2] or second == third or first != second
 
 
 def with_heads(
@@ -135,12 +138,8 @@ def with_heads(
 ) -> MultiExitNet:
     """Put exits behind some units of a new backbone; the last step of a builder.
 
-    The backbone draws its weights first: with one seed they are the same whatever the exits.
-
-    Args:
-        classifier: the network's own head, after the last unit.
-        image_shape: (C, H, W).
-        pool: the heads of all exits, see `pool_of_each_exit`; None for internal classifiers before `classifier`.
+    The backbone draws its weights first: with one seed they are the same whatever the exits. `pool` names the heads of
+    all exits, None stands for internal classifiers before the network's own `classifier`.
     """
     last = len(units) - 1
     check_units("exit_after", exit_after, range(last))

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from eeutils.errors import require
 from eeutils.models.tracing import record
 
 _BATCH_SIZES = (2, 3)  # what differs between the two depends on the number of images
@@ -41,8 +42,8 @@ class LayerGraph:
         self._larger = (1, image_shape[0], 2 * image_shape[1], 2 * image_shape[2])
         self.folds = self._runs[0].folds
         answer = self.value(self.answer) if isinstance(self.answer, fx.Node) else self.answer
-        if not isinstance(answer, Tensor) or answer.ndim != 2:
-            raise ValueError(f"network must answer logits (N, classes), got {getattr(answer, 'shape', type(answer))}")
+        is_logits, got = isinstance(answer, Tensor) and answer.ndim == 2, getattr(answer, "shape", type(answer))
+        require(is_logits, f"network must answer logits (N, classes), got {got}")
         self.num_classes = answer.shape[1]
 
     def value(self, node: fx.Node) -> Any:

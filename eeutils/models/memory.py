@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from eeutils.errors import require
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _STATISTICS = ("running_mean", "running_var")
@@ -19,8 +21,9 @@ _STATISTICS = ("running_mean", "running_var")
 def device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return the device and dtype of the first floating tensor of `net`; without one, the CPU and float32."""
     tensors = list(chain(net.parameters(), net.buffers()))
-    if any(map(is_lazy, tensors)):
-        raise ValueError("a lazy layer of the network has no weights yet; call net(images) once first")
+    require(
+        not any(map(is_lazy, tensors)), "lazy layers must have weights, got one without; call net(images) once first"
+    )
     first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     return first.device, first.dtype
 
@@ -78,5 +81,5 @@ def named_weights(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def check_weights(net: nn.Module) -> None:
     """Raise ValueError if a weight of `net` is NaN or infinite; the parts of quantized weights are not checked."""
     for name, tensor in named_weights(net):
-        if not is_traceable_wrapper_subclass(tensor) and not tensor.isfinite().all():
-            raise ValueError(f"weights must be finite, got NaN or infinity in {name!r}")
+        if not is_traceable_wrapper_subclass(tensor):
+            require(bool(tensor.isfinite().all()), f"weights must be finite, got NaN or infinity in {name!r}")

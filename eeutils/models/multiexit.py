@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eeutils.errors import require
+
 Features = Tensor | Sequence[Any] | Mapping[Any, Any]
 """Output of a unit: a tensor with the images first, or a tuple, list or dict of them, nested or not."""
 
@@ -57,19 +59,16 @@ class MultiExitNet(nn.Module):
             list or dict of tensors with the images first, to carry a connection past an exit. A unit that writes into
             its input must begin with a module that says so, such as `nn.ReLU(inplace=True)`.
         exits: unit index -> head that maps the feature map after that unit to logits; the last unit needs one.
-
-    Attributes:
-        origin: how to build this network again; None after surgery, or if it was built by hand.
     """
 
     def __init__(self, units: Sequence[nn.Module], exits: Mapping[int, nn.Module]) -> None:
         super().__init__()
         last = len(units) - 1
-        if last not in exits or not all(0 <= unit <= last for unit in exits):
-            raise ValueError(f"exits must follow units in 0..{last}, the last included, got {sorted(exits)}")
+        fit = last in exits and all(0 <= unit <= last for unit in exits)
+        require(fit, f"exits must follow units in 0..{last}, the last included, got {sorted(exits)}")
         self.units = nn.ModuleList(units)
         self.exits = nn.ModuleDict({str(unit): exits[unit] for unit in sorted(exits)})
-        self.origin: Origin | None = None
+        self.origin: Origin | None = None  # how to build this network again; unknown after surgery
 
     @property
     def exit_after(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+from eeutils.errors import require
 from eeutils.fields import check_choice
 from eeutils.models.multiexit import MultiExitNet, Origin
 
@@ -16,11 +17,12 @@ _LEAST = {"num_classes": 2, "in_channels": 1, "width": 1, "image_size": 1}
 def register_model(builder: Callable[..., MultiExitNet]) -> Callable[..., MultiExitNet]:
     """Make `builder` available to `create_model` under its own name; use it as a decorator.
 
-    A builder takes the keywords `num_classes`, `in_channels`, `width`, `image_size`, `pool` and `exit_after`.
+    A builder takes the keywords `num_classes`, `in_channels`, `width`, `image_size`, `pool` and `exit_after`. A cell
+    of a notebook may define one again; a name that another module's builder has is refused.
     """
     known = _BUILDERS.get(builder.__name__, builder)
-    if (known.__module__, known.__qualname__) != (builder.__module__, builder.__qualname__):
-        raise ValueError(f"name of a builder must be new, got {builder.__name__!r}, which {known.__module__} has")
+    same = (known.__module__, known.__qualname__) == (builder.__module__, builder.__qualname__)
+    require(same, f"name of a builder must be new, got {builder.__name__!r}, which {known.__module__} has")
     _BUILDERS[builder.__name__] = builder
     return builder
 
@@ -52,9 +54,10 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
         ValueError: if the name is unknown, or an argument has a value that the builder does not take.
     """
     check_choice("model", name, list_models())
-    for size, value in arguments.items():
-        if size in _LEAST and not (isinstance(value, Integral) and value >= _LEAST[size]):
-            raise ValueError(f"{size} must be a whole number from {_LEAST[size]} on, got {value!r}")
+    for size in _LEAST.keys() & arguments.keys():
+        least, value = _LEAST[size], arguments[size]
+        fits = isinstance(value, Integral) and value >= least
+        require(fits, f"{size} must be a whole number from {least} on, got {value!r}")
     net = _BUILDERS[name](**arguments)
     net.origin = _origin(name, arguments)
     return net

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from eeutils.errors import require
 from eeutils.models.contracts import check_exits, check_units, checked_answers, on_meta, walk_units
 from eeutils.models.exits import fresh_exits
 from eeutils.models.memory import device_and_dtype
@@ -26,22 +27,14 @@ def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple
     Heads are not counted, so the places depend neither on the exits of `net` nor on the number of classes. The last
     unit, which has the network's own classifier, is left out. At `SDN_SHARES` these are the places in the code of
     Shallow-Deep Networks: (1, 3, 5, 6, 8, 9) in VGG16, (4, 8, 12, 16, 20, 24) in ResNet56. In MobileNet the authors use
-    five places, because their profiler counts depthwise convolutions once per group; by true cost there are six: (2, 4,
-    7, 8, 10, 12).
-
-    Args:
-        shares: above 0 and below 1, rising.
-        image_shape: (C, H, W).
+    five places, because their profiler counts depthwise convolutions once per group; by true cost there are six.
     """
     macs = list(accumulate(macs for macs, _ in walk_units(on_meta(net), image_shape)))
     reached = [each / macs[-1] for each in macs]
     places = [min(range(len(reached) - 1), key=lambda unit: abs(reached[unit] - share)) for share in shares]
-    if places != sorted(set(places)) or not all(0 < share < 1 for share in shares):
-        rounded = [round(share, 3) for share in reached]
-        raise ValueError(
-            f"shares must rise from above 0 to below 1, each nearest to another unit, got {tuple(shares)}; units reach "
-            f"{rounded}"
-        )
+    fit = places == sorted(set(places)) and all(0 < share < 1 for share in shares)
+    got = f"{tuple(shares)}; units reach {[round(share, 3) for share in reached]}"
+    require(fit, f"shares must rise from above 0 to below 1, each nearest to another unit, got {got}")
     return tuple(places)
 
 
@@ -59,7 +52,7 @@ def with_internal_classifiers(
     Args:
         image_shape: (C, H, W); sizes of the exits follow from it.
         after: units that get an exit; by default `exits_at_cost(net, SDN_SHARES, image_shape)`.
-        pool: the heads of these exits: one of `list_pools()` for all, or one each, shallowest first, joined by "+".
+        pool: the heads of these exits, see `create_model`.
     """
     net = check_exits(net)
     if after is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from eeutils.errors import require
 from eeutils.models.contracts import check_exit_index, check_exits, check_units
 from eeutils.models.graphs import fold_recorded
 from eeutils.models.memory import independent_copy, make_weights_permanent, to_channels_last
@@ -47,11 +48,9 @@ def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
 
 
 def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = True) -> None:
-    """Copy the weights of the units and the last exit of `donor` into `net`; its early exits stay.
+    """Copy the weights of the units and the last exit of `donor`, which has the same, into `net`; early exits stay.
 
-    Args:
-        donor: a network with the same units, and the same last exit if that is copied.
-        last_exit: False leaves the last exit as well, for instance for other classes.
+    `last_exit=False` leaves the last exit as well, for instance for other classes.
     """
     net, donor = check_exits(net), check_exits(donor)
     parts = ("units.", f"exits.{len(net.units) - 1}.") if last_exit else ("units.",)
@@ -66,11 +65,8 @@ def widen_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
     A unit of `net` then returns the channels of the donor's unit, each repeated, until it is trained further:
     Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641, section 2.3). The weight of a channel is divided among its
     copies in random shares: with equal shares, copies would get equal gradients and never diverge. The exits of `net`
-    stay.
-
-    Args:
-        net: the network to change; units of convolutions, norms and shortcuts, none of which reads a flattened map.
-        donor: a network of the same layers with a half, a third, ... of the channels.
+    stay. Its units are convolutions, norms and shortcuts, none of which reads a flattened map; `donor` has the same
+    layers with a half, a third, ... of the channels.
     """
     net, donor = check_exits(net), check_exits(donor)
     own, given = net.units.state_dict(), donor.units.state_dict()
@@ -83,9 +79,9 @@ def _check_donor(
 ) -> None:
     for key in own | given:
         shapes = [tuple(state[key].shape) if key in state else "none" for state in (given, own)]
-        if "none" in shapes or not fits(own[key].shape, given[key].shape):
-            hint = "; last_exit=False copies the units alone" if key.startswith("exits.") else ""
-            raise ValueError(f"donor must {must}, got {shapes[0]} instead of {shapes[1]} for {key!r}{hint}")
+        hint = "; last_exit=False copies the units alone" if key.startswith("exits.") else ""
+        same = "none" not in shapes and fits(own[key].shape, given[key].shape)
+        require(same, f"donor must {must}, got {shapes[0]} instead of {shapes[1]} for {key!r}{hint}")
 
 
 def _tensors_of(net: MultiExitNet, parts: tuple[str, ...]) -> dict[str, Tensor]:
@@ -191,8 +187,7 @@ def stage_modules(net: MultiExitNet) -> list[StageModule]:
             program = torch.export.export(stage, (x,), dynamic_shapes=[shapes])
             x, logits = stage(x)
 
-    In your own units use `x.shape[0]`: torch.export turns `len(x)` into a constant. Modules share the weights of `net`
-    and have its mode; run and export them in evaluation mode.
+    In your own units use `x.shape[0]`: torch.export turns `len(x)` into a constant. Modules share the weights of `net`.
     """
     net = check_exits(net)
     return [StageModule(stage, net.training) for stage in net.stages()]

@@ -13,6 +13,8 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from eeutils.errors import require
+
 _PART = re.compile(r"(.+)\[([0-9]+)\]")  # one of several tensors that a layer gives
 
 
@@ -125,8 +127,8 @@ def _recorded(network: nn.Module, is_step: Callable[[nn.Module], bool]) -> tuple
 def _follow_mode(graph: fx.Graph, in_training: fx.Graph) -> None:
     """Let steps of `graph` that are told the mode, as F.dropout is, ask for it."""
     for step, other in zip_longest(_steps(graph), _steps(in_training)):
-        if step is None or other is None or (step.op, step.target) != (other.op, other.target):
-            raise ValueError(f"in training, {other} takes the place of {step}")
+        same = step is not None and other is not None and (step.op, step.target) == (other.op, other.target)
+        require(same, f"in training, {other} takes the place of {step}")
         step.args = tuple(_asking(step, *pair) for pair in zip(step.args, other.args, strict=True))
         step.kwargs = {name: _asking(step, value, other.kwargs[name]) for name, value in step.kwargs.items()}
 
@@ -135,8 +137,8 @@ def _asking(step: fx.Node, now: Any, in_training: Any) -> Any:
     if now is False and in_training is True:
         with step.graph.inserting_before(step):
             return step.graph.create_node("get_attr", "training")
-    if isinstance(now, bool | int | float) and now != in_training:
-        raise ValueError(f"in training, {step} is given {in_training} instead of {now}")
+    same = now == in_training if isinstance(now, bool | int | float) else True
+    require(same, f"in training, {step} is given {in_training} instead of {now}")
     return now
 
 

@@ -27,13 +27,9 @@ _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 class PickledTensors(dict[str, Tensor]):
-    """Parameters and persistent buffers by name, in the order of the network's `state_dict()`.
+    """Parameters and persistent buffers by name, in the order of the network's `state_dict()`."""
 
-    Attributes:
-        foreign: classes and functions outside torch that the file names; none was imported.
-    """
-
-    foreign: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()  # classes and functions outside torch that the file names; none was imported
 
 
 def read_pickled_tensors(path: Path | str) -> PickledTensors:

@@ -15,25 +15,18 @@ from eeutils.errors import require
 from eeutils.files import read_json, reading, write_text
 
 REGISTRY_FILE = "registry.json"
+# The weights ship; only their predictions do, as they are too large; a command makes them; others published a pickle.
 Status = Literal["trained", "measured", "not trained", "external"]
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of an entry, and its sources.
+    """A file of an entry, and its sources: "repository" (a clone of it, else its release), URLs, or "drive:<id>"."""
 
-    Attributes:
-        path: below the repository's `weights/`, and below `weights/` in the cache folder.
-        sha256: of its bytes, in hex; None if it was never available here.
-        size: bytes; None as above.
-        sources: tried in this order; each is "repository" (a clone of it, else its release), a URL, or "drive:<Google
-            Drive file id>".
-    """
-
-    path: str
-    sha256: str | None
-    size: int | None
-    sources: tuple[str, ...] = ("repository",)
+    path: str  # below the repository's `weights/`, and below `weights/` in the cache folder
+    sha256: str | None  # of its bytes, in hex; None if it was never available here
+    size: int | None  # in bytes; None as above
+    sources: tuple[str, ...] = ("repository",)  # tried in this order
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
@@ -43,65 +36,36 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Origin of trained weights.
+    """Origin of trained weights."""
 
-    Attributes:
-        recipe: of `eeutils.training.recipe`, "custom" if the command names none.
-        config: every field of the `TrainConfig`.
-        device: in words.
-        versions: of Python and torch.
-        seconds: of training and validation.
-        images_per_second: median over the epochs, training alone.
-        share_of_peak: operations on these images, as a share of the device's speed on matrices alone; None if only a
-            part of the network was trained, or it was not measured.
-    """
-
-    recipe: str
-    config: Mapping[str, Any]
-    device: str
-    versions: Mapping[str, str]
-    seconds: float
-    images_per_second: float
-    share_of_peak: float | None = None
+    recipe: str  # of `eeutils.training.recipe`, "custom" if the command names none
+    config: Mapping[str, Any]  # every field of the `TrainConfig`
+    device: str  # in words
+    versions: Mapping[str, str]  # of Python and torch
+    seconds: float  # of training and validation
+    images_per_second: float  # median over the epochs, training alone
+    share_of_peak: float | None = None  # of the device's speed on matrices, if the whole network was trained
 
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """Record of one network: how to build it, the normalization of its images, its weights and their accuracy.
+    """Record of one network: how to build it, the normalization of its images, its weights and their accuracy."""
 
-    Attributes:
-        name: `<model>-<pool>-<data>`; slim networks end in `-w<width>`, seeds other than 0 in `-s<seed>`.
-        model: for `eeutils.models.create_model`, with `model_args`.
-        data: for `eeutils.data.load_data`.
-        classes: names of the outputs.
-        normalization: of the training images.
-        status: "trained": the weights ship; "measured": only their predictions ship, as the weights are too large;
-            "not trained": `command` makes them; "external": published by others as a pickled module, not measured here.
-        command: makes the weights.
-        note: for the reader.
-        weights: the file; None if it does not ship.
-        history: the training history (CSV).
-        predictions: of the weights as shipped, "val" and "test".
-        accuracy: "val" and "test" -> accuracy of each exit, exactly that of `predictions`.
-        macs: multiply-adds of one image up to and including each exit.
-        training: origin of the weights.
-    """
-
-    name: str
-    model: str
+    name: str  # `<model>-<pool>-<data>`; slim networks end in `-w<width>`, seeds other than 0 in `-s<seed>`
+    model: str  # for `eeutils.models.create_model`, with `model_args`
     model_args: Mapping[str, Any]
-    data: str
-    normalization: Normalization
+    data: str  # for `eeutils.data.load_data`
+    normalization: Normalization  # of the training images
     status: Status
-    command: str = ""
-    note: str = ""
-    classes: tuple[str, ...] = ()
-    weights: StoredFile | None = None
-    history: StoredFile | None = None
-    predictions: Mapping[str, StoredFile] = field(default_factory=dict)
-    accuracy: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    macs: tuple[int, ...] = ()
-    training: TrainingRecord | None = None
+    command: str = ""  # makes the weights
+    note: str = ""  # for the reader
+    classes: tuple[str, ...] = ()  # names of the outputs
+    weights: StoredFile | None = None  # the file; None if it does not ship
+    history: StoredFile | None = None  # the training history (CSV)
+    predictions: Mapping[str, StoredFile] = field(default_factory=dict)  # of the weights as shipped, "val" and "test"
+    accuracy: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # "val" and "test" -> of each exit
+    macs: tuple[int, ...] = ()  # multiply-adds of one image up to and including each exit
+    training: TrainingRecord | None = None  # origin of the weights
 
     def __post_init__(self) -> None:
         files = {
@@ -151,15 +115,10 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class Registry:
-    """All entries, and the folder of their files.
+    """All entries, and the folder of their files."""
 
-    Attributes:
-        entries: sorted by name.
-        folder: None if only the package is there (installed from a wheel): every file is fetched then.
-    """
-
-    entries: tuple[WeightEntry, ...]
-    folder: Path | None = None
+    entries: tuple[WeightEntry, ...]  # sorted by name
+    folder: Path | None = None  # None if only the package is there (installed from a wheel): every file is fetched then
 
     @property
     def names(self) -> list[str]:

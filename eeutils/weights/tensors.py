@@ -90,22 +90,13 @@ Layer = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TensorReport:
-    """The file's tensors and the network's, paired by names and shapes.
+    """The file's tensors and the network's, paired by names and shapes."""
 
-    Attributes:
-        matched: (the network's name, the file's name, tensor of the file); same kind and shape.
-        mismatched: (the network's name and shape, the file's name and shape): the likeliest partner of a tensor that
-            has none of its shape.
-        missing: (name, shape) of the network that the file lacks.
-        unexpected: (name, shape) of the file that the network has no place for.
-        foreign: classes and functions outside torch that a pickle names; none was imported.
-    """
-
-    matched: tuple[tuple[str, str, Tensor], ...]
-    mismatched: tuple[tuple[str, Shape, str, Shape], ...]
-    missing: tuple[tuple[str, Shape], ...]
-    unexpected: tuple[tuple[str, Shape], ...]
-    foreign: tuple[str, ...] = ()
+    matched: tuple[tuple[str, str, Tensor], ...]  # our name, theirs, the tensor
+    mismatched: tuple[tuple[str, Shape, str, Shape], ...]  # likeliest partners of another shape
+    missing: tuple[tuple[str, Shape], ...]  # (name, shape) of the network that the file lacks
+    unexpected: tuple[tuple[str, Shape], ...]  # (name, shape) of the file that the network has no place for
+    foreign: tuple[str, ...] = ()  # classes and functions outside torch that a pickle names; none was imported
 
     @property
     def shapes_fit(self) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eeutils.analysis.decisions import Decisions, decide, fallback_logits, unconfident_counts, with_fallback
+from eeutils.analysis.decisions import Decisions, decide, fallback_logits, with_fallback
 from eeutils.analysis.policies import ThresholdPolicy, score_of
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice, accuracy_cost_curve
@@ -142,10 +142,3 @@ def test_with_fallback_makes_sweeps_agree_with_decide(predictions, score, fallba
     decisions = decide(predictions, ThresholdPolicy(threshold, score), fallback)
     assert curve.accuracy.item() == pytest.approx(decisions.accuracy)
     assert curve.cost.item() == pytest.approx(decisions.mean_cost)
-
-
-def test_unconfident_counts_by_hand(table):
-    # At 0.85 the last two images stay, both most confident at exit 3; at infinity all do.
-    assert unconfident_counts(table, ThresholdPolicy(0.85)).tolist() == [0, 0, 2]
-    assert unconfident_counts(table, ThresholdPolicy(math.inf)).tolist() == [1, 1, 2]
-    assert unconfident_counts(table, ThresholdPolicy(0.0)).tolist() == [0, 0, 0]
