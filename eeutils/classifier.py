@@ -18,6 +18,8 @@ from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization
 from eeutils.data.datasets import image_shape_of
 from eeutils.engines.registry import import_extra
+from eeutils.errors import require
+from eeutils.fields import check_type
 from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet, Origin
 from eeutils.models.adapt import rebuild
@@ -54,9 +56,8 @@ class Classifier:
     image_shape: tuple[int, int, int] | None = None  # (C, H, W) of the training images
 
     def __post_init__(self) -> None:
-        for name, kind in (("normalization", Normalization), ("policy", ThresholdPolicy)):
-            if not isinstance(value := getattr(self, name), kind):
-                raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        check_type("normalization", self.normalization, Normalization, "use data.normalization")
+        check_type("policy", self.policy, ThresholdPolicy, "use ThresholdPolicy(0.9), or a choice's .policy")
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "net", deepcopy(self.net))
         self.cascade  # noqa: B018  raises at once if network and policy do not fit together
@@ -71,18 +72,13 @@ class Classifier:
         return Cascade(self.net, self.policy, fallback=self.fallback, **options)
 
     def __call__(self, images: Tensor) -> CascadeResult:
-        """Classify images (N, C, H, W) uint8 in 0..255, of the size that the network was trained on.
-
-        Raises:
-            ValueError: if the images have another dtype, range or shape, or the network has not one output for each of
-                `classes`.
-        """
-        if isinstance(images, Tensor) and self.image_shape not in (None, tuple(images.shape[1:])):
-            raise ValueError(f"images must have shape (N, *{self.image_shape}), got {tuple(images.shape)}")
+        """Classify images (N, C, H, W) uint8 in 0..255, of the size that the network was trained on."""
+        shape = tuple(getattr(images, "shape", ()))
+        fits = not shape or self.image_shape in (None, shape[1:])
+        require(fits, f"images must have shape (N, *{self.image_shape}), got {shape}")
         result = self.cascade(images)
-        outputs = result.logits.shape[-1]
-        if outputs != len(self.classes):
-            raise ValueError(f"classes must be {outputs} names, one for each output, got {len(self.classes)}")
+        outputs, names = result.logits.shape[-1], len(self.classes)
+        require(outputs == names, f"classes must be {outputs} names, one for each output, got {names}")
         return result
 
     def save(self, path: Path | str) -> None:
@@ -112,65 +108,43 @@ class Classifier:
     ) -> "Classifier":
         """Read a file that `save` wrote.
 
-        Args:
-            path: the file.
-            net: a network built like the one that was saved; it gets the weights, and evaluation mode. Needed only if
-                the file does not say what builds that one.
-            engine, precision: see `Cascade`.
+        `net`, a network built like the one that was saved, gets the weights and evaluation mode. It is needed only if
+        the file does not say what builds that one.
 
         Raises:
             FileNotFoundError: if there is no such file.
             IntegrityError: if it is damaged, or holds something else.
-            ValueError: if `net` is missing or does not fit the weights, or the policy's score is not registered
-                (`eeutils.analysis.register_score`); `net` is then unchanged. Also if the rebuilt network answers
-                otherwise than the saved one, as one of another version of its library may.
+            ValueError: if `net` is missing or does not fit the weights; if the policy's score is not registered; if the
+                rebuilt network answers otherwise than the saved one, as one of another version of its library may.
         """
         tensors, metadata = load_tensors(path)
         with reading(path):
             about = json.loads(metadata[_METADATA])
         with reading(path, keep=ValueError):
-            policy = ThresholdPolicy(**about["policy"])
-            classes, shape = (
-                tuple(map(str, about["classes"])),
-                about["image_shape"] and _checked_shape(about["image_shape"]),
-            )
-            normalization, fallback = Normalization(**about["normalization"]), about["fallback"]
+            policy, normalization = ThresholdPolicy(**about["policy"]), Normalization(**about["normalization"])
+            classes, fallback = tuple(map(str, about["classes"])), about["fallback"]
+            shape = about["image_shape"] and _checked_shape(about["image_shape"])
             rebuilt = _rebuilt(about["origin"]) if net is None else None
         net = rebuilt if net is None else net
         put_tensors(net, tensors, str(path))
         if rebuilt is not None and shape is not None:
-            answers = _answer_sizes(net.eval(), normalization, shape)
-            if not torch.allclose(torch.tensor(answers), torch.tensor(about["answers"]), rtol=_OTHER_ANSWERS):
-                raise ValueError(f"net must be given; rebuilt from {about['origin']}, it answers otherwise than saved")
-        return Classifier(
-            net.eval(),
-            classes,
-            normalization,
-            policy,
-            fallback=fallback,
-            engine=engine,
-            precision=precision,
-            image_shape=shape,
-        )
+            answers, saved = map(torch.tensor, (_answer_sizes(net.eval(), normalization, shape), about["answers"]))
+            same = torch.allclose(answers, saved, rtol=_OTHER_ANSWERS)
+            require(same, f"net must be given; rebuilt from {about['origin']}, it answers otherwise than saved")
+        options = {"fallback": fallback, "engine": engine, "precision": precision, "image_shape": shape}
+        return Classifier(net.eval(), classes, normalization, policy, **options)
 
     def save_pretrained(self, folder: Path | str, *, predictions: Predictions | None = None) -> None:
-        """Write a folder as the Hugging Face Hub has them: weights, config.json and a model card.
+        """Write a folder as the Hugging Face Hub has them: weights, config.json and a model card, unless one is there.
 
-        Needs the extra `hub`.
-
-        Args:
-            folder: it may exist; a card in it stays.
-            predictions: of the network on test images; the card then has the accuracy of each exit.
+        Needs the extra `hub`. With `predictions` on test images the card has the accuracy of each exit.
         """
         _hub().stored(self, predictions).save_pretrained(folder, model_card_kwargs={"repo": Path(folder).name})
 
     def push_to_hub(self, repo_id: str, *, predictions: Predictions | None = None, **kwargs: Any) -> str:
-        """Save to a repository of the Hugging Face Hub, made if missing, and return the address of the commit.
+        """Save to a repository of the Hub, such as "me/photos", made if missing; return the address of the commit.
 
-        Args:
-            repo_id: such as "me/photos".
-            predictions: see `save_pretrained`.
-            kwargs: those of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private` and `token`.
+        `kwargs` are those of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private` and `token`.
         """
         return _hub().stored(self, predictions).push_to_hub(repo_id, model_card_kwargs={"repo": repo_id}, **kwargs)
 
@@ -178,9 +152,7 @@ class Classifier:
     def from_pretrained(folder: Path | str, **kwargs: Any) -> "Classifier":
         """Load what `save_pretrained` or `push_to_hub` saved; no code of the repository is run.
 
-        Args:
-            folder: a folder, or a repository of the Hugging Face Hub, such as "me/photos".
-            kwargs: those of `load`, and of `huggingface_hub.ModelHubMixin.from_pretrained`, such as `revision`.
+        `kwargs` are those of `load`, and of `huggingface_hub.ModelHubMixin.from_pretrained`, such as `revision`.
         """
         return _hub().Stored.from_pretrained(folder, **kwargs).classifier
 
@@ -196,34 +168,20 @@ def load_classifier(
 ) -> Classifier:
     """Load a shipped network with the cheapest threshold that loses at most `max_drop` on validation.
 
-    Args:
-        name: one of `list_weights()` that has predictions.
-        max_drop: accuracy that early exits may cost, 0 to 1: 0.005 is half a point.
-        device: the device to compute on.
-        fallback: answers for an image that leaves at no early exit, see `Cascade`. The threshold is chosen for "last".
-        engine, precision: see `Cascade`.
-
-    Raises:
-        ValueError: if the name or the fallback is unknown, or weights or predictions do not ship.
-        IntegrityError, DataUnavailableError: as `load_weights` does.
+    `name` is one of `list_weights()` that has predictions; a `max_drop` of 0.005 is half a point. For `fallback`,
+    `engine` and `precision` see `Cascade`; the threshold is chosen for the fallback "last". Errors are those of
+    `load_weights`.
     """
     entry = weight_entry(name)
-    choice = choose_thresholds(load_predictions(name, "val"), max_drop=max_drop)
-    return Classifier(
-        load_weights(name, device),
-        entry.classes,
-        entry.normalization,
-        choice.policy,
-        fallback=fallback,
-        engine=engine,
-        precision=precision,
-        image_shape=image_shape_of(entry.data),
-    )
+    policy = choose_thresholds(load_predictions(name, "val"), max_drop=max_drop).policy
+    options = {"fallback": fallback, "engine": engine, "precision": precision}
+    net, shape = load_weights(name, device), image_shape_of(entry.data)
+    return Classifier(net, entry.classes, entry.normalization, policy, image_shape=shape, **options)
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if not isinstance(shape, Sequence) or len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"image_shape must be (channels, height, width), such as data.image_shape, got {shape!r}")
+    fits = isinstance(shape, Sequence) and len(shape) == 3 and min(shape) > 0
+    require(fits, f"image_shape must be (channels, height, width), such as data.image_shape, got {shape!r}")
     return tuple(shape)
 
 
@@ -239,10 +197,9 @@ def _answer_sizes(net: MultiExitNet, normalization: Normalization, image_shape: 
 
 
 def _rebuilt(origin: dict[str, Any] | None) -> MultiExitNet:
-    if origin is None:
-        raise ValueError(
-            "net must be a network built like the saved one, got None; the file does not say what built it"
-        )
+    require(
+        origin is not None, "net must be one built like the saved one, got None; the file does not say how"
+    )
     try:
         with torch.random.fork_rng(devices=[]):
             return rebuild(Origin(**origin))

@@ -21,7 +21,7 @@ import torch
 
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
-from eeutils.errors import DataUnavailableError
+from eeutils.errors import DataUnavailableError, require
 from eeutils.files import cache_dir
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
@@ -97,9 +97,8 @@ class Session:
         if network in list_weights(registry):
             return network
         fitting = _by_width(registry, network)
-        if not fitting:
-            kinds = sorted({_kind(entry) for entry in registry.entries if _is_usual(entry)})
-            raise ValueError(f"network must be a full name from list_weights() or one of {kinds}, got {network!r}")
+        kinds = sorted({_kind(entry) for entry in registry.entries if _is_usual(entry)})
+        require(bool(fitting), f"network must be a full name from list_weights() or one of {kinds}, got {network!r}")
         return fitting.get(_common_width(registry), fitting[max(fitting)])
 
     def seeds(self, network: str) -> list[str]:
@@ -182,9 +181,7 @@ def start() -> Session:
 def explore(draw: Callable[..., plt.Figure], **choices: Sequence[object]) -> "VBox":
     """Return a control for each argument of `draw`, above the figure that it draws with them.
 
-    Args:
-        draw: from one choice of each kind to a figure.
-        choices: by argument: the ends and the first position of a slider, if these are floats; else what to pick from.
+    Floats are the ends and the first position of a slider; other choices are a list to pick from.
     """
     from ipywidgets import HBox, Image, Layout, VBox
 

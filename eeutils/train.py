@@ -20,7 +20,7 @@ from eeutils.analysis.overthinking import attack_success
 from eeutils.analysis.predictions import predict
 from eeutils.data import ImageData, Trigger, load_data, poisoned, stamped
 from eeutils.device import device_name, matrix_peak, share_of_peak
-from eeutils.errors import message_instead_of_traceback
+from eeutils.errors import message_instead_of_traceback, require
 from eeutils.files import save_tensors, write_text
 from eeutils.models import MultiExitNet, copy_backbone, create_model, widen_backbone
 from eeutils.models.registry import fitting_arguments
@@ -104,8 +104,8 @@ def _described(run: TrainingRun) -> str:
 def train(run: TrainingRun) -> None:
     """Train one network, or resume an interrupted run, and write the results to `run.folder`."""
     workers, device = Workers.of_this_run(), choose_device(run.device)
-    if run.train.trained != "all" and run.start_from is None:
-        raise ValueError(f"start_from must name a trained network to train only its {run.train.trained}, got None")
+    has_backbone = run.train.trained == "all" or run.start_from is not None
+    require(has_backbone, f"start_from must name a trained network to train only its {run.train.trained}, got None")
     with torch.device("meta"):
         _build(run)  # a wrong name fails before anything is downloaded
     data = load_data(run.data)

@@ -19,13 +19,7 @@ _GAP = 0.35  # between two boxes, in their widths
 
 
 def plot_network(net: MultiExitNet, image_shape: tuple[int, int, int], ax: Axes | None = None) -> Axes:
-    """Units as boxes as high as their maps, exits above them, and the share of the cost up to each.
-
-    Args:
-        net: the network; nothing is computed.
-        image_shape: (C, H, W) of its images.
-        ax: where to draw.
-    """
+    """Units as boxes as high as their maps, exits above them, and the share of the cost up to each."""
     maps = [features for _, features in walk_units(on_meta(net), image_shape)]
     costs = measure_costs(net, image_shape)
     shares = (costs.cumulative_macs / costs.cumulative_macs[-1]).tolist()

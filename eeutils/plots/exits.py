@@ -16,6 +16,7 @@ from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.decisions import Decisions
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Curve, accuracy_cost_curve, exit_rates_at
+from eeutils.errors import require
 from eeutils.plots.style import (
     ABOVE,
     BELOW,
@@ -97,13 +98,9 @@ def plot_curves(
     score: str = "confidence",
     unit: CostUnit = MULTIPLY_ADDS,
 ) -> Axes:
-    """Accuracy against mean cost as the threshold moves (lines), and of each exit alone (dots).
+    """Accuracy against mean cost as the threshold on `score` moves (lines), and of each exit alone (dots).
 
-    Args:
-        networks: predictions by name.
-        ax: where to draw.
-        score: what the thresholds are on, see `eeutils.analysis.policies.score_of`.
-        unit: of the costs; `MILLISECONDS` if the predictions' are seconds.
+    The `unit` is `MILLISECONDS` if the costs of the predictions are seconds.
     """
     ax = ax or new_axes()
     looks = network_looks({name: predictions.num_exits for name, predictions in networks.items()})
@@ -154,13 +151,7 @@ def _shares(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] = (), ax: Axes | None = None) -> Axes:
-    """Place of each exit as a share of its network's multiply-adds, one row per network.
-
-    Args:
-        costs: by network.
-        asked: shares to mark (dotted), where exits were to stand.
-        ax: where to draw.
-    """
+    """Place of each exit as a share of its network's multiply-adds, one row per network; shares `asked` are dotted."""
     ax = ax or new_axes()
     for row, (cost, color) in enumerate(zip(costs.values(), cycle(sns.color_palette("colorblind")))):
         shares = (cost.cumulative_macs / cost.cumulative_macs[-1]).tolist()
@@ -182,8 +173,7 @@ def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] =
 def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
     """Exit rates as stacked bars: for each row (a class, a threshold) the share (E,) of images at each exit."""
     num_exits = {row: len(shares) for row, shares in rates.items()}
-    if len(set(num_exits.values())) > 1:
-        raise ValueError(f"all rows need as many exits, got {num_exits}")
+    require(len(set(num_exits.values())) == 1, f"rates must be of as many exits in each row, got {num_exits}")
     ax = ax or new_axes()
     table = torch.stack(list(rates.values())).numpy()
     left = np.zeros(len(rates))

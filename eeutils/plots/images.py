@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from eeutils.data import Split
+from eeutils.errors import require
 from eeutils.plots.style import draw_image, legend_below, new_axes
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def plot_images(
     positions = torch.as_tensor(index).tolist()
     if titles is None:
         titles = [split.classes[split.labels[position]] for position in positions]
-    if len(titles) != len(positions):
-        raise ValueError(f"{len(positions)} images need as many titles, got {len(titles)}: {list(titles)}")
+    fits = len(titles) == len(positions)
+    require(fits, f"titles must be {len(positions)}, one for each image, got {len(titles)}: {list(titles)}")
     rows = max(1, -(-len(positions) // columns))
     lines = max((title.count("\n") + 1 for title in titles), default=1)
     height = size + 0.1 + 0.14 * lines * size**0.5
@@ -94,18 +95,13 @@ def plot_attributions(
     """One row per image: the image, the map of each exit, then guided backpropagation times that map of each.
 
     Over the maps stand the class that the exit names and its confidence; guided maps are grey where they are zero.
-    Maps are averaged on 8 x 8 cells: finer ones are dots that nobody can read.
-
-    Args:
-        split: where the images are.
-        index: the positions in it of the N images, in the order of the explanations; N may be 0.
-        exits: explanations (`eeutils.analysis.gradcam.explain`) by the name that a column of theirs gets.
-        size: of an image, in inches.
+    Maps are averaged on 8 x 8 cells: finer ones are dots that nobody can read. `index` are the positions of the images
+    in `split`, in the order of the explanations (`eeutils.analysis.gradcam.explain`); `size` is in inches.
     """
     positions = torch.as_tensor(index, dtype=torch.int64).tolist()
     for name, found in exits.items():
-        if len(found.predicted) != len(positions):
-            raise ValueError(f"{name!r} explains {len(found.predicted)} images, but there are {len(positions)} to show")
+        given, wanted = len(found.predicted), len(positions)
+        require(given == wanted, f"exits must explain {wanted} images, got {given} of {name!r}")
     rows, columns = max(1, len(positions)), 1 + 2 * len(exits)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.3) * rows), squeeze=False)
     for ax in axes.flat:

@@ -90,11 +90,7 @@ def plot_images_by_exit(
 ) -> plt.Figure:
     """One row of images per exit: the `columns` most confident ones that it is the first to classify correctly.
 
-    Args:
-        split: the images that `predictions` are of.
-        predictions: a network's.
-        columns: images a row.
-        exits: which exits get a row; by default all.
+    `predictions` are of `split`; `exits` get a row, by default all.
     """
     rows = range(predictions.num_exits) if exits is None else exits
     figure, axes = plt.subplots(len(rows), columns, figsize=(0.75 * columns + 1, 0.85 * len(rows)), squeeze=False)

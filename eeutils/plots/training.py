@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from eeutils.errors import require
 from eeutils.plots.style import exit_colors, exit_name, network_looks, new_axes
 from eeutils.training.history import History
 
@@ -56,6 +57,5 @@ def _plot_by_exit(history: History, column: str, ax: Axes | None) -> Axes:
 
 def _exit_columns(frame: pd.DataFrame, column: str) -> list[str]:
     columns = [name for name in frame if name.startswith(f"{column}_exit")]
-    if not columns:
-        raise ValueError(f"the history has no columns {column}_exit1, {column}_exit2, ...; it has {list(frame)}")
+    require(bool(columns), f"history must have columns {column}_exit1, {column}_exit2, ..., got {list(frame)}")
     return columns

@@ -86,12 +86,9 @@ def fingerprint(data: ImageData) -> dict[str, Any]:
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str]) -> str:
-    """Say in which way a checkpoint belongs to another run; empty if it belongs to this one.
+    """Say in which way a checkpoint belongs to another run than `here`, what this run would save; empty if in none.
 
-    Args:
-        saved: the checkpoint.
-        here: what this run would save now.
-        frozen: tensors of the network that this run leaves unchanged.
+    `frozen` are the tensors of the network that this run leaves unchanged.
     """
     before, now = _flat(saved["config"]) | {"loss": saved["loss"]}, _flat(here["config"]) | {"loss": here["loss"]}
     changed = [name for name in now if name not in _MACHINE_FIELDS and before.get(name) != now[name]]

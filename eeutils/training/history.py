@@ -58,15 +58,8 @@ def by_exit(name: str, values: Tensor) -> dict[str, float]:
 
 def progress_bar(steps: int, steps_done: int, batch_size: int, shown: bool) -> tqdm:
     """Create a bar that counts images on stderr."""
-    return tqdm(
-        total=steps * batch_size,
-        initial=steps_done * batch_size,
-        unit="img",
-        unit_scale=True,
-        smoothing=0.05,
-        disable=not shown,
-        file=sys.stderr,
-    )
+    options = {"unit": "img", "unit_scale": True, "smoothing": 0.05, "file": sys.stderr, "disable": not shown}
+    return tqdm(total=steps * batch_size, initial=steps_done * batch_size, **options)
 
 
 def show(bar: tqdm, loss: float, rows: Sequence[dict[str, float]]) -> None:

@@ -73,14 +73,12 @@ def fit(
         loss: a function of the logits of all exits, E times (N, C) float32, and labels (N,). It returns the loss of
             each exit (E,), which `config.loss.weights` add up, or their sum (). By default `exit_losses`.
         on_epoch: called with the history so far after each epoch; an exception ends the run.
-        checkpoint: a file for this run only (`eeutils.training.checkpoint`). It identifies the network by names and
-            shapes of tensors, and `loss` by name.
+        checkpoint: a file for this run only; it identifies the network by shapes of tensors, and `loss` by name.
         device: where to train; by default a GPU if there is one.
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: if network, data and config do not fit together, a weight is NaN or infinite, or the checkpoint
-            belongs to another run.
+        ValueError: if network, data, config and checkpoint do not fit together, or a weight is NaN or infinite.
         IntegrityError: if the checkpoint is damaged.
         StorageError: if the checkpoint cannot be written, or another process is training into it.
         TrainingDivergedError: if the loss becomes NaN or infinite; the last checkpoint is from before.
@@ -282,9 +280,7 @@ class _Run:
         if reason := difference(state, self._state(), frozen_tensors(self.net, self.config.trained)):
             if state["epoch"] == state["step"] == 0:
                 return  # nothing is lost
-            raise ValueError(
-                f"checkpoint {self.path} must be of this run, got {reason}; use another file, or remove it"
-            )
+            raise ValueError(f"checkpoint {self.path} must be of this run, got {reason}; remove it, or use another")
         self.net.load_state_dict(state["raw"])
         self.result.load_state_dict(state["net"])
         restore_optimizer(self.optimizer, state["optimizer"])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eeutils.errors import require
 from eeutils.fields import check_choice
 from eeutils.training.config import LossConfig
 
@@ -43,23 +44,16 @@ _SCHEMES: dict[str, Callable[[int, float], tuple[float, ...]]] = {
 }
 
 
-def list_weight_schemes() -> list[str]:
-    """Return the names that `exit_weights` takes."""
-    return sorted(_SCHEMES)
-
-
 def exit_weights(weights: Sequence[float] | str, num_exits: int, progress: float = 0.0) -> tuple[float, ...]:
-    """Return the weight of each exit's loss, shallowest first.
+    """Return the weight of each exit's loss, shallowest first, from numbers or by the name of a scheme.
 
-    Args:
-        weights: numbers, or one of `list_weight_schemes()`.
-        progress: share of the run's epochs, the current one included; only "sdn" changes with it.
+    `progress` is the share of the run's epochs, the current one included; only "sdn" changes with it.
     """
     if isinstance(weights, str):
-        check_choice("weights", weights, list_weight_schemes())
+        check_choice("weights", weights, sorted(_SCHEMES))
         return _SCHEMES[weights](num_exits, progress)
-    if len(weights) != num_exits or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
-        raise ValueError(f"weights must be {num_exits} numbers, 0 or more and not all 0, got {tuple(weights)}")
+    usable = len(weights) == num_exits and all(weight >= 0 for weight in weights) and sum(weights) > 0
+    require(usable, f"weights must be {num_exits} numbers, 0 or more and not all 0, got {tuple(weights)}")
     return tuple(weights)
 
 

@@ -8,6 +8,7 @@ from eeutils.analysis.predictions import check_outputs
 from eeutils.data import ImageData
 from eeutils.data.augmentation import augmented_batch
 from eeutils.device import cuda_indices
+from eeutils.errors import require
 from eeutils.fields import check_type
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_exits, checked_answers
@@ -25,10 +26,10 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Los
     check_exits(net)
     check_type("data", data, ImageData, "it has a training, a validation and a test split")
     check_type("config", config, TrainConfig, 'take recipe("slim")')
-    if not any(weight.requires_grad for weight in trained_part(net, config.trained).parameters()):
-        raise ValueError(f"trained must be a part of the network that is not frozen, got {config.trained!r}")
-    if others := {each.dtype for each in net.parameters() if each.is_floating_point()} - {torch.float32}:
-        raise ValueError(f"the network must be float32, got {others.pop()}; precision='bf16' computes in 16 bits")
+    learns = any(weight.requires_grad for weight in trained_part(net, config.trained).parameters())
+    require(learns, f"trained must be a part of the network that is not frozen, got {config.trained!r}")
+    others = {each.dtype for each in net.parameters() if each.is_floating_point()} - {torch.float32}
+    require(not others, f"the network must be float32, got {others}; precision='bf16' computes in 16 bits")
     device, _ = device_and_dtype(net)
     share = max(1, config.batch_size // world_size)
     few = data.train.take(slice(0, min(share, 2))).to(device)  # BatchNorm may fail on one; two stand for any number

@@ -7,7 +7,6 @@ from eeutils.weights.load import (
     load_run,
     load_weights,
     weight_entry,
-    weights_table,
 )
 from eeutils.weights.pickles import PickledTensors, read_pickled_tensors
 from eeutils.weights.registry import (

@@ -23,8 +23,8 @@ def local_file(file: StoredFile, folder: Path | None, check_readable: Check | No
     Args:
         file: the file of an entry.
         folder: the repository's weights folder, if there is one.
-        check_readable: raises IntegrityError for a file that cannot be read. It decides about a file whose sha256 is
-            unknown; the first that passes has its sha256 noted beside it, and no other is accepted from then on.
+        check_readable: decides about a file whose sha256 is unknown; the first that passes has its sha256 noted beside
+            it, and no other is accepted from then on.
 
     Raises:
         IntegrityError: if the repository's copy is damaged.

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from eeutils.analysis.predictions import Predictions
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.device import choose_device
+from eeutils.errors import require
+from eeutils.fields import check_choice
 from eeutils.files import read_json, reading
 from eeutils.models import MultiExitNet
 from eeutils.models.registry import fitting_arguments
@@ -28,9 +29,8 @@ from eeutils.weights.tensors import (
 
 
 def list_weights(registry: Registry | None = None) -> list[str]:
-    """Return the names that `load_weights` loads; `weights_table` also has those without weights."""
-    entries = (registry or default_registry()).entries
-    return [entry.name for entry in entries if entry.weights is not None]
+    """Return the names that `load_weights` loads; `weights/README.md` also has those without weights."""
+    return [entry.name for entry in (registry or default_registry()).entries if entry.weights is not None]
 
 
 def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
@@ -38,35 +38,21 @@ def weight_entry(name: str, registry: Registry | None = None) -> WeightEntry:
     return (registry or default_registry()).entry(name)
 
 
-def weights_table(registry: Registry | None = None) -> pd.DataFrame:
-    """List all names: status, network, size, then test accuracy (0 to 1) and cumulative multiply-adds of each exit."""
-    rows = [_row(entry) for entry in (registry or default_registry()).entries]
-    return pd.DataFrame(rows, columns=None if rows else ["name"]).set_index("name")
-
-
 def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Registry | None = None) -> MultiExitNet:
     """Load a trained network: float32, channels last, in evaluation mode, on `device`.
 
-    A file that is not on this disk is fetched into the cache folder, unless EEUTILS_OFFLINE is set.
-
-    Args:
-        name: one of `list_weights()`.
-        device: of the network.
-        registry: the repository's by default.
+    `name` is one of `list_weights()`. A file that is not on this disk is fetched into the cache folder, unless
+    EEUTILS_OFFLINE is set.
 
     Raises:
-        ValueError: if the name is unknown, its weights are not trained yet or do not ship (the message gives the
-            command), the file holds the weights of another network, or there is no such device.
+        ValueError: if the name is unknown, or its weights do not ship (the message gives the command that trains them).
         IntegrityError: if the repository's file is damaged.
         DataUnavailableError: if no source can deliver the file.
     """
     device, registry = choose_device(device), registry or default_registry()
     entry = _at_hand(name, registry)
-    if entry.weights is None:
-        raise ValueError(
-            f"the weights of {name} do not ship, only what they predict: load_predictions({name!r}, 'test'). "
-            + _how_to_train(entry, registry)
-        )
+    instead = f"load_predictions({name!r}, 'test'). {_how_to_train(entry, registry)}"
+    require(entry.weights is not None, f"the weights of {name} do not ship, only what they predict: {instead}")
     if entry.status == "external":
         net = _from_pickle(entry, local_file(entry.weights, registry.folder, read_pickled_tensors))
     else:
@@ -75,23 +61,15 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
 
 
 def load_predictions(name: str, split: str, *, registry: Registry | None = None) -> Predictions:
-    """Load the predictions of the weights `name` for a split, computed when they were published.
+    """Load the predictions of the weights `name` for "val" or "test", computed when they were published.
 
-    Args:
-        name: one of `list_weights()`, or a network whose results alone ship.
-        split: "val" or "test".
-        registry: the repository's by default.
-
-    Raises:
-        ValueError: if there are no such predictions.
-        IntegrityError, DataUnavailableError: as `load_weights` does.
+    There are some also for networks whose weights do not ship. Errors are those of `load_weights`.
     """
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
-    if not entry.predictions:
-        raise ValueError(f"no predictions of {name} ship; make them: predict(load_weights({name!r}), data.{split})")
-    if split not in entry.predictions:
-        raise ValueError(f"{name} has no predictions for {split!r}; choose from {sorted(entry.predictions)}")
+    remedy = f"make them: predict(load_weights({name!r}), data.{split})"
+    require(bool(entry.predictions), f"no predictions of {name} ship; {remedy}")
+    check_choice("split", split, sorted(entry.predictions))
     return Predictions.load(local_file(entry.predictions[split], registry.folder))
 
 
@@ -99,15 +77,13 @@ def load_history(name: str, *, registry: Registry | None = None) -> History:
     """Load the training history of the weights `name`, epoch by epoch."""
     registry = registry or default_registry()
     entry = _at_hand(name, registry)
-    if entry.history is None:
-        raise ValueError(f"the training history of {name} was not published")
+    require(entry.history is not None, f"the training history of {name} was not published")
     return History.load_csv(local_file(entry.history, registry.folder))
 
 
 def _at_hand(name: str, registry: Registry) -> WeightEntry:
     entry = registry.entry(name)
-    if entry.status == "not trained":
-        raise ValueError(f"{name} is not trained yet. {_how_to_train(entry, registry)}")
+    require(entry.status != "not trained", f"{name} is not trained yet. {_how_to_train(entry, registry)}")
     return entry
 
 
@@ -126,37 +102,23 @@ def _how_to_train(entry: WeightEntry, registry: Registry) -> str:
     kind = without_width_and_seed(entry.name)
     trained = (other.name for other in registry.entries if other.status == "trained")
     sibling = next((name for name in trained if without_width_and_seed(name) == kind), None)
-    if sibling is not None:
-        instead = f"A trained network of this kind ships: load_weights({sibling!r})."
-    else:
-        instead = "list_weights() has the networks that can be loaded."
-    return f"To train it:\n  {entry.command}\n{instead}"
-
-
-def _row(entry: WeightEntry) -> dict[str, object]:
-    size = entry.weights.size if entry.weights else None
-    row = {"name": entry.name, "status": entry.status, "model": entry.model, "data": entry.data}
-    row |= {"pool": entry.model_args.get("pool"), "width": entry.model_args.get("width")}
-    row["megabytes"] = float("nan") if size is None else size / 1e6
-    row |= {f"test_accuracy_exit{number}": share for number, share in enumerate(entry.accuracy.get("test", ()), 1)}
-    row |= {f"macs_exit{number}": macs for number, macs in enumerate(entry.macs, 1)}
-    return row
+    instead = (
+        f"One of this kind ships: load_weights({sibling!r})"
+        if sibling
+        else "list_weights() has those that can be loaded"
+    )
+    return f"To train it:\n  {entry.command}\n{instead}."
 
 
 _TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
 
 
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExitNet:
-    """Load the network of a finished training run: float32, channels last, in evaluation mode, on `device`.
-
-    Args:
-        folder: of the run, with `weights.safetensors` and `report.json`.
-        device: of the network.
+    """Load the network of a training run: float32, channels last, in evaluation mode, on `device`.
 
     Raises:
-        FileNotFoundError: if the run did not finish.
+        FileNotFoundError: if the run did not finish: `weights.safetensors` or `report.json` is missing.
         IntegrityError: if a file of the run is damaged.
-        ValueError: if report and weights are of different networks, or there is no such device.
     """
     device, report = choose_device(device), read_report(folder)
     with reading(Path(folder, "report.json"), keep=ValueError):

@@ -127,13 +127,11 @@ class Registry:
     def entry(self, name: str) -> WeightEntry:
         """Return the entry of that name."""
         entries = {entry.name: entry for entry in self.entries}
-        require(isinstance(name, str), f"name must be one of list_weights(), got {name!r}")
         if name not in entries:
-            begin_so = [each for each in entries if each.startswith(name)]
-            alike = begin_so or get_close_matches(name, entries, n=5, cutoff=0.4)
+            begin_so = [each for each in entries if each.startswith(str(name))]
+            alike = begin_so or get_close_matches(str(name), entries, n=5, cutoff=0.4)
             alike = sorted(alike, key=lambda each: not entries[each].has_results)[:5]
-            choices = f"choose from {alike}; " if alike else ""
-            raise ValueError(f"unknown weights {name!r}; {choices}list_weights() lists all that can be loaded")
+            raise ValueError(f"name must be one of list_weights(), got {name!r}; nearest are {alike}")
         return entries[name]
 
     def with_entry(self, entry: WeightEntry) -> "Registry":

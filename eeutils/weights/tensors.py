@@ -1,7 +1,7 @@
 """Tensors of files into networks and back, also from the files of another implementation."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eeutils.errors import a_few
+from eeutils.errors import a_few, require
 from eeutils.files import load_tensors
 from eeutils.models import MultiExitNet, create_model
 from eeutils.models.memory import named_weights
@@ -74,9 +74,8 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
         ],
         "NaN or infinite": [name for name in both if name in weights and not tensors[name].isfinite().all()],
     }
-    if any(complaints.values()):
-        listed = "; ".join(f"{kind}: {a_few(names)}" for kind, names in complaints.items() if names)
-        raise ValueError(f"the weights in {origin} do not fit the network: {listed}")
+    listed = "; ".join(f"{kind}: {a_few(names)}" for kind, names in complaints.items() if names)
+    require(not listed, f"the weights in {origin} do not fit the network: {listed}")
     net.load_state_dict({name: tensors[_plain(name)] for name in net.state_dict()})
 
 
@@ -85,7 +84,8 @@ def _plain(name: str) -> str:
 
 
 Shape = tuple[int, ...]
-Layer = dict[str, Tensor]
+Layer = dict[str, tuple[str, Tensor]]  # kind (weight, bias, running_mean, ...) -> name and tensor
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,6 @@ class TensorReport:
     """The file's tensors and the network's, paired by names and shapes."""
 
     matched: tuple[tuple[str, str, Tensor], ...]  # our name, theirs, the tensor
-    mismatched: tuple[tuple[str, Shape, str, Shape], ...]  # likeliest partners of another shape
     missing: tuple[tuple[str, Shape], ...]  # (name, shape) of the network that the file lacks
     unexpected: tuple[tuple[str, Shape], ...]  # (name, shape) of the file that the network has no place for
     foreign: tuple[str, ...] = ()  # classes and functions outside torch that a pickle names; none was imported
@@ -101,14 +100,13 @@ class TensorReport:
     @property
     def shapes_fit(self) -> bool:
         """True if every tensor has its place. Networks may still compute differently: compare their answers."""
-        return not (self.mismatched or self.missing or self.unexpected)
+        return not (self.missing or self.unexpected)
 
     def __str__(self) -> str:
         lines = [
             f"{len(self.matched)} tensors match by name and shape; only answers show whether they compute the same"
         ]
         lines += [f"  = {own} <- {theirs} {tuple(tensor.shape)}" for own, theirs, tensor in self.matched]
-        lines += [f"  ! {own} {a} against {theirs} {b}: other shape" for own, a, theirs, b in self.mismatched]
         lines += [f"  - {own} {shape} is missing in the file" for own, shape in self.missing]
         lines += [f"  + {theirs} {shape} of the file has no place" for theirs, shape in self.unexpected]
         lines += [f"  ? {name} is named in the file, and was not imported" for name in self.foreign]
@@ -120,29 +118,21 @@ def compare_with(net: MultiExitNet, tensors: Mapping[str, Tensor]) -> TensorRepo
 
     A layer (the tensors of one prefix) goes to the network's layer of its name if all shapes agree, else to the first
     free one with the same kinds of tensors of the same shapes: networks built alike list their layers in the same
-    order, whatever the names. What is left is compared with the first layer of the same kinds of tensors. BatchNorm's
-    counters are left out. Prefixes of `torch.compile`, `DataParallel` and `AveragedModel` do not count.
-
-    Layers without weights, such as shortcuts that pad, leave no trace in the report.
+    order, whatever the names. BatchNorm's counters and the prefixes of wrappers do not count. Layers without weights,
+    such as shortcuts that pad, leave no trace in the report.
     """
     own, theirs = _layers(net.state_dict()), _layers(plain_names(tensors))
-    same = {name: name for name in own if name in theirs and _shapes(own[name]) == _shapes(theirs[name])}
-    same |= _pair(own, theirs, same, _shapes)
-    alike = same | _pair(own, theirs, same, _dimensions)
-    matched, mismatched = [], []
-    for name in (name for name in own if name in alike):
-        for kind, tensor in own[name].items():
-            found = theirs[alike[name]][kind]
-            ours, other = _join(name, kind), _join(alike[name], kind)
-            if tensor.shape == found.shape:
-                matched.append((ours, other, found))
-            else:
-                mismatched.append((ours, tuple(tensor.shape), other, tuple(found.shape)))
+    places = {name: name for name, layer in own.items() if name in theirs and _look(layer) == _look(theirs[name])}
+    free = [name for name in theirs if name not in places]
+    for name in (name for name in own if name not in places):
+        partner = next((other for other in free if _look(theirs[other]) == _look(own[name])), None)
+        if partner is not None:
+            free.remove(partner)
+            places[name] = partner
     return TensorReport(
-        tuple(matched),
-        tuple(mismatched),
-        missing=_listed(own, set(own) - set(alike)),
-        unexpected=_listed(theirs, set(theirs) - set(alike.values())),
+        tuple((name, *theirs[places[at]][kind]) for at in own if at in places for kind, (name, _) in own[at].items()),
+        missing=_listed(layer for at, layer in own.items() if at not in places),
+        unexpected=_listed(theirs[at] for at in free),
         foreign=getattr(tensors, "foreign", ()),
     )
 
@@ -153,61 +143,28 @@ def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]
     Our pyramid head scales its pooled cells before the linear layer, others do not: the layer's weights are divided
     by the same numbers.
     """
-    if not report.shapes_fit:
-        raise ValueError(f"the file holds another network, tensor by tensor:\n{report}")
+    require(report.shapes_fit, f"the file holds another network, tensor by tensor:\n{report}")
     counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(_COUNTER)}
     tensors = counters | {own: tensor.float() for own, _, tensor in report.matched}
     for unit, head in net.exits.items():
         if hasattr(head, "scale"):
-            name = f"exits.{unit}.linear.weight"
-            tensors[name] = tensors[name] / head.scale
+            tensors[f"exits.{unit}.linear.weight"] /= head.scale
     return tensors
 
 
-_COUNTER = "num_batches_tracked"
-
-
 def _layers(tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """Group tensors: prefix -> kind (weight, bias, running_mean, ...) -> tensor."""
+    """Group tensors by the prefix of their names."""
     layers: dict[str, Layer] = {}
     for name, tensor in tensors.items():
         prefix, _, kind = name.rpartition(".")
         if kind != _COUNTER:
-            layers.setdefault(prefix, {})[kind] = tensor
+            layers.setdefault(prefix, {})[kind] = name, tensor
     return layers
 
 
-def _shapes(layer: Layer) -> object:
-    return sorted((kind, tuple(tensor.shape)) for kind, tensor in layer.items())
+def _look(layer: Layer) -> dict[str, Shape]:
+    return {kind: tuple(tensor.shape) for kind, (_, tensor) in layer.items()}
 
 
-def _dimensions(layer: Layer) -> object:
-    return sorted((kind, tensor.ndim) for kind, tensor in layer.items())
-
-
-def _pair(
-    own: Mapping[str, Layer], theirs: Mapping[str, Layer], paired: Mapping[str, str], looks: Callable[[Layer], object]
-) -> dict[str, str]:
-    """Pair the first of ours with the first of theirs that looks like it, and so on."""
-    taken = set(paired.values())
-    free = [name for name in theirs if name not in taken]
-    pairs = {}
-    for name in (name for name in own if name not in paired):
-        partner = next((other for other in free if looks(theirs[other]) == looks(own[name])), None)
-        if partner is not None:
-            free.remove(partner)
-            pairs[name] = partner
-    return pairs
-
-
-def _listed(layers: Mapping[str, Layer], names: set[str]) -> tuple[tuple[str, Shape], ...]:
-    return tuple(
-        (_join(name, kind), tuple(tensor.shape))
-        for name, layer in layers.items()
-        if name in names
-        for kind, tensor in layer.items()
-    )
-
-
-def _join(prefix: str, kind: str) -> str:
-    return f"{prefix}.{kind}" if prefix else kind
+def _listed(layers: Iterable[Layer]) -> tuple[tuple[str, Shape], ...]:
+    return tuple((name, tuple(tensor.shape)) for layer in layers for name, tensor in layer.values())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eeutils.training import LossConfig
-from eeutils.training.losses import exit_losses, exit_weights, list_weight_schemes
+from eeutils.training.losses import exit_losses, exit_weights
 
 # Two images, two classes, two exits. Probabilities of the first exit: 3/4 and 1/4; of the last: 9/10 and 1/10.
 EARLY = torch.tensor([[log(3), 0.0], [log(3), 0.0]])
@@ -30,7 +30,7 @@ def test_exit_weights_by_hand(weights, num_exits, expected):
     assert exit_weights(weights, num_exits) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("scheme", list_weight_schemes())
+@pytest.mark.parametrize("scheme", ["deeper_counts_more", "deeper_mean_one", "equal", "sdn"])
 @pytest.mark.parametrize("num_exits", [1, 2, 3, 7])
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 def test_exit_weights_are_positive_and_rise_with_depth(scheme, num_exits, progress):

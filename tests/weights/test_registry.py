@@ -82,18 +82,19 @@ def trained(name: str) -> WeightEntry:
 @pytest.mark.parametrize(
     ("wrong", "choices"),
     [
-        ("resnet18-", "choose from ['resnet18-avg-w4', 'resnet18-avg']; "),  # what is there first
-        ("resnet19-avg", "choose from ['resnet18-avg-w4', 'resnet18-avg']; "),
-        ("vgg", "choose from ['vgg-avg-1', 'vgg-avg-2', 'vgg-avg-3', 'vgg-avg-4', 'vgg-avg-5']; "),
-        ("???", ""),
+        ("resnet18-", "['resnet18-avg-w4', 'resnet18-avg']"),  # what is there first
+        ("resnet19-avg", "['resnet18-avg-w4', 'resnet18-avg']"),
+        ("vgg", "['vgg-avg-1', 'vgg-avg-2', 'vgg-avg-3', 'vgg-avg-4', 'vgg-avg-5']"),
+        ("???", "[]"),
     ],
 )
 def test_registry_answers_an_unknown_name_with_similar_ones(wrong, choices):
     others = [untrained(f"vgg-avg-{number}") for number in range(1, 7)]
     registry = Registry((untrained("resnet18-avg"), trained("resnet18-avg-w4"), *others))
-    with pytest.raises(ValueError, match="unknown weights") as caught:
+    with pytest.raises(ValueError, match="list_weights") as caught:
         registry.entry(wrong)
-    assert str(caught.value).startswith(f"unknown weights {wrong!r}; {choices}list_weights()")
+    assert repr(wrong) in str(caught.value)
+    assert str(caught.value).endswith(choices)
 
 
 BROKEN = [b"", b"[1]", b'{"a": 1}', b'{"a": {"model": "x"}}', b'{"a": {"colour": "red"}}', b"\xff", b"[" * 100_000]
@@ -174,7 +175,7 @@ def test_the_full_width_networks_and_the_published_ones_have_entries():
 
 
 def test_a_name_without_its_data_set_is_answered_with_what_can_be_loaded_first():
-    with pytest.raises(ValueError, match="unknown weights") as caught:
+    with pytest.raises(ValueError, match="list_weights") as caught:
         default_registry().entry("resnet18_3exits-spp")
     listed = re.findall(r"'(resnet18_3exits-spp-[^']*)'", str(caught.value))
     assert 1 <= len(listed) <= 5
