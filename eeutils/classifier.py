@@ -197,9 +197,7 @@ def _answer_sizes(net: MultiExitNet, normalization: Normalization, image_shape: 
 
 
 def _rebuilt(origin: dict[str, Any] | None) -> MultiExitNet:
-    require(
-        origin is not None, "net must be one built like the saved one, got None; the file does not say how"
-    )
+    require(origin is not None, "net must be one built like the saved one, got None; the file does not say how")
     try:
         with torch.random.fork_rng(devices=[]):
             return rebuild(Origin(**origin))

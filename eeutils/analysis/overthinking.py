@@ -139,18 +139,12 @@ class Destructive:
         return len(self.images) / self.num_wrong if self.num_wrong else math.nan
 
     def share_interval(self, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of `share` (lower, upper), NaN if the last exit makes no mistake.
-
-        It covers the choice of the test images, not the training seed. Samples without a mistake are left out.
-        """
+        """95 % bootstrap interval of `share` (lower, upper) over the choice of the images; NaN without mistakes."""
         destroyed, lost = self._drawn(draws, seed).sum(2).T
         return bootstrap_interval(destroyed / (destroyed + lost))
 
     def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
-        """(C, 2) float64, the `share_interval` of each class; NaN where there are no mistakes.
-
-        If all mistakes on a class are destructive, or none, the interval is one point, however few they are.
-        """
+        """(C, 2) float64, the `share_interval` of each class; one point if all of its mistakes are destructive, or none."""
         destroyed, lost = self._drawn(draws, seed).unbind(1)
         shares = destroyed / (destroyed + lost)
         return torch.tensor([bootstrap_interval(of_class) for of_class in shares.T], dtype=torch.float64)

@@ -23,12 +23,8 @@ class Policy(Protocol):
     """A rule that sees the logits of all exits so far, for the images still in the network.
 
     It must judge every image alone, because the live cascade's batches shrink, and keep no state between calls, because
-    exits are asked in any order: `decide` begins with the deepest, `Cascade` with the shallowest.
-
-    Choose its settings on validation: `[Choice.of(Mine(t), validation) for t in grid]`.
-
-    Temperatures t (E,) scale the logits before any policy sees them. In a table that is
-    `Predictions(p.logits / t[:, None, None], p.labels, p.costs)`, live a head that divides its logits.
+    exits are asked in any order: `decide` begins with the deepest, `Cascade` with the shallowest. Choose its settings
+    on validation: `[Choice.of(Mine(t), validation) for t in grid]`.
     """
 
     def leaves(self, logits: Tensor) -> Tensor:
@@ -44,15 +40,12 @@ class Policy(Protocol):
 class ThresholdPolicy:
     """Leave at the first exit whose score reaches its threshold.
 
-    Attributes:
-        thresholds: one number for all early exits, or a sequence of one for each, shallowest first, kept as a tuple. In
-            [0, 1], or infinity where no image may leave: a confidence can round to 1, so a threshold of 1 does not
-            ensure that.
-        score: "confidence", "entropy" (one minus its share of the maximum), "margin", "ensemble", "geometric", or the
-            name of a registered score; see `score_of` and `register_score`.
+    Thresholds are in [0, 1], or infinite where no image may leave: a confidence can round to 1, so a threshold of 1
+    does not ensure that. The score is "confidence", "entropy" (one minus its share of the maximum), "margin",
+    "ensemble", "geometric", or one of `register_score`.
     """
 
-    thresholds: float | Sequence[float] | Tensor
+    thresholds: float | Sequence[float] | Tensor  # one for all early exits, or one for each, shallowest first
     score: str = "confidence"
 
     def __post_init__(self) -> None:
@@ -74,7 +67,6 @@ class ThresholdPolicy:
         require(fits, f"thresholds must be {wanted}, got {self.thresholds}")
 
     def leaves(self, logits: Tensor) -> Tensor:
-        """Logits (e + 1, n, C) -> (n,) bool."""
         index = len(logits) - 1
         threshold = self.thresholds[index] if isinstance(self.thresholds, tuple) else self.thresholds
         return latest_score(logits, self.score) >= threshold
@@ -84,7 +76,7 @@ class ThresholdPolicy:
 class PatiencePolicy:
     """Leave when the last `patience` + 1 exits predict the same class (PABEE: Zhou et al., 2020, arXiv 2006.04152).
 
-    With 0 every image leaves at the first exit; with `patience` or fewer early exits no image leaves early.
+    With 0 every image leaves at the first exit.
     """
 
     patience: Natural  # how many times in a row an exit must repeat the previous exit's prediction
@@ -96,7 +88,6 @@ class PatiencePolicy:
         """Accept any number of exits."""
 
     def leaves(self, logits: Tensor) -> Tensor:
-        """Logits (e + 1, n, C) -> (n,) bool."""
         if len(logits) <= self.patience:
             return torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
         predicted = logits[-self.patience - 1 :].argmax(-1)
@@ -119,7 +110,6 @@ class AgreementPolicy:
         """Accept any number of exits."""
 
     def leaves(self, logits: Tensor) -> Tensor:
-        """Logits (e + 1, n, C) -> (n,) bool."""
         predicted = logits.argmax(-1)
         return (predicted == predicted[-1]).sum(0) >= self.count
 
@@ -219,7 +209,7 @@ def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
 
 
 def looks_back(name: str) -> bool:
-    """Return whether the score `name` of an exit takes earlier exits into account."""
+    """Return True if the score `name` of an exit takes earlier exits into account."""
     return name in _SHARED_SCORES
 
 

@@ -29,16 +29,13 @@ _ONE_AT_A_TIME = RLock()
 class Predictions:
     """Logits of N images in C classes at all E exits of a network, on the CPU.
 
-    Attributes:
-        logits: (E, N, C) float32, shallowest exit first, finite, of two classes or more.
-        labels: (N,) int64.
-        costs: (E,) float64, cost of one image up to and including each exit, with all heads on the way: multiply-adds,
-            or another measure that was given to `predict`.
+    Costs are multiply-adds of one image up to and including each exit, with all heads on the way, or another measure
+    that was given to `predict`.
     """
 
-    logits: Tensor
-    labels: Tensor
-    costs: Tensor
+    logits: Tensor  # (E, N, C) float32, shallowest exit first, finite, of two classes or more
+    labels: Tensor  # (N,) int64
+    costs: Tensor  # (E,) float64, rising
 
     def __post_init__(self) -> None:
         shape = getattr(self.logits, "shape", ())
@@ -128,11 +125,8 @@ def predict(
 
     Args:
         net: the network, or a `eeutils.engines.PreparedNet`.
-        split: images and labels.
-        batch_size: images at a time.
         device: where to compute; by default where the network is.
-        costs: (E,) cost of one image up to and including each exit, in any unit, such as the seconds of
-            `eeutils.analysis.costs.measure_seconds`. By default multiply-adds.
+        costs: (E,) of one image up to each exit, such as those of `measure_seconds`; by default multiply-adds.
         engine, precision, calibration: see `Cascade`; by default the network runs as it is.
 
     Raises:

@@ -55,14 +55,9 @@ def choose_with_guarantee(
     **If the first threshold fails, nothing is certified, and no image leaves early** (the threshold is infinite, the
     relative cost 1): with fewer than log(delta) / log(1 - max_risk) images even no loss at all proves nothing.
 
-    Args:
-        validation: images like those to come, used neither for training nor to choose the arguments here.
-        max_risk: the largest risk accepted, in (0, 1); 0.01 is one image in a hundred (the paper's epsilon).
-        delta: the accepted probability that the loss is larger, in (0, 1).
-        score: see `eeutils.analysis.policies.score_of`.
-        thresholds: (T,) in [0, 1], or infinite, to choose from, fixed before seeing `validation`; by default
-            `GUARANTEE_THRESHOLDS`, 602 from 1 to 0.
-        max_drop: accuracy that may be lost, in [0, 1); 0.005 is half a point.
+    `validation` images are like those to come, and used neither for training nor to choose the arguments here. A
+    `max_risk` (the paper's epsilon) of 0.01 is one image in a hundred, a `max_drop` of 0.005 half a point. `thresholds`
+    (T,) are fixed before seeing `validation`; by default 602 from 1 to 0.
     """
     check_predictions(validation)
     check_one_goal(max_risk=max_risk, max_drop=max_drop)

@@ -17,9 +17,8 @@ _LARGEST_GRID = 4
 class SpatialPyramidExit(nn.Module):
     """Spatial pyramid pooling on grids of 1, 2 and 4 cells a side, and one linear layer.
 
-    The cells of a level are divided by its grid size. Otherwise the 21 values per channel would make the linear layer's
-    input, and with it the effective learning rate, several times that of an average-pool exit, and deep exits would
-    fail to learn at the rates that suit the backbone.
+    The cells of a level are divided by its grid size. Otherwise the linear layer's input, and with it the effective
+    learning rate, would be several times that of an average-pool exit, and deep exits would fail to learn.
 
     Shapes: (N, channels, H, W) -> logits (N, num_classes).
     """

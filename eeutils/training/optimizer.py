@@ -112,12 +112,8 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 class WeightAverage:
     """Exponential moving average of a network's weights and BatchNorm statistics (Polyak averaging).
 
-    Unlike torch.optim.swa_utils.AveragedModel, it does not read its step count from the device.
-
-    Args:
-        net: the network before training.
-        decay: share of the average that an update keeps; 0.999 looks back about a thousand steps. Update t keeps at
-            most (1 + t) / (10 + t), so that short runs forget their first weights as well.
+    An update keeps the share `decay` of the average, and update t at most (1 + t) / (10 + t), so that short runs forget
+    their first weights as well. Unlike torch's AveragedModel, it does not read its step count from the device.
     """
 
     def __init__(self, net: MultiExitNet, decay: float) -> None:
@@ -147,11 +143,7 @@ class Muon(torch.optim.SGD):
     Each layer's matrix (out, in * height * width) is rescaled to norm sqrt(out) before its step, so that the learning
     rate is the relative change of a layer in one step. This suits filters that a norm follows: it undoes any scale.
     After github.com/KellerJordan/Muon and, for the rescaling, airbench94_muon of cifar10-airbench by the same author.
-
-    Args:
-        groups: of parameters; weight decay has no effect on orthogonal ones.
-        in_bf16: make orthogonal in bf16, which is precise enough and on recent CPUs eight times as fast.
-        settings: of SGD.
+    Weight decay has no effect on filters. bf16 is precise enough for them, and on recent CPUs eight times as fast.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, in_bf16: bool, **settings: Any) -> None:
