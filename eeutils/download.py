@@ -43,13 +43,7 @@ def check_online() -> None:
         raise ConnectionError("EEUTILS_OFFLINE is set, so nothing is downloaded")
 
 
-def download(
-    url: str,
-    target: Path,
-    check: Callable[[Path], None],
-    *,
-    size: int | None = None,
-) -> None:
+def download(url: str, target: Path, check: Callable[[Path], None], *, size: int | None = None) -> None:
     """Fetch `url` into `target`, whole and checked or not at all.
 
     An interrupted download is resumed by the next call, if the server can.

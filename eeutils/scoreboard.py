@@ -121,12 +121,4 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
 
 
 # They follow the columns of the early exits.
-_COLUMNS = (
-    "last exit",
-    "mean ensemble",
-    "weighted ensemble",
-    "at 50%",
-    "cascade",
-    "cascade cost (%)",
-    "MACs (M)",
-)
+_COLUMNS = ("last exit", "mean ensemble", "weighted ensemble", "at 50%", "cascade", "cascade cost (%)", "MACs (M)")

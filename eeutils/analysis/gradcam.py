@@ -127,11 +127,7 @@ def _centered(values: Tensor) -> Tensor:
 
 
 def _map_of(
-    net: MultiExitNet,
-    images: Tensor,
-    exit_index: int,
-    target: Classes,
-    weights_of: Callable[[Tensor], Tensor],
+    net: MultiExitNet, images: Tensor, exit_index: int, target: Classes, weights_of: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """(N, H, W), from 0 to 1; the map's values weigh as `weights_of` their gradients (N, C, h, w) says."""
     (units, head), images = _private_copy(net, images, exit_index)

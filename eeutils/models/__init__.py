@@ -7,14 +7,7 @@ from eeutils.models.layers import MixedPool, SpatialPyramidPool
 from eeutils.models.mobilenet import mobilenet, mobilenet_sdn
 from eeutils.models.multiexit import MultiExitNet, Origin, map_tensors
 from eeutils.models.registry import create_model, list_models, register_model
-from eeutils.models.resnet import (
-    resnet18,
-    resnet18_2exits,
-    resnet18_3exits,
-    resnet18_sdn,
-    resnet56,
-    resnet56_sdn,
-)
+from eeutils.models.resnet import resnet18, resnet18_2exits, resnet18_3exits, resnet18_sdn, resnet56, resnet56_sdn
 from eeutils.models.sdn import SDN_SHARES, exits_at_cost, with_internal_classifiers
 from eeutils.models.surgery import (
     StageModule,

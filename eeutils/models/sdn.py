@@ -39,11 +39,7 @@ def exits_at_cost(net: MultiExitNet, shares: Sequence[float], image_shape: tuple
 
 
 def with_internal_classifiers(
-    net: MultiExitNet,
-    image_shape: tuple[int, int, int],
-    *,
-    after: Sequence[int] | None = None,
-    pool: str = "mixed",
+    net: MultiExitNet, image_shape: tuple[int, int, int], *, after: Sequence[int] | None = None, pool: str = "mixed"
 ) -> MultiExitNet:
     """Return a copy of `net`, trained or not, with fresh early exits beside those it has.
 
