@@ -1,4 +1,4 @@
-"""Attribution: Grad-CAM, guided backpropagation (by captum) and their product.
+"""Attribution: Grad-CAM, guided backpropagation and their product, computed by captum.
 
 Each explains one logit of one exit. Grad-CAM weighs the channels of the feature map that the exit reads, at that map's
 resolution; guided backpropagation follows the gradient down to the pixels. Both work on a copy of the network, in
@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from captum.attr import GuidedBackprop
+from captum.attr import GuidedBackprop, LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 from torchvision.ops import Permute
 
@@ -39,7 +39,7 @@ def grad_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classes
     `images` are normalised; the exit, counted from 0, reads one feature map (N, C, H, W); `target` is by default the
     class that it predicts. The maps (N, H, W) are on the network's device, all zero if nothing supports the class.
     """
-    return _map_of(net, images, exit_index, target, lambda gradients: gradients.mean((2, 3), keepdim=True))
+    return _map_of(net, images, exit_index, target, LayerGradCam)
 
 
 @torch.inference_mode(False)
@@ -49,7 +49,7 @@ def hires_cam(net: MultiExitNet, images: Tensor, exit_index: int, target: Classe
     For a head that is linear in its (pooled) map, the values before cutting at zero add up to the logit minus the bias.
     After global average pooling it equals `grad_cam`.
     """
-    return _map_of(net, images, exit_index, target, lambda gradients: gradients)
+    return _map_of(net, images, exit_index, target, LayerGradientXActivation)
 
 
 @torch.inference_mode(False)
@@ -127,19 +127,19 @@ def _centered(values: Tensor) -> Tensor:
 
 
 def _map_of(
-    net: MultiExitNet, images: Tensor, exit_index: int, target: Classes, weights_of: Callable[[Tensor], Tensor]
+    net: MultiExitNet, images: Tensor, exit_index: int, target: Classes, method: type[LayerAttribution]
 ) -> Tensor:
-    """(N, H, W), from 0 to 1; the map's values weigh as `weights_of` their gradients (N, C, h, w) says."""
     (units, head), images = _private_copy(net, images, exit_index)
     units, head = _reader_moved(*_pooling_moved(units, head))
     with torch.no_grad():
         features = units(images)
         _check_map(features, exit_index)
         classes = _classes_to_explain(head(features), target)
-    features.requires_grad_()
-    (gradients,) = torch.autograd.grad(head(features).gather(1, classes[:, None]).sum(), features)
-    small = (weights_of(gradients) * features.detach()).sum(1, keepdim=True).relu()
-    maps = nn.functional.interpolate(small, images.shape[2:], mode="bilinear")[:, 0]
+    if not len(images):  # captum refuses
+        return images[:, 0]
+    each = method(head, head).attribute(features.clone().requires_grad_(), classes, attribute_to_layer_input=True)
+    small = each.detach().sum(1, keepdim=True).relu()
+    maps = LayerAttribution.interpolate(small, tuple(images.shape[2:]), "bilinear")[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
@@ -216,5 +216,7 @@ def _logits_through_relu_modules(net: nn.Module, images: Tensor) -> Tensor:
             seen.add(step)
             waiting += [before for before, _ in step.next_functions]
     functions = sum(step.name() == "ReluBackward0" for step in seen) - len(calls)
-    require(functions <= 0, f"every ReLU must be an nn.ReLU for guided backpropagation, got {functions} of F.relu")
+    require(
+        functions <= 0, f"every ReLU must be an nn.ReLU for guided backpropagation, got {functions} functions (F.relu)"
+    )
     return logits.detach()

@@ -144,7 +144,7 @@ class Destructive:
         return bootstrap_interval(destroyed / (destroyed + lost))
 
     def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
-        """(C, 2) float64, the `share_interval` of each class; one point if all of its mistakes are destructive, or none."""
+        """(C, 2) float64, the `share_interval` of each class; one point if all of its mistakes are alike."""
         destroyed, lost = self._drawn(draws, seed).unbind(1)
         shares = destroyed / (destroyed + lost)
         return torch.tensor([bootstrap_interval(of_class) for of_class in shares.T], dtype=torch.float64)

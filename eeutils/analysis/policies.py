@@ -32,8 +32,7 @@ class Policy(Protocol):
         ...
 
     def check(self, num_exits: int) -> None:
-        """Raise a ValueError if this policy does not fit a network with `num_exits` exits."""
-        ...
+        """Raise a ValueError if this policy does not fit a network with `num_exits` exits; a subclass fits any."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class ThresholdPolicy:
 
 
 @dataclass(frozen=True)
-class PatiencePolicy:
+class PatiencePolicy(Policy):
     """Leave when the last `patience` + 1 exits predict the same class (PABEE: Zhou et al., 2020, arXiv 2006.04152).
 
     With 0 every image leaves at the first exit.
@@ -84,9 +83,6 @@ class PatiencePolicy:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def check(self, num_exits: int) -> None:
-        """Accept any number of exits."""
-
     def leaves(self, logits: Tensor) -> Tensor:
         if len(logits) <= self.patience:
             return torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
@@ -95,7 +91,7 @@ class PatiencePolicy:
 
 
 @dataclass(frozen=True)
-class AgreementPolicy:
+class AgreementPolicy(Policy):
     """Leave when `count` of the exits so far, in a row or not, predict the same class (Sun et al., arXiv 2105.13792).
 
     The exit that completes the vote takes part in it, so an image leaves with the class agreed on.
@@ -105,9 +101,6 @@ class AgreementPolicy:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    def check(self, num_exits: int) -> None:
-        """Accept any number of exits."""
 
     def leaves(self, logits: Tensor) -> Tensor:
         predicted = logits.argmax(-1)
