@@ -148,7 +148,8 @@ def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]
     tensors = counters | {own: tensor.float() for own, _, tensor in report.matched}
     for unit, head in net.exits.items():
         if hasattr(head, "scale"):
-            tensors[f"exits.{unit}.linear.weight"] /= head.scale
+            name = f"exits.{unit}.linear.weight"
+            tensors[name] = tensors[name] / head.scale
     return tensors
 
 

@@ -149,7 +149,7 @@ def test_load_predictions_and_history(tiny_registry):
     )
     assert load_predictions(NAME, "test", registry=registry).num_exits == 3
     assert load_history(NAME, registry=registry).rows[0]["seconds"] == 2.0
-    with pytest.raises(ValueError, match=r"'train'; choose from \['test'\]"):
+    with pytest.raises(ValueError, match=r"\['test'\], got 'train'"):
         load_predictions(NAME, "train", registry=registry)
     with pytest.raises(ValueError, match="not published"):
         load_history(NAME, registry=tiny_registry)
