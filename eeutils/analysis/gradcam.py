@@ -216,7 +216,5 @@ def _logits_through_relu_modules(net: nn.Module, images: Tensor) -> Tensor:
             seen.add(step)
             waiting += [before for before, _ in step.next_functions]
     functions = sum(step.name() == "ReluBackward0" for step in seen) - len(calls)
-    require(
-        functions <= 0, f"every ReLU must be an nn.ReLU to be guided, got {functions} functions (F.relu)"
-    )
+    require(functions <= 0, f"every ReLU must be an nn.ReLU to be guided, got {functions} functions (F.relu)")
     return logits.detach()

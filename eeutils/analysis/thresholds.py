@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def choose_thresholds(
     *,
     max_drop: float | None = None,
     budget: float | None = None,
-    per_exit: bool | None = None,
+    per_exit: bool | Literal["geometric"] | None = None,
     score: str = "confidence",
 ) -> Choice:
     """Return the cheapest thresholds that keep an accuracy, or the most accurate ones that keep to a budget.
@@ -96,7 +97,9 @@ def choose_thresholds(
     validation images measure a loss to about 0.4 points. One threshold per exit fits the validation images better,
     never worse, and overfits more with every exit. Its search starts at the best shared threshold and moves one exit's
     threshold at a time while that improves the goal. With one early exit and up to 998 images it is exact; with more
-    images it tries thresholds at 998 evenly spaced ranks of the scores.
+    images it tries thresholds at 998 evenly spaced ranks of the scores. "geometric" lies between the two: each exit lets
+    go the same multiple of the images that the exit before it did (MSDNet, arXiv 1703.09844). With two early exits it
+    loses less on new images than a free threshold each; with six it loses more.
 
     For a promise about new images see `eeutils.analysis.risk.choose_with_guarantee`.
 
@@ -104,7 +107,7 @@ def choose_thresholds(
         validation: the table to choose on.
         max_drop: accuracy that may be lost against the last exit, in [0, 1]; 0.005 is half a point.
         budget: mean cost of an image that may be spent, as a share of the whole network's, in (0, 1].
-        per_exit: one threshold for each early exit; by default only for a `budget`.
+        per_exit: one threshold for each early exit, free or "geometric"; by default free for a `budget`, else shared.
         score: see `eeutils.analysis.policies.score_of`.
 
     Raises:
@@ -115,6 +118,10 @@ def choose_thresholds(
     check_one_goal(max_drop=max_drop, budget=budget)
     pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
     scores = score_of(validation.logits[:-1], score)
+    if per_exit == "geometric":
+        choices = [Choice.of(ThresholdPolicy(each, score), validation) for each in _geometric_rates(scores)]
+        accuracy, relative_cost = torch.tensor([(each.accuracy, each.relative_cost) for each in choices]).double().T
+        return choices[pick(accuracy, relative_cost * float(validation.costs[-1]))]
     candidates = torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])  # infinity: an exit is off
     shared = pick(*_sweep_shared(validation, scores, candidates))
     if per_exit or (per_exit is None and budget is not None):
@@ -127,6 +134,7 @@ def choose_thresholds(
 _ROUNDING, _SCORE_ROUNDING = 1e-9, 1e-6  # of costs in float64, and of scores in float32
 _GRID = 1000
 _PASSES = 4
+_RATIOS, _RATIO_EXPONENT = 101, 1.7  # from 0.02 to 50
 
 
 _Pick = Callable[[Tensor, Tensor], int]
@@ -166,6 +174,25 @@ def _refined(validation: Predictions, scores: Tensor, candidates: Tensor, shared
         if chosen == before:
             break
     return chosen
+
+
+def _geometric_rates(scores: Tensor) -> list[list[float]]:
+    """Thresholds for `scores` (E - 1, N) so that exit rates form a geometric sequence, for many ratios."""
+    ratios = torch.logspace(-_RATIO_EXPONENT, _RATIO_EXPONENT, _RATIOS, dtype=torch.float64).tolist()
+    return [_thresholds_for(scores, ratio) for ratio in (0.0, *ratios, math.inf)]
+
+
+def _thresholds_for(scores: Tensor, ratio: float) -> list[float]:
+    """One threshold per early exit, so that each exit lets go `ratio` times as many images as the one before."""
+    exponents = torch.arange(len(scores) + 1, dtype=torch.float64)
+    weights = ratio**exponents if ratio <= 1 else ratio ** (exponents - len(scores))
+    wanted = (weights / weights.sum() * scores.shape[1]).round().long().tolist()
+    thresholds, stays = [], torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
+    for here, count in zip(scores, wanted, strict=False):
+        ordered = here[stays].sort(descending=True).values[:count]
+        thresholds.append(min(max(float(ordered[-1]), 0.0), 1.0) if len(ordered) else math.inf)
+        stays &= here < thresholds[-1]
+    return thresholds
 
 
 def _grid(scores: Tensor) -> Tensor:

@@ -204,6 +204,30 @@ def test_choose_thresholds_leaves_no_single_move_that_improves(predictions, scor
         assert accuracy < floor or cost >= choice.relative_cost * float(predictions.costs[-1]) * (1 - 1e-9)
 
 
+def test_choose_thresholds_with_geometric_rates_by_hand():
+    """Exit 1 is right about the four images it is surest of, exit 2 about the next two as well, exit 3 about all."""
+    first, second = [0.9, 0.8, 0.7, 0.6, 0.55, 0.52, 0.51], [0.6, 0.6, 0.6, 0.9, 0.2, 0.3, 0.6]
+    probs = torch.tensor([first, second, [0.9] * 4 + [0.1] * 3])  # of class 0
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    costs = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    table = Predictions(torch.stack([probs, 1 - probs], -1).log(), labels, costs)
+    # Half as many images at each exit as at the one before: 4, 2 and 1 of 7 cost 4 + 2 * 2 + 4 of 28.
+    for goal in ({"budget": 0.45}, {"max_drop": 0.0}):
+        choice = choose_thresholds(table, per_exit="geometric", **goal)
+        assert choice.policy.thresholds == pytest.approx((0.6, 0.7))
+        assert (choice.accuracy, choice.relative_cost) == (1, pytest.approx(12 / 28))
+    assert choose_thresholds(table, budget=0.25, per_exit="geometric").relative_cost == 0.25
+
+
+@given(tables(), st.sampled_from(["confidence", "ensemble"]), st.floats(0, 1))
+def test_choose_thresholds_with_geometric_rates_keeps_both_goals(predictions, score, share):
+    budget = float(predictions.relative_costs[0]) * (1 - share) + share
+    spent = choose_thresholds(predictions, budget=budget, per_exit="geometric", score=score)
+    kept = choose_thresholds(predictions, max_drop=share, per_exit="geometric", score=score)
+    assert spent.relative_cost <= budget * (1 + 1e-9)
+    assert kept.accuracy >= float(predictions.accuracy[-1]) - share - 1e-9
+
+
 def test_choose_thresholds_takes_a_network_with_one_exit():
     one = random_table((1, 3, 2))
     assert accuracy_cost_curve(one).cost.tolist() == [1, 1]

@@ -54,8 +54,9 @@ def test_accuracy_table_shows_means_and_spread_in_percent():
 
 
 def test_budget_table_shows_means_over_networks():
-    lines = budget_table({0.5: [some_cuts([0.01, 0.02])], 1.0: [some_cuts([0.01, 0.02]), some_cuts([0.03, 0.04])]})
-    assert lines.splitlines()[2:] == ["| 50% | 1 | a | 0.40 | 1.50 | 55.00 |", "| 100% | 2 | a | 0.40 | 2.50 | 55.00 |"]
+    one, two = some_cuts([0.01, 0.02]), some_cuts([0.03, 0.04])
+    lines = budget_table({(3, 0.5): [one], (7, 1.0): [one, two]}).splitlines()
+    assert lines[2:] == ["| 3 | 50% | 1 | a | 0.40 | 1.50 | 55.00 |", "| 7 | 100% | 2 | a | 0.40 | 2.50 | 55.00 |"]
 
 
 def test_main_writes_its_tables(tmp_path, monkeypatch, capsys):
@@ -71,8 +72,8 @@ def test_main_writes_its_tables(tmp_path, monkeypatch, capsys):
         (f"| `{name}`", way) for name in tables for way in FOR_ACCURACY
     ]
     who_can = {"40%": "1", "50%": "1", "60%": "2", "75%": "2", "100%": "2"}
-    assert [cells[:3] for cells in for_budget] == [
-        [f"| {budget}", networks, way] for budget, networks in who_can.items() for way in FOR_BUDGET
+    assert [cells[:4] for cells in for_budget] == [
+        ["| 2", budget, networks, way] for budget, networks in who_can.items() for way in FOR_BUDGET
     ]
     assert text in capsys.readouterr().out
 

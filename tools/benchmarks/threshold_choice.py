@@ -7,6 +7,7 @@ spend a budget, are chosen on one half in several ways and judged on the other. 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +18,7 @@ from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import Policy, ThresholdPolicy
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.risk import choose_with_guarantee
-from eeutils.analysis.thresholds import (
-    Choice,
-    accuracy_cost_curve,
-    choose_thresholds,
-)
+from eeutils.analysis.thresholds import Choice, accuracy_cost_curve, choose_thresholds
 from eeutils.errors import message_instead_of_traceback
 from eeutils.scoreboard import MAX_DROP
 from eeutils.weights import load_predictions
@@ -46,6 +43,7 @@ class Study:
         "resnet18_sdn-mixed-cifar10-w16",
         "vgg16_sdn-mixed-cifar10-w16",
         "resnet56_sdn-mixed-cifar10",
+        "airnet_3exits-cifar10",
     )
     repeats: int = 20
     out: Path = RESULTS / "threshold_choice.md"
@@ -60,6 +58,7 @@ Way = Callable[[Predictions], Choice]
 FOR_ACCURACY: dict[str, Way] = {
     "one threshold for all exits": partial(choose_thresholds, max_drop=MAX_DROP),
     "one for each exit": partial(choose_thresholds, max_drop=MAX_DROP, per_exit=True),
+    "geometric exit rates": partial(choose_thresholds, max_drop=MAX_DROP, per_exit="geometric"),
     "with a guarantee (90 %)": partial(choose_with_guarantee, max_risk=MAX_DROP),
     "with a guarantee on the gap (90 %)": partial(choose_with_guarantee, max_drop=MAX_DROP),
 }
@@ -75,6 +74,9 @@ def all_of_it(validation: Predictions, budget: float) -> Choice:
 FOR_BUDGET: dict[str, Callable[[Predictions, float], Choice]] = {
     "one threshold that spends it": all_of_it,
     "one for each exit": lambda validation, budget: choose_thresholds(validation, budget=budget),
+    "geometric exit rates": lambda validation, budget: choose_thresholds(
+        validation, budget=budget, per_exit="geometric"
+    ),
 }
 BUDGETS = (0.4, 0.5, 0.6, 0.75, 1.0)
 
@@ -85,7 +87,13 @@ def main(args: list[str] | None = None) -> None:
     study = tyro.cli(Study, prog="python -m tools.benchmarks.threshold_choice", description=__doc__, args=args)
     networks = {name: load_predictions(name, "val") for name in study.weights}
     for_accuracy = {name: judged(each, FOR_ACCURACY, study.repeats) for name, each in networks.items()}
-    for_budget = {budget: _within(budget, networks.values(), study.repeats) for budget in BUDGETS}
+    by_exits = groupby(sorted(networks.values(), key=_num_exits), key=_num_exits)
+    for_budget = {
+        (exits, budget): cuts
+        for exits, group in ((exits, list(group)) for exits, group in by_exits)
+        for budget in BUDGETS
+        if (cuts := _within(budget, group, study.repeats))
+    }
     publish(accuracy_table(for_accuracy) + "\n" + budget_table(for_budget), study.out)
 
 
@@ -114,14 +122,19 @@ def accuracy_table(networks: Mapping[str, pd.DataFrame]) -> str:
     return markdown_table(head, rows) + "\n"
 
 
-def budget_table(budgets: Mapping[float, list[pd.DataFrame]]) -> str:
-    """`judged` per budget, over the networks that can meet it: means over cuts and networks, in percent."""
+def budget_table(budgets: Mapping[tuple[int, float], list[pd.DataFrame]]) -> str:
+    """`judged` per number of exits and budget, over the networks that can meet it: means over cuts and networks."""
     rows = []
-    for budget, networks in budgets.items():
+    for (exits, budget), networks in budgets.items():
         for way, group in pd.concat(networks).groupby("way", sort=False):
             mean = 100 * group.drop(columns="way").mean()
-            rows.append([f"{budget:.0%}", str(len(networks)), way, mean["lost_there"], mean["lost"], mean["cost"]])
-    return markdown_table(["budget", "networks", "given to", "lost there", "lost on others", "cost (%)"], rows) + "\n"
+            rows.append([exits, f"{budget:.0%}", len(networks), way, mean["lost_there"], mean["lost"], mean["cost"]])
+    head = ["exits", "budget", "networks", "given to", "lost there", "lost on others", "cost (%)"]
+    return markdown_table(head, rows) + "\n"
+
+
+def _num_exits(predictions: Predictions) -> int:
+    return predictions.num_exits
 
 
 def _within(budget: float, networks: Iterable[Predictions], repeats: int) -> list[pd.DataFrame]:
