@@ -97,9 +97,10 @@ def choose_thresholds(
     validation images measure a loss to about 0.4 points. One threshold per exit fits the validation images better,
     never worse, and overfits more with every exit. Its search starts at the best shared threshold and moves one exit's
     threshold at a time while that improves the goal. With one early exit and up to 998 images it is exact; with more
-    images it tries thresholds at 998 evenly spaced ranks of the scores. "geometric" lies between the two: each exit lets
-    go the same multiple of the images that the exit before it did (MSDNet, arXiv 1703.09844). With two early exits it
-    loses less on new images than a free threshold each; with six it loses more.
+    images it tries thresholds at 998 evenly spaced ranks of the scores.
+
+    "geometric" has one parameter too: each exit lets go the same multiple of the images that the exit before it did
+    (MSDNet, arXiv 1703.09844). With two early exits it loses less on new images than a free threshold each.
 
     For a promise about new images see `eeutils.analysis.risk.choose_with_guarantee`.
 
@@ -120,7 +121,8 @@ def choose_thresholds(
     scores = score_of(validation.logits[:-1], score)
     if per_exit == "geometric":
         choices = [Choice.of(ThresholdPolicy(each, score), validation) for each in _geometric_rates(scores)]
-        accuracy, relative_cost = torch.tensor([(each.accuracy, each.relative_cost) for each in choices]).double().T
+        outcomes = [(each.accuracy, each.relative_cost) for each in choices]
+        accuracy, relative_cost = torch.tensor(outcomes, dtype=torch.float64).T
         return choices[pick(accuracy, relative_cost * float(validation.costs[-1]))]
     candidates = torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])  # infinity: an exit is off
     shared = pick(*_sweep_shared(validation, scores, candidates))
