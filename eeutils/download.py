@@ -44,20 +44,10 @@ def check_online() -> None:
 
 
 def download(url: str, target: Path, check: Callable[[Path], None], *, size: int | None = None) -> None:
-    """Fetch `url` into `target`, whole and checked or not at all.
+    """Fetch `url` into `target`, whole and checked or not at all; nothing longer than `size` is accepted.
 
-    An interrupted download is resumed by the next call, if the server can.
-
-    Args:
-        url: http or https.
-        target: the file to write.
-        check: raises IntegrityError if the file it is given is not the right one.
-        size: in bytes, where it is known: nothing longer is accepted.
-
-    Raises:
-        ConnectionError: if the server cannot be reached, fails, stops half-way or sends too much.
-        IntegrityError: if it sends another file.
-        StorageError: if the file cannot be written.
+    An interrupted download is resumed by the next call, if the server can. `check` raises IntegrityError for another
+    file. A server that cannot be reached, fails, stops half-way or sends too much is a ConnectionError.
     """
     check_online()
     with work_folder(target, resume=True) as folder, storing(target):

@@ -19,6 +19,11 @@ def check_type(name: str, value: object, kind: type, hint: str) -> None:
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}; {hint}")
 
 
+def described(value: object) -> str:
+    """Name the dtype and shape of a tensor, and the type of anything else."""
+    return f"{value.dtype} of shape {tuple(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
+
+
 def check_range(name: str, value: float, low: float, high: float = inf) -> None:
     """Raise ValueError unless `value`, the argument `name`, is a number in [low, high]."""
     if not low <= value <= high:

@@ -95,20 +95,14 @@ def explain(
 
 
 def central_share(maps: Tensor) -> Tensor:
-    """(N,), share of each map's mass in the middle half of its height and width: 0.25 for a flat map, NaN for one of 0.
-
-    Maps are (N, H, W), not negative, H and W multiples of 4.
-    """
+    """(N,), share of the mass of maps (N, H, W) in the middle half of height and width: 0.25 for a flat map."""
     height, width = maps.shape[1:]
     middle = maps[:, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
     return middle.sum((1, 2)) / maps.sum((1, 2))
 
 
 def map_spread(maps: Tensor) -> Tensor:
-    """(N,), share of the pixels that each map (N, H, W), not negative, is spread over: exp(entropy) / pixels.
-
-    1 for a flat map, NaN for one of 0.
-    """
+    """(N,), share of the pixels that each map (N, H, W) is spread over: exp(entropy) / pixels, 1 for a flat map."""
     mass = maps.flatten(1)
     mass = mass / mass.sum(1, keepdim=True)
     return torch.special.entr(mass).sum(1).exp() / mass.shape[1]

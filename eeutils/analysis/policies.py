@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eeutils.errors import require
-from eeutils.fields import Count, Natural, check_choice, check_fields, check_type
+from eeutils.fields import Count, Natural, check_choice, check_fields, check_type, described
 
 # The grid of Shallow-Deep Networks (arXiv 1810.07052); the default of `accuracy_cost_curve` is finer.
 SDN_THRESHOLDS = (0.1, 0.15, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -115,11 +115,11 @@ def check_policy(policy: Policy, num_exits: int) -> None:
 
 def leaving(policy: Policy, logits: Tensor) -> Tensor:
     """Return the answer (n,) bool of `policy` to logits (e + 1, n, C), which it may write into, or raise ValueError."""
-    leaves = policy.leaves(logits)
-    if isinstance(leaves, Tensor) and leaves.dtype == torch.bool and leaves.shape == logits.shape[1:2]:
-        return leaves
-    got = f"{tuple(leaves.shape)} {leaves.dtype}" if isinstance(leaves, Tensor) else type(leaves).__name__
-    raise ValueError(f"{type(policy).__name__}.leaves must return a ({logits.shape[1]},) bool tensor, got {got}")
+    leaves, wanted = policy.leaves(logits), logits.shape[1:2]
+    fits = isinstance(leaves, Tensor) and leaves.dtype == torch.bool and leaves.shape == wanted
+    name = f"{type(policy).__name__}.leaves"
+    require(fits, f"{name} must return a bool tensor of shape {tuple(wanted)}, got {described(leaves)}")
+    return leaves
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -196,8 +196,8 @@ def score_of(logits: Tensor, name: str = "confidence") -> Tensor:
     """
     check_choice("score", name, sorted(_SCORES))
     scores = _SCORES[name](logits)
-    if scores.shape != logits.shape[:-1]:
-        raise ValueError(f"score {name!r} must return {tuple(logits.shape[:-1])}, got {tuple(scores.shape)}")
+    wanted = tuple(logits.shape[:-1])
+    require(scores.shape == wanted, f"score {name!r} must return {wanted}, got {tuple(scores.shape)}")
     return scores
 
 

@@ -16,7 +16,7 @@ from eeutils.data.splits import Split, check_split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
 from eeutils.errors import require
-from eeutils.fields import check_type
+from eeutils.fields import check_type, described
 from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_answers, check_exits, checked_answers
@@ -43,9 +43,8 @@ class Predictions:
         usable = len(shape) == 3 and 0 not in shape and shape[2] > 1 and self.logits.dtype in floats
         _check(usable and self.logits.isfinite().all(), "logits", "finite (E, N, C) float32, C > 1", self.logits)
         exits, images, classes = shape
-        usable = (
-            _is_tensor(self.labels, (images,), torch.int64) and self.labels.min() >= 0 and self.labels.max() < classes
-        )
+        usable = _is_tensor(self.labels, (images,), torch.int64)
+        usable = usable and self.labels.min() >= 0 and self.labels.max() < classes
         _check(usable, "labels", f"({images},) int64 in 0..{classes - 1}", self.labels)
         usable = _is_tensor(self.costs, (exits,), torch.float64) and _are_costs(self.costs)
         _check(usable, "costs", f"({exits},) float64, increasing and positive", self.costs)
@@ -193,11 +192,9 @@ def check_outputs(split: Split, outputs: int) -> None:
 
 def _check(fits: bool | Tensor, name: str, requirement: str, value: object) -> None:
     if not fits:
-        got = type(value).__name__
-        if isinstance(value, Tensor):
-            got = f"{tuple(value.shape)} {value.dtype}"
-            got += f" in {value.min().item():g}..{value.max().item():g}" if value.numel() else ""
-        raise ValueError(f"{name} must be {requirement}, got {got}")
+        is_filled = isinstance(value, Tensor) and value.numel()
+        extremes = f" in {value.min().item():g}..{value.max().item():g}" if is_filled else ""
+        raise ValueError(f"{name} must be {requirement}, got {described(value)}{extremes}")
 
 
 def _is_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype) -> bool:

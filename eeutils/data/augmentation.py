@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eeutils.errors import require
-from eeutils.fields import Natural, Rule, check_choice, check_fields, check_range, check_type
+from eeutils.fields import Natural, Rule, check_choice, check_fields, check_range, check_type, described
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Normalization:
     def __call__(self, images: Tensor) -> Tensor:
         """Turn (N, C, H, W) uint8 into float32 of the same shape, in channels-last memory."""
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == len(self.mean)
-        got = f"{images.dtype} of shape {tuple(images.shape)}"
-        require(fits, f"images must be uint8 (0..255) of shape (N, {len(self.mean)}, H, W), got {got}")
+        require(fits, f"images must be uint8 of shape (N, {len(self.mean)}, H, W), got {described(images)}")
         mean, std = _levels(self, images.device)
         return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, check_normalized
 from eeutils.errors import require
-from eeutils.fields import check_range, check_type
+from eeutils.fields import check_range, check_type, described
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,12 @@ def check_images(images: Tensor) -> None:
     hint = "; convert floats in 0..1 by (images * 255).round().byte()" if images.is_floating_point() else ""
     hint = "; convert (N, H, W, C) by images.permute(0, 3, 1, 2)" if swapped else hint
     fits = images.dtype == torch.uint8 and images.ndim == 4 and 0 not in images.shape and not swapped
-    got = f"{images.dtype} of shape {tuple(images.shape)}{hint}"
-    require(fits, f"images must be uint8 of shape (N, C, H, W), at least one, got {got}")
+    require(fits, f"images must be uint8 of shape (N, C, H, W), at least one, got {described(images)}{hint}")
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
     check_type("labels", labels, Tensor, "torch.tensor makes one")
-    fits, got = labels.dtype == torch.int64 and labels.shape == (num_images,), f"{labels.dtype} {tuple(labels.shape)}"
+    fits, got = labels.dtype == torch.int64 and labels.shape == (num_images,), described(labels)
     require(fits, f"labels must be int64 of shape ({num_images},), got {got}; labels.long() converts them")
     for label in labels.aminmax():
         check_range("labels", int(label), 0, num_classes - 1)

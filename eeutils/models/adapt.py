@@ -42,16 +42,14 @@ def with_exits(
         network: from images to logits, traceable by `torch.fx` down to the named layers.
         after: their names in any order, as `network.named_modules()`, torchvision's `get_graph_node_names(network)` or
             timm's `network.feature_info.module_name()` give them.
-        image_size: pixels a side of the images it is to see.
-        pool: how the early exits pool their feature maps, one of `list_pools()`, or one for each of them joined by "+",
-            the shallowest first.
-        in_channels: of an image.
+        image_size, in_channels: pixels a side and channels of the images it is to see.
+        pool: the heads of the early exits, see `create_model`.
         layout: of the named layers' features, one of `LAYOUTS`; by default it is recognised.
         name: of the network's builder in torchvision or timm, for `net.origin`; by default it is recognised.
 
     Raises:
-        ValueError: if a layer is unknown or does not give one tensor, images first, of a known layout; if the network
-            cannot be traced, or cannot read such images.
+        ValueError: if a layer does not give one tensor, images first, of a known layout, or the network cannot be
+            traced or read such images.
     """
     network = uncompiled(network)
     check_type("network", network, nn.Module, "it maps images to logits")

@@ -32,14 +32,10 @@ def _cells(size: int, grid: int) -> list[tuple[int, int]]:
 
 
 class SpatialPyramidPool(nn.Module):
-    """Pool a feature map on grids of several sizes and concatenate the cells.
+    """Pool a feature map on grids of `level x level` cells and concatenate the cells.
 
     Spatial pyramid pooling (He et al., ECCV 2014, arXiv 1406.4729, section 2.2). The number of values does not depend
     on the size of the map and, unlike global average pooling, they say *where* something was seen.
-
-    Args:
-        levels: grid sizes; a level has `level x level` cells.
-        reduce: within a cell; the paper takes "max".
 
     Shapes: (N, C, H, W) float -> (N, C * cells), level by level, within a level channel by channel.
     """

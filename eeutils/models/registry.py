@@ -33,25 +33,18 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **arguments: Any) -> MultiExitNet:
-    """Build a network with fresh weights.
+    """Build the network `name`, one of `list_models()`, with fresh weights.
 
-    Args:
-        name: one of `list_models()`.
-        arguments: of the builder. All take
+    `help(eeutils.models.<name>)` names the units, and further arguments. All builders take
 
-            - `num_classes`: logits per image, at least 2;
-            - `in_channels`: channels of an image;
-            - `width`: channels of the first layers; the default is the published network, cost grows with its square;
-            - `image_size`: pixels of an image's shorter side, for "mixed" heads; most networks read any size;
-            - `exit_after`: indices of the units that early exits follow;
-            - `pool`: the heads of all exits, names of `list_pools()`: one for all, or one each, shallowest first,
-              joined by "+": "conv+spp+avg". None puts internal classifiers before the network's own classifier. In
-              `*_sdn` networks, the heads of the internal classifiers.
-
-            `help(eeutils.models.<name>)` names the units, and further arguments.
-
-    Raises:
-        ValueError: if the name is unknown, or an argument has a value that the builder does not take.
+    - `num_classes`: logits per image, at least 2;
+    - `in_channels`: channels of an image;
+    - `width`: channels of the first layers; the default is the published network, cost grows with its square;
+    - `image_size`: pixels of an image's shorter side, for "mixed" heads; most networks read any size;
+    - `exit_after`: indices of the units that early exits follow;
+    - `pool`: the heads of all exits, names of `list_pools()`: one for all, or one each, shallowest first,
+      joined by "+": "conv+spp+avg". None puts internal classifiers before the network's own classifier. In
+      `*_sdn` networks, the heads of the internal classifiers.
     """
     check_choice("model", name, list_models())
     for size in _LEAST.keys() & arguments.keys():

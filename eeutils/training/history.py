@@ -64,6 +64,6 @@ def progress_bar(steps: int, steps_done: int, batch_size: int, shown: bool) -> t
 
 def show(bar: tqdm, loss: float, rows: Sequence[dict[str, float]]) -> None:
     """Show the loss and the latest validation accuracies in the bar."""
-    last = rows[-1] if rows else {}
-    accuracy = " ".join(f"{share:.1%}" for name, share in last.items() if name.startswith("val_accuracy"))
-    bar.set_postfix_str(f"loss {loss:.3f}" + (f", val {accuracy}" if accuracy else ""))
+    last = rows[-1].items() if rows else ()
+    accuracy = [f"{share:.1%}" for name, share in last if name.startswith("val_accuracy")]
+    bar.set_postfix_str(" ".join([f"loss {loss:.3f}", *["val"] * bool(accuracy), *accuracy]))

@@ -129,10 +129,7 @@ class WeightAverage:
 
 
 def _averaged_tensors(net: MultiExitNet) -> list[Tensor]:
-    """Return parameters and finite floating buffers: lerp makes NaN of the infinities in an attention mask.
-
-    Parameters stay in even if they are not finite, so that divergence shows in the average.
-    """
+    """Return parameters and finite floating buffers: lerp makes NaN of the infinities in an attention mask."""
     finite = [buffer for buffer in net.buffers() if buffer.isfinite().all()]
     return [tensor for tensor in (*net.parameters(), *finite) if tensor.is_floating_point()]
 
