@@ -32,19 +32,33 @@ def data_from_tensors(
     labels: Tensor,
     classes: Sequence[str],
     *,
+    val: Labelled | None = None,
+    test: Labelled | None = None,
     name: str = "own",
     val_share: float = 0.1,
     test_share: float = 0.2,
     seed: int = 0,
     normalization: Normalization | None = None,
 ) -> ImageData:
-    """Split images (N, C, H, W) uint8 and labels (N,) int64 at random by `seed`, with every class in proportion.
+    """Make a dataset of images (N, C, H, W) uint8 and labels (N,) int64.
 
-    `val_share` and `test_share` are held out. The normalization is by default that of the training images; for trained
-    weights give the one they were trained with, `eeutils.weights.weight_entry(name).normalization`.
+    Images and labels to validate and to test, if not given, are held out at random by `seed`, shares of N with every
+    class in proportion. The normalization is by default that of the training images; for trained weights give the one
+    they were trained with, `eeutils.weights.weight_entry(name).normalization`.
     """
-    kwargs = {"name": name, "val_share": val_share, "test_share": test_share, "seed": seed}
-    return _data_from_parts({"train": (images, labels)}, classes, **kwargs, normalization=normalization)
+    fits = val_share > 0 and test_share > 0 and val_share + test_share < 1
+    got = f"{val_share} and {test_share}"
+    require(fits, f"val_share and test_share must be positive and sum to less than 1, got {got}")
+    check_images(images)
+    unknown_yet = Normalization((0.0,) * images.shape[1], (1.0,) * images.shape[1])
+    parts = {"train": (images, labels), "val": val, "test": test}
+    splits = {part: Split(*each, tuple(classes), normalization or unknown_yet) for part, each in parts.items() if each}
+    for part, share in (("test", test_share), ("val", val_share)):
+        if part not in splits:
+            splits["train"], splits[part] = stratified_holdout(splits["train"], round(share * len(images)), seed)
+    if normalization is None:
+        normalization = Normalization.of(splits["train"].images)  # of what is trained on, and of nothing else
+    return ImageData(name, *(replace(splits[part], normalization=normalization) for part in parts))
 
 
 def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | None = None, **kwargs: Any) -> ImageData:
@@ -71,7 +85,7 @@ def data_from_folder(root: Path | str, *, size: int, classes: Sequence[str] | No
         found = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common())
         warnings.warn(f"skipped in {root}, not images that can be read: {found}", stacklevel=2)
     parts = {part: _in_memory(_opened(each), sum(map(len, each)), size) for part, each in files.items()}
-    return _data_from_parts(parts, names, **{"name": root.resolve().name, **kwargs})
+    return data_from_tensors(*parts.pop("train"), names, **{"name": root.resolve().name, **parts, **kwargs})
 
 
 def data_from_torchvision(
@@ -84,12 +98,12 @@ def data_from_torchvision(
     By default test images are held out of `train`, images keep the size that all of them have, and `classes` are
     `train.classes`. `kwargs` are those of `data_from_tensors`.
     """
-    parts = {
-        part: _in_memory((each[index] for index in range(len(each))), len(each), size)
-        for part, each in (("train", train), ("test", test))
-        if each is not None
-    }
-    return _data_from_parts(parts, classes or train.classes, **{"name": type(train).__name__, **kwargs})
+
+    def read(dataset: Any) -> Labelled:
+        return _in_memory((dataset[index] for index in range(len(dataset))), len(dataset), size)
+
+    options = {"name": type(train).__name__, "test": None if test is None else read(test), **kwargs}
+    return data_from_tensors(*read(train), classes or train.classes, **options)
 
 
 def data_from_hf(dataset: Any, *, size: int | None = None, **kwargs: Any) -> ImageData:
@@ -116,34 +130,7 @@ def data_from_hf(dataset: Any, *, size: int | None = None, **kwargs: Any) -> Ima
 
     parts = {_PARTS[part]: _in_memory(opened(rows), len(rows), size) for part, rows in splits.items() if part in _PARTS}
     name = splits["train"].info.dataset_name or "own"
-    return _data_from_parts(parts, features[label].names, **{"name": name, **kwargs})
-
-
-def _data_from_parts(
-    parts: Mapping[str, Labelled],
-    classes: Sequence[str],
-    *,
-    name: str,
-    val_share: float = 0.1,
-    test_share: float = 0.2,
-    seed: int = 0,
-    normalization: Normalization | None = None,
-) -> ImageData:
-    """Make a dataset of the parts "train", "val" and "test"; the last two are held out of the first if missing."""
-    fits = val_share > 0 and test_share > 0 and val_share + test_share < 1
-    got = f"{val_share} and {test_share}"
-    require(fits, f"val_share and test_share must be positive and sum to less than 1, got {got}")
-    check_images(parts["train"][0])
-    channels = parts["train"][0].shape[1]
-    unknown_yet = Normalization((0.0,) * channels, (1.0,) * channels)
-    splits = {part: Split(*each, tuple(classes), normalization or unknown_yet) for part, each in parts.items()}
-    total = len(splits["train"])
-    for part, share in (("test", test_share), ("val", val_share)):
-        if part not in splits:
-            splits["train"], splits[part] = stratified_holdout(splits["train"], round(share * total), seed)
-    if normalization is None:
-        normalization = Normalization.of(splits["train"].images)  # of what is trained on, and of nothing else
-    return ImageData(name, *(replace(splits[part], normalization=normalization) for part in ("train", "val", "test")))
+    return data_from_tensors(*parts.pop("train"), features[label].names, **{"name": name, **parts, **kwargs})
 
 
 def _folders(root: Path) -> list[Path]:
