@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
+from matplotlib.typing import ColorType
 from torch import Tensor
 
 from eeutils.analysis.costs import NetworkCosts
@@ -41,13 +42,18 @@ def plot_accuracies(networks: Mapping[str, Predictions], ax: Axes | None = None)
     }
     counts = {name: predictions.num_exits for name, predictions in networks.items()}
     colors = [color for name, (color, _) in network_looks(counts).items() for _ in range(counts[name])]
-    drawn = ax.barh(list(bars), list(bars.values()), color=colors)
-    ax.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
-    ax.invert_yaxis()
+    _bars(ax, bars, colors, "%.1f")
     ax.set(xlabel="accuracy (%)", xlim=(0, 105), title="Accuracy of every exit")
+    return ax
+
+
+def _bars(ax: Axes, bars: Mapping[str, float], colors: Sequence[ColorType], number: str) -> None:
+    """Draw horizontal bars with their names and numbers, the first on top."""
+    drawn = ax.barh(list(bars), list(bars.values()), color=colors)
+    ax.bar_label(drawn, fmt=number, padding=3, fontsize=8)
+    ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=8)
     ax.grid(axis="y", visible=False)
-    return ax
 
 
 def plot_gains(
@@ -69,15 +75,11 @@ def plot_gains(
         for index, points in enumerate(100 * (predictions.accuracy - reference))
         if first_exits or index > 0
     }
-    drawn = ax.barh(list(bars), list(bars.values()), color=[ABOVE if value >= 0 else BELOW for value in bars.values()])
-    ax.bar_label(drawn, fmt="%+.2f", padding=3, fontsize=8)
+    _bars(ax, bars, [ABOVE if value >= 0 else BELOW for value in bars.values()], "%+.2f")
     ax.axvline(0, color="black", linewidth=1)
-    ax.invert_yaxis()
     ax.margins(x=0.15)
     below = f"points above or below {reference_name} ({100 * reference:.2f} %)"
     ax.set(xlabel=below, title="What every exit gains or loses")
-    ax.tick_params(axis="y", labelsize=8)
-    ax.grid(axis="y", visible=False)
     return ax
 
 
@@ -115,15 +117,10 @@ def plot_curves(
         ax.plot(curve.cost.numpy() / unit.size, 100 * curve.accuracy.numpy(), line, color=color, label=name)
         ax.plot(costs, exits, "o", color=color, markersize=6, markerfacecolor="white")
     ax.set(xlabel=f"mean {unit.name}", ylabel="accuracy (%)", title="What accuracy costs")
-    _legend_of_curves(ax)
-    return ax
-
-
-def _legend_of_curves(ax: Axes) -> None:
-    """One line per network, and one entry for the dots."""
     named, _ = ax.get_legend_handles_labels()
     dot = Line2D([], [], marker="o", linestyle="", color="gray", markerfacecolor="white", label="an exit by itself")
     ax.legend(handles=[*named, dot], fontsize=8, loc="lower right")
+    return ax
 
 
 def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None = None) -> Axes:
@@ -133,21 +130,16 @@ def plot_confidence(predictions: Predictions, exit_index: int, ax: Axes | None =
     """
     ax = ax or new_axes()
     correct, sure = predictions.correct[exit_index], predictions.confidence[exit_index]
-    edges = torch.linspace(0, 1, 41, dtype=torch.float64)
+    edges = np.linspace(0, 1, 41)
     right, wrong = (
-        (f"{label} ({float(chosen.double().mean()):.1%})", _shares(sure[chosen], edges))
-        for label, chosen in (("right", correct), ("wrong", ~correct))
+        (f"{label} ({len(values) / len(sure):.1%})", np.histogram(values, edges)[0] / max(len(values), 1))
+        for label, values in (("right", sure[correct]), ("wrong", sure[~correct]))
     )
     draw_right_and_wrong(ax, edges, right, wrong)
     log_shares(ax)
     ax.set(xlabel="confidence", ylabel="share of its kind", title=exit_name(exit_index, predictions.num_exits))
     ax.legend(loc="upper left")
     return ax
-
-
-def _shares(values: Tensor, edges: Tensor) -> Tensor:
-    """(n,) -> (B,), the share of the values in each bin; zeros if there are none."""
-    return torch.histogram(values.double(), edges).hist / max(len(values), 1)
 
 
 def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] = (), ax: Axes | None = None) -> Axes:
@@ -164,9 +156,8 @@ def plot_exit_places(costs: Mapping[str, NetworkCosts], asked: Sequence[float] =
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.invert_yaxis()
     ax.margins(y=0.2)
-    ax.set(
-        xlabel="share of the multiply-adds, heads counted", title="Where exits stand (numbers: the unit they follow)"
-    )
+    where = "Where exits stand (numbers: the unit they follow)"
+    ax.set(xlabel="share of the multiply-adds, heads counted", title=where)
     return ax
 
 
@@ -179,13 +170,8 @@ def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes
     left = np.zeros(len(rates))
     for index, color in zip(range(table.shape[1]), exit_colors(table.shape[1]), strict=True):
         drawn = ax.barh(list(rates), table[:, index], left=left, color=color, label=exit_name(index, table.shape[1]))
-        ax.bar_label(
-            drawn,
-            [f"{share:.0%}" if share > 0.04 else "" for share in table[:, index]],
-            label_type="center",
-            fontsize=8,
-            color=color_over(color),
-        )
+        written = [f"{share:.0%}" if share > 0.04 else "" for share in table[:, index]]
+        ax.bar_label(drawn, written, label_type="center", fontsize=8, color=color_over(color))
         left += table[:, index]
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -131,9 +131,8 @@ def plot_risk_coverage(indicators: Mapping[str, ErrorIndicator], ax: Axes | None
     ax = ax or new_axes()
     for (name, indicator), color in zip(indicators.items(), cycle(sns.color_palette("colorblind"))):
         coverage = indicator.coverage.numpy()
-        ax.plot(
-            coverage, 100 * indicator.risk.numpy(), color=color, label=f"{name} (AURC {100 * indicator.aurc:.2f} %)"
-        )
+        label = f"{name} (AURC {100 * indicator.aurc:.2f} %)"
+        ax.plot(coverage, 100 * indicator.risk.numpy(), color=color, label=label)
         ax.plot(coverage, 100 * indicator.best_risk.numpy(), ":", color=color, linewidth=1)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="share of the answers kept", ylabel="wrong ones among them (%)")

@@ -26,7 +26,7 @@ def test_images_stand_in_order_under_their_class(split):
 
 @pytest.mark.parametrize("titles", [[], ["x"], ["x"] * 5])
 def test_titles_that_are_not_as_many_as_the_images_are_refused(split, titles):
-    with pytest.raises(ValueError, match=f"4 images need as many titles, got {len(titles)}: "):
+    with pytest.raises(ValueError, match=f"4, .*got {len(titles)}: "):
         plots.plot_images(split, [0, 1, 2, 3], titles=titles)
 
 
