@@ -69,7 +69,7 @@ def test_no_images_give_an_empty_row_and_no_error(split):
 
 
 def test_every_image_needs_an_explanation(split):
-    with pytest.raises(ValueError, match="2 .*got 1 of 'exit 1'"):
+    with pytest.raises(ValueError, match=r"2 .*got 1 of 'exit 1'"):
         plots.plot_attributions(split, [0, 1], {"exit 1": explanation([1])})
 
 
