@@ -21,10 +21,8 @@ _BATCH_SIZES = (2, 3)  # what differs between the two depends on the number of i
 class LayerGraph:
     """Layers of a network in the order in which they run, and the shapes that they make of an image.
 
-    Args:
-        network: from images (N, C, H, W) to logits (N, classes); it is left in evaluation mode.
-        names: of layers to cut at. Modules above them are opened, all others stay one step each.
-        image_shape: (C, H, W).
+    Modules above the layers `names`, to cut at, are opened, all others stay one step each. The network is left in
+    evaluation mode.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> None:
@@ -113,9 +111,7 @@ class LayerGraph:
                 copied(node)
         results = tuple(map(copied, wanted))
         graph.output(results if len(results) > 1 else results[0])
-        return self._with_folds(fx.GraphModule(self.network, graph))
-
-    def _with_folds(self, module: fx.GraphModule) -> fx.GraphModule:
+        module = fx.GraphModule(self.network, graph)
         layers = dict(module.named_modules())
         module.meta["folds"] = [pair for pair in self.folds if layers.keys() >= set(pair)]
         return module

@@ -54,7 +54,8 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
     """
     net, donor = check_exits(net), check_exits(donor)
     parts = ("units.", f"exits.{len(net.units) - 1}.") if last_exit else ("units.",)
-    own, given = _tensors_of(net, parts), _tensors_of(donor, parts)
+    states = net.state_dict(), donor.state_dict()
+    own, given = ({key: state[key] for key in state if key.startswith(parts)} for state in states)
     _check_donor(own, given, torch.Size.__eq__, "have the layers of the network")
     net.load_state_dict(given, strict=False)
 
@@ -83,10 +84,6 @@ def _check_donor(
         require(same, f"donor must {must}, got {shapes[0]} instead of {shapes[1]} for {key!r}{hint}")
 
 
-def _tensors_of(net: MultiExitNet, parts: tuple[str, ...]) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in net.state_dict().items() if key.startswith(parts)}
-
-
 def _exits(net: MultiExitNet) -> dict[int, nn.Module]:
     return dict(zip(net.exit_after, net.exits.values(), strict=True))
 
@@ -99,12 +96,9 @@ def _in_mode_of(net: MultiExitNet, new: MultiExitNet) -> MultiExitNet:
 
 
 def _is_multiple(wide: torch.Size, narrow: torch.Size) -> bool:
-    """Return true if all channels repeat equally often; only the first two axes of a weight are channels."""
-    return (
-        len(wide) == len(narrow)
-        and wide[2:] == narrow[2:]
-        and all(many % few == 0 for many, few in zip(wide[:2], narrow[:2], strict=True))
-    )
+    """Return True if all channels repeat equally often; only the first two axes of a weight are channels."""
+    same = len(wide) == len(narrow) and wide[2:] == narrow[2:]
+    return same and all(many % few == 0 for many, few in zip(wide[:2], narrow[:2], strict=True))
 
 
 def _widened(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def difference(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str
 
     `frozen` are the tensors of the network that this run leaves unchanged.
     """
-    before, now = _flat(saved["config"]) | {"loss": saved["loss"]}, _flat(here["config"]) | {"loss": here["loss"]}
+    before, now = _flat(saved), _flat(here)
     changed = [name for name in now if name not in _MACHINE_FIELDS and before.get(name) != now[name]]
     if changed:
         words = ", ".join(f"{name}={before.get(name)!r} instead of {now[name]!r}" for name in changed)
@@ -106,12 +107,9 @@ def difference(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str
     return ""
 
 
-def _flat(config: dict[str, Any], part: str = "") -> dict[str, Any]:
-    """Flatten a config with its parts, to names such as "loss.weights"."""
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{part}{name}.") if isinstance(value, dict) else {part + name: value}
-    return flat
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's config with its parts flat, under names such as "loss.weights", and the name of its loss."""
+    return pd.json_normalize(run["config"]).to_dict("records")[0] | {"loss": run["loss"]}
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
