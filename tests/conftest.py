@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,37 +20,28 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from eeutils.data import ImageData, load_data
+from eeutils import load_data
+from eeutils.data import ImageData
 from eeutils.errors import DataUnavailableError, StorageError
 
 Forward = Callable[[Tensor], list[Tensor]]
 
 pytest_plugins = ["tests.registry_fixtures"]
 
-settings.register_profile("eeutils", deadline=None)  # nothing here is about time
+settings.register_profile("eeutils", deadline=None, max_examples=25)  # nothing here is about time
 settings.load_profile("eeutils")
 
 
 # Files that start processes, train or run shipped networks: seconds each, left out of `make test-fast`.
-LONG = {"test_demo", "test_train_missing", "test_train_cli", "test_parallel", "test_interruptions", "test_serve"}
-LONG |= {"test_campaign"}
-LONG |= {"test_export", "test_colab", "test_publish", "test_notebooks", "test_notebook", "test_setup", "test_engines"}
-LONG |= {
-    "test_hub",
-    "test_photos",
-    "test_shipped",
-    "test_adapt",
-    "test_adapt_uses",
-    "test_structure",
-    "test_readme",
-    "test_cache",
-}
-LONG |= {"test_benchmark_ablation", "test_benchmark_cascade", "test_benchmark_sdn", "test_benchmark_time"}
+LONG = """
+adapt adapt_uses benchmarks campaign colab demo engines export hub interruptions notebook notebooks parallel photos
+publish readme serve shipped structure train_cli train_missing
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in LONG:
+        if item.path.stem.removeprefix("test_") in LONG.split():
             item.add_marker("long")
 
 
@@ -110,6 +102,23 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("EEUTILS_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a file system of 1 MB, or remount it with other options; returns its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if (mount := subprocess.run(words, capture_output=True, text=True)).returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
+
+    def with_options(options: str = "rw") -> Path:
+        subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+        return folder
+
+    yield with_options
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eeutils import MultiExitNet, create_model, recipe
 from eeutils.data import Normalization
 from eeutils.files import sha256_of_file
-from eeutils.models import MultiExitNet, create_model
 from eeutils.train import TrainingRun, train
-from eeutils.training import recipe
 from eeutils.weights import Registry, StoredFile, WeightEntry
 from tools.publish import halved
 

@@ -3,26 +3,28 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eeutils.analysis import policies
-from eeutils.analysis.costs import exit_costs
-from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import PatiencePolicy, ThresholdPolicy
-from eeutils.analysis.predictions import predict
-from eeutils.analysis.thresholds import choose_thresholds
-from eeutils.cascade import Cascade
-from eeutils.classifier import Classifier, load_classifier
-from eeutils.data import Normalization, load_data
-from eeutils.errors import IntegrityError, StorageError
+from eeutils import (
+    Cascade,
+    Classifier,
+    MultiExitNet,
+    ThresholdPolicy,
+    choose_thresholds,
+    create_model,
+    list_weights,
+    load_classifier,
+    load_predictions,
+)
+from eeutils.analysis import PatiencePolicy, policies
+from eeutils.data import Normalization
+from eeutils.errors import IntegrityError
 from eeutils.files import load_tensors, save_tensors
-from eeutils.models import MultiExitNet, Origin, create_model, resnet18
-from eeutils.weights import list_weights, load_predictions, load_weights, weight_entry
+from eeutils.models import Origin, resnet18
+from tests.toys import changed, weights
 
 CLASSES = ("cat", "dog", "bird")
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -55,10 +57,8 @@ def test_classifier_normalises_and_agrees_with_a_cascade(threshold):
     [
         {"policy": ThresholdPolicy((0.5, float("inf")), "margin")},
         {"policy": ThresholdPolicy(1.0), "fallback": "most_confident"},
-        {"image_shape": (3, 8, 8)},
-        {"net": make_net().to(memory_format=torch.channels_last)},
+        {"image_shape": (3, 8, 8), "net": make_net().to(memory_format=torch.channels_last)},
     ],
-    ids=lambda options: next(iter(options)),
 )
 def test_save_and_load_give_the_same_answers(tmp_path, options):
     path, images = tmp_path / "deep" / "net.safetensors", pictures(20)
@@ -73,24 +73,11 @@ def test_save_and_load_give_the_same_answers(tmp_path, options):
     assert torch.equal(again(images).exit_index, before.exit_index)
 
 
-def trained_further(path, net):
-    with torch.no_grad():
-        for weight in net.parameters():
-            weight.add_(0.1)
-
-
-def given_other_weights(path, net):
-    other = path.with_name("other.safetensors")
-    make_classifier(make_net(1)).save(other)
-    Classifier.load(other, net)
-
-
-@pytest.mark.parametrize("changed", [trained_further, given_other_weights])
-def test_classifier_does_not_change_with_the_network_it_was_made_of(tmp_path, changed):
+def test_classifier_does_not_change_with_the_network_it_was_made_of(tmp_path):
     path, net, images = tmp_path / "net.safetensors", make_net(), pictures(20)
     classifier = make_classifier(net)
     before = classifier(images).logits
-    changed(path, net)
+    net.load_state_dict(make_net(1).state_dict())
     classifier.save(path)
     assert torch.equal(Classifier.load(path, make_net(2))(images).logits, before)
     assert torch.equal(classifier(images).logits, before)
@@ -145,30 +132,6 @@ def test_save_names_the_weights_of_a_compiled_network_as_if_it_were_not(tmp_path
         assert all(torch.equal(*pair) for pair in zip(kept.values(), state.values(), strict=True))
 
 
-def test_save_keeps_an_attention_mask_of_infinities(tmp_path):
-    nets = make_net(), make_net(1)
-    for net, value in zip(nets, (-torch.inf, 0.0), strict=True):
-        net.units[0].register_buffer("mask", torch.full((2,), value))
-    make_classifier(nets[0]).save(tmp_path / "net.safetensors")
-    assert Classifier.load(tmp_path / "net.safetensors", nets[1]).net.units[0].mask.tolist() == [-torch.inf] * 2
-
-
-def tied_net(seed: int) -> MultiExitNet:
-    """One head at both exits, and one unit twice."""
-    torch.manual_seed(seed)
-    unit = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
-    return MultiExitNet([unit, unit], {0: head, 1: head}).eval()
-
-
-def test_save_and_load_keep_tied_weights(tmp_path):
-    classifier, images = make_classifier(tied_net(0)), pictures(20)
-    classifier.save(tmp_path / "net.safetensors")
-    again = Classifier.load(tmp_path / "net.safetensors", tied_net(1))
-    assert torch.equal(again(images).logits, classifier(images).logits)
-    assert again.net.units[0] is again.net.units[1]
-
-
 def test_classifier_computes_in_a_precision_that_is_not_saved(tmp_path):
     path, images = tmp_path / "net.safetensors", pictures(20)
     classifier = make_classifier(precision="bf16")
@@ -181,69 +144,35 @@ def test_classifier_computes_in_a_precision_that_is_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "error", "got"),
-    [
-        (np.zeros((1, 3, 8, 8), np.uint8), TypeError, "ndarray"),
-        ("photo.jpg", TypeError, "str"),
-        (pictures(2, size=12), ValueError, r"got \(2, 3, 12, 12\)"),
-        (pictures(2).float() / 255, ValueError, "float32"),
-        (pictures(2).long(), ValueError, "int64"),
-        ((2 * torch.rand(2, 3, 8, 8)).byte(), ValueError, r"uint8 in \[0, 1\]"),
-    ],
-    ids=["numpy", "path", "size", "float", "int64", "scaled"],
+    "images",
+    [pictures(2, size=12), pictures(2).float() / 255, (2 * torch.rand(2, 3, 8, 8)).byte()],
+    ids=["size", "float", "scaled"],
 )
-def test_classifier_refuses_other_images(images, error, got):
-    with pytest.raises(error, match=got):
+def test_classifier_refuses_other_images(images):
+    with pytest.raises(ValueError, match=r"12, 12|float32|uint8"):
         make_classifier(image_shape=(3, 8, 8))(images)
 
 
-def test_classifier_takes_images_of_any_size_without_an_image_shape():
-    assert len(make_classifier()(pictures(2, size=12)).predicted) == 2
-
-
-@pytest.mark.parametrize("names", [("cat", "dog"), ("cat", "dog", "bird", "frog")])
-def test_classifier_compares_classes_and_outputs(names):
-    classifier = Classifier(make_net(), list(names), NORMALIZATION, ThresholdPolicy(0.4))
-    assert classifier.classes == names
-    with pytest.raises(ValueError, match=f"3 names.*got {len(names)}"):
+def test_classifier_compares_classes_and_outputs():
+    classifier = Classifier(make_net(), ["cat", "dog"], NORMALIZATION, ThresholdPolicy(0.4))
+    assert classifier.classes == ("cat", "dog")
+    with pytest.raises(ValueError, match=r"3 names.*got 2"):
         classifier(pictures(1))
-    with pytest.raises(ValueError, match=f"3 names.*got {len(names)}"):  # at once, if the images are known
+    with pytest.raises(ValueError, match=r"3 names.*got 2"):  # at once, if the images are known
         replace(classifier, image_shape=(3, 8, 8))
 
 
-class Standardized(nn.Module):
-    """Needs values, not shapes alone, and gives NaN for an image of one grey."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - x.mean()) / (x.std().item() or torch.nan)
-
-
-def test_classifier_tries_an_image_without_touching_random_numbers():
-    net, before = make_net(), torch.get_rng_state()
-    make_classifier(net, image_shape=[3, 8, 8])
-    assert torch.equal(torch.get_rng_state(), before)
-    net.units[0].insert(0, Standardized())
-    assert len(make_classifier(net, image_shape=(3, 8, 8))(pictures(2)).predicted) == 2
-
-
-@pytest.mark.parametrize("shape", [32, (32, 32), (3, 0, 32), (32, 32, 3)])
+@pytest.mark.parametrize("shape", [32, (3, 0, 32), (32, 32, 3)])
 def test_classifier_refuses_a_shape_that_the_network_cannot_read(shape):
     with pytest.raises(ValueError, match="32"):
         make_classifier(image_shape=shape)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "got"),
-    [
-        ({"policy": ThresholdPolicy((0.5,))}, ValueError, r"2.*\(0\.5,\)"),
-        ({"policy": PatiencePolicy(2)}, TypeError, "PatiencePolicy"),
-        ({"normalization": ((0.4,) * 3, (0.2,) * 3)}, TypeError, "tuple"),
-        ({"fallback": "first"}, ValueError, "'first'"),
-        ({"net": nn.Conv2d(3, 3, 3)}, TypeError, "Conv2d"),
-    ],
+    "changes", [{"policy": ThresholdPolicy((0.5,))}, {"policy": PatiencePolicy(2)}, {"net": nn.Conv2d(3, 3, 3)}]
 )
-def test_classifier_refuses_parts_that_do_not_fit(changes, error, got):
-    with pytest.raises(error, match=got):
+def test_classifier_refuses_parts_that_do_not_fit(changes):
+    with pytest.raises((ValueError, TypeError)):
         replace(make_classifier(), **changes)
 
 
@@ -254,7 +183,7 @@ def test_load_finds_every_kind_of_damage(tmp_path):
     make_classifier(make_net(width=1)).save(path)
     whole = path.read_bytes()
     damaged = [whole[:length] for length in (0, len(whole) // 100, len(whole) // 10, -1)]
-    for position in range(0, len(whole), len(whole) // 40):
+    for position in range(0, len(whole), len(whole) // 20):
         damaged.append(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
     for content in damaged:
         path.write_bytes(content)
@@ -266,22 +195,13 @@ def test_load_finds_every_kind_of_damage(tmp_path):
             Classifier.load(path, make_net())
 
 
-def unchanged(net: MultiExitNet, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         {"policy": {"thresholds": 0.5, "scorr": "margin"}},
-        {"policy": None},
         {"classes": None},
-        {"normalization": {"mean": None, "std": [1]}},
         {"image_shape": ["3", 8, 8]},
-        {"image_shape": 7},
         {"origin": {"library": "eeutils", "name": "resnet18", "arguments": {"width": "x"}}},
-        {"origin": {"library": "eeutils", "name": ["resnet18"], "arguments": {}}},
-        {"origin": 3},
     ],
 )
 def test_load_refuses_odd_metadata_under_a_good_checksum(tmp_path, wrong):
@@ -294,18 +214,9 @@ def test_load_refuses_odd_metadata_under_a_good_checksum(tmp_path, wrong):
         Classifier.load(path)
 
 
-def test_load_leaves_a_network_of_another_shape_as_it_was(tmp_path):
-    make_classifier().save(tmp_path / "net.safetensors")
-    other = make_net(num_classes=4)
-    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(ValueError, match="instead of"):
-        Classifier.load(tmp_path / "net.safetensors", other)
-    assert unchanged(other, before)
-
-
 def test_load_needs_the_registered_score_of_the_policy(tmp_path, monkeypatch):
     path, net = tmp_path / "net.safetensors", make_net(1)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before = weights(net)
 
     def energy(logits: torch.Tensor) -> torch.Tensor:
         return (logits.logsumexp(-1) / 10).sigmoid()
@@ -317,33 +228,7 @@ def test_load_needs_the_registered_score_of_the_policy(tmp_path, monkeypatch):
         assert Classifier.load(path, make_net(1)).policy == ThresholdPolicy(0.4, "energy")
     with pytest.raises(ValueError, match="'energy'"):
         Classifier.load(path, net)
-    assert unchanged(net, before)
-
-
-def test_save_says_where_it_cannot_write(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError):
-        make_classifier().save(tmp_path / "file" / "net.safetensors")
-
-    def fail(*args) -> None:
-        raise SafetensorError("No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(StorageError, match="No space left"):
-        make_classifier().save(tmp_path / "net.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_classifier_of_digits_agrees_with_decide(tmp_path):
-    data = load_data("digits")
-    arguments = {"pool": "spp", "width": 2, "num_classes": len(data.classes)}
-    net = create_model("resnet18_2exits", **arguments)
-    policy = choose_thresholds(predict(net, data.val), max_drop=0.1).policy
-    parts = net, data.classes, data.normalization, policy
-    Classifier(*parts, image_shape=data.image_shape).save(tmp_path / "digits.safetensors")
-    kept = Classifier.load(tmp_path / "digits.safetensors", create_model("resnet18_2exits", **arguments))
-    decisions = decide(predict(net, data.test.take(slice(0, 5))), policy)
-    assert torch.equal(kept(data.test.images[:5]).predicted, decisions.predicted)
+    assert changed(net, before) == set()
 
 
 SHIPPED = next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10"))
@@ -355,10 +240,3 @@ def test_load_classifier_has_threshold_classes_and_accuracy(cifar10):
     assert classifier.policy == choose_thresholds(load_predictions(SHIPPED, "val"), max_drop=0.02).policy
     right = classifier(cifar10.test.images[:500]).predicted == cifar10.test.labels[:500]
     assert right.double().mean() > 0.8
-
-
-def test_load_classifier_takes_fallback_and_precision():
-    classifier = load_classifier(SHIPPED, fallback="most_confident", precision="bf16")
-    assert (classifier.cascade.fallback, classifier.precision) == ("most_confident", "bf16")
-    costs = exit_costs(load_weights(SHIPPED), classifier.image_shape)
-    assert costs.tolist() == list(weight_entry(SHIPPED).macs)

@@ -1,17 +1,16 @@
 import gzip
 import hashlib
-import multiprocessing
 import resource
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from eeutils import download as download_module
-from eeutils.download import check_online, download, web_page
+from eeutils.download import download, web_page
 from eeutils.errors import IntegrityError, StorageError
+from tests.toys import run_in_child
 
 CONTENT = bytes(range(256)) * 40
 
@@ -71,8 +70,9 @@ def test_download_starts_anew_where_the_rest_does_not_fit(site, tmp_path, left):
     assert files_in(tmp_path) == {"w": CONTENT}
 
 
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}])
+@pytest.mark.parametrize(
+    ("status", "headers"), [(429, {"Retry-After": "0"}), (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})]
+)
 def test_download_tries_a_busy_server_again(site, tmp_path, status, headers):
     url = site.say("/w", b"busy", status=status, headers=headers)
     site.then_say("/w", CONTENT)
@@ -80,22 +80,13 @@ def test_download_tries_a_busy_server_again(site, tmp_path, status, headers):
     assert site.asked == ["/w", "/w"]
 
 
-def test_download_gives_a_busy_server_up(site, tmp_path):
-    with pytest.raises(ConnectionError, match="503"):
-        fetch(site.say("/w", b"busy", status=503), tmp_path / "w")
-    assert len(site.asked) == 4
-    assert files_in(tmp_path) == {}
-
-
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         ({"body": b"x", "status": 404}, "404"),
-        ({"body": b"x", "status": 500}, "500"),
         ({"body": CONTENT[:-9]}, "10,231 bytes, expected 10,240"),
         ({"body": CONTENT + b"x"}, "10,241 bytes, expected 10,240"),
         ({"body": CONTENT, "silent_after": 0}, "[Tt]imed out"),
-        ({"body": b"", "headers": {"Content-Length": "0"}}, "0 bytes, expected 10,240"),
     ],
 )
 def test_download_says_what_the_server_did(site, tmp_path, answer, error):
@@ -121,12 +112,6 @@ def test_download_unpacks_nothing(site, tmp_path):
     assert files_in(tmp_path) == {}
 
 
-def test_download_leaves_nothing_of_another_file(site, tmp_path):
-    with pytest.raises(IntegrityError):
-        fetch(site.say("/w", CONTENT[:-1] + b"x"), tmp_path / "w")
-    assert files_in(tmp_path) == {}
-
-
 def test_download_asks_for_room_first(site, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 9, 9))
     with pytest.raises(StorageError, match="No space left"):
@@ -134,56 +119,32 @@ def test_download_asks_for_room_first(site, tmp_path, monkeypatch):
     assert files_in(tmp_path) == {}
 
 
-def in_child(work: Callable[[], object]) -> object:
-    """Return what `work` returns in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    child = context.Process(target=lambda: answers.put(work()))
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
-    return answers.get()
-
-
 def test_download_onto_a_full_disk_is_a_storage_error(site, tmp_path):
     url = site.say("/w", CONTENT)
 
-    def fetch_onto_a_full_disk() -> str:
+    def fetch_onto_a_full_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(StorageError, match=str(tmp_path / "w")):
             fetch(url, tmp_path / "w")
-        return str(caught.value)
 
-    assert str(tmp_path / "w") in in_child(fetch_onto_a_full_disk)
+    assert run_in_child(fetch_onto_a_full_disk) == 0
     assert files_in(tmp_path) == {}
 
 
-@pytest.mark.parametrize("value", ["1", "yes"])
-def test_download_asks_nobody_when_offline(site, tmp_path, monkeypatch, value):
-    monkeypatch.setenv("EEUTILS_OFFLINE", value)
+def test_download_asks_nobody_when_offline(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("EEUTILS_OFFLINE", "1")
     with pytest.raises(ConnectionError, match="EEUTILS_OFFLINE"):
         fetch(site.say("/w", CONTENT), tmp_path / "w")
     assert site.asked == []
-
-
-@pytest.mark.parametrize("value", ["", "0", None])
-def test_check_online_passes_unless_forbidden(monkeypatch, value):
-    monkeypatch.delenv("EEUTILS_OFFLINE", raising=False)
-    if value is not None:
-        monkeypatch.setenv("EEUTILS_OFFLINE", value)
-    check_online()
 
 
 @pytest.mark.parametrize(
     ("content", "beginning"),
     [
         (b"\xef\xbb\xbf\n <!DOCTYPE html><p>Quota", "<!DOCTYPE html><p>Quota"),
-        (b"<HTML>", "<HTML>"),
-        (b"<?xml version", "<?xml version"),
         (b"<\x00\x00\x00\x00\x00\x00\x00{}", ""),  # as safetensors begin whose header has 60 bytes
         (b"PK\x03\x04<html>", ""),
-        (b"", ""),
     ],
 )
 def test_web_page_is_told_by_how_it_begins(tmp_path, content, beginning):

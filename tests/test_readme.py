@@ -1,38 +1,31 @@
 """The README's code runs as it stands there, and so does what it says stands in docstrings."""
 
-import inspect
 import re
-import textwrap
-from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import eeutils
-from eeutils import models
-from eeutils.classifier import Classifier
-from eeutils.models import create_model, resnet18, stage_modules
-from eeutils.weights import list_weights, weight_entry
+from eeutils import Classifier, create_model, list_weights
+from eeutils.models import resnet18
+from eeutils.weights import weight_entry
+from tests.toys import weights, write_pictures
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """The folder photos/, in the current one."""
+    monkeypatch.chdir(tmp_path)
+    return write_pictures(tmp_path / "photos")
+
+
 def block(word: str) -> str:
     (found,) = [text for text in BLOCKS if word in text]
     return found
-
-
-def picture(path: Path, rng: np.random.Generator) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
-
-
-def test_readme_has_as_many_blocks_as_tests():
-    assert len(BLOCKS) == 8
 
 
 def test_readme_cascade_in_four_lines(monkeypatch, capsys):
@@ -45,9 +38,7 @@ def test_readme_cascade_in_four_lines(monkeypatch, capsys):
         lambda name: asked.append(name) or create_model("resnet18_3exits", width=2),
         raising=False,
     )
-
     exec(block("half of the multiply-adds, on validation"), {})
-
     assert re.match(r"Decisions\(\d+ images: accuracy ", capsys.readouterr().out)
     assert asked[0] in list_weights()
     assert asked[1] == "cifar10"
@@ -57,7 +48,6 @@ def test_readme_quotes_what_the_cascade_prints():
     code = block("half of the multiply-adds, on validation")
     name = re.search(r'load_weights\("(.*?)"', code)[1]
     val, test = (eeutils.load_predictions(name, split) for split in ("val", "test"))
-
     assert f"# {eeutils.decide(test, eeutils.choose_thresholds(val, budget=0.5).policy)}\n" in code
 
 
@@ -69,18 +59,14 @@ def test_readme_table_of_ways_to_choose_thresholds():
     names["val"] = eeutils.predict(net, data.val)
     # Asked as it stands there, but no test depends on how long something takes.
     names["measure_seconds"] = lambda *asked: eeutils.measure_seconds(*asked).argsort() + 1
-
     choices = [eval(call, names) for call in calls]
-
     assert len(choices) == 5
     assert [choice.relative_cost <= 0.5 for choice in choices[1:3]] == [True, True]
 
 
 def test_readme_shipped_predictions_and_their_curve(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-
     exec(block("plot_curves"), {})
-
     accuracies, decisions = capsys.readouterr().out.splitlines()
     name = re.search(r'load_predictions\("(.*?)"', block("plot_curves"))[1]
     assert accuracies == str(torch.tensor(weight_entry(name).accuracy["test"], dtype=torch.float64))
@@ -88,56 +74,38 @@ def test_readme_shipped_predictions_and_their_curve(tmp_path, monkeypatch, capsy
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_readme_own_images_from_training_to_a_file(tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        for name in ("cats", "dogs"):
-            picture(tmp_path / "photos" / name / f"{number}.png", rng)
-    monkeypatch.chdir(tmp_path)
+def test_readme_own_images_from_training_to_a_file(photos, tmp_path, capsys):
     code = block("photos.pt")
-
     exec(code.replace("width=16", "width=2").replace("epochs=20", "epochs=1"), {})
-
     assert re.match(r"Decisions\(\d+ images: accuracy ", capsys.readouterr().out)
     assert (tmp_path / "photos.pt").exists()
     alike = create_model("resnet18_3exits", pool="spp", width=2, num_classes=2)
     assert Classifier.load("photos.safetensors", alike).classes == ("cats", "dogs")
 
 
-def test_readme_shipped_network_on_a_new_picture(tmp_path, monkeypatch, capsys):
+def test_readme_shipped_network_on_a_new_picture(photos, tmp_path, capsys):
     code = block("load_classifier")
     name = re.search(r'load_classifier\("(.*?)"', code)[1]
     if name not in list_weights():
         pytest.skip(f"{name} is not shipped")
-    picture(tmp_path / "photo.jpg", np.random.default_rng(0))
-    monkeypatch.chdir(tmp_path)
-
+    photos.joinpath("cats", "0.png").rename(tmp_path / "photo.jpg")
     exec(code, {})
-
     assert re.fullmatch(r"\w+ at exit [123]\n", capsys.readouterr().out)
 
 
 def test_readme_exits_behind_named_layers():
     names, code = {}, block("ThresholdPolicy(0.9)")
-
     exec(code.replace('weights="DEFAULT"', "weights=None").replace('"])', '"], image_size=64)'), names)
-
     assert names["net"].num_exits == 3
     assert names["cascade"](torch.randn(2, 3, 64, 64)).logits.shape == (2, 1000)
 
 
-def test_readme_frozen_network_on_photos(tmp_path, monkeypatch, capsys):
-    rng, made = np.random.default_rng(0), []
-    for number in range(20):
-        for name in ("cats", "dogs"):
-            picture(tmp_path / "photos" / name / f"{number}.png", rng)
-    monkeypatch.chdir(tmp_path)
+def test_readme_frozen_network_on_photos(photos, monkeypatch, capsys):
+    made = []
     monkeypatch.setattr(Classifier, "push_to_hub", lambda *args: made.append(args))
     monkeypatch.setattr("eeutils.export.export", lambda *args: made.append(args))
     code = block("push_to_hub").replace('weights="DEFAULT"', "").replace("resnet50", "resnet18").replace("2048", "512")
-
     exec(code.replace("size=224", "size=32").replace('"])', '"], image_size=32)').replace("epochs=10", "epochs=1"), {})
-
     assert re.match(r"Decisions\(\d+ images: accuracy ", capsys.readouterr().out)
     assert [(each[0].classes, each[1]) for each in made] == [
         (("cats", "dogs"), "me/photos"),
@@ -145,32 +113,11 @@ def test_readme_frozen_network_on_photos(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_stage_modules_docstring_runs():
-    net, programs = resnet18(width=2, exit_after=(2, 4)).eval(), []
-    text, _, _ = inspect.getdoc(stage_modules).partition("\nRaises:")
-    code = textwrap.dedent("\n".join(line for line in text.splitlines() if line.startswith("    ")))
-
-    exec(re.sub("program = (.*)", r"programs.append(\1)", code), {**vars(models), **locals(), "torch": torch})
-
-    x, answers = (images := torch.randn(5, 3, 32, 32)), []
-    for program in programs:
-        x, logits = program.module()(x)
-        answers.append(logits)
-    with torch.no_grad():
-        torch.testing.assert_close(answers, net(images), rtol=1e-3, atol=1e-4)
-
-
-def test_readme_starts_from_a_shipped_network(tmp_path, monkeypatch):
-    rng, donor, began = np.random.default_rng(0), create_model("resnet18_3exits", pool="conv+conv+spp", width=32), []
-    for number in range(20):
-        for name in ("cats", "dogs"):
-            picture(tmp_path / "photos" / name / f"{number}.png", rng)
-    monkeypatch.chdir(tmp_path)
+def test_readme_starts_from_a_shipped_network(photos, monkeypatch):
+    donor, began = create_model("resnet18_3exits", pool="conv+conv+spp", width=32), []
     monkeypatch.setattr(eeutils, "load_weights", lambda name: donor, raising=False)
     monkeypatch.setattr(eeutils, "fit", lambda net, data, config: began.append((net, data)), raising=False)
-
     exec(block("weight_entry"), {})
-
     ((net, data),) = began
     assert data.normalization == weight_entry("resnet18_3exits-conv+conv+spp-cifar10-w32").normalization
     assert [each.shape for each in net.eval()(torch.zeros(1, 3, 32, 32))] == [(1, 2)] * 3
@@ -179,16 +126,9 @@ def test_readme_starts_from_a_shipped_network(tmp_path, monkeypatch):
 
 
 def test_readme_exits_for_a_trained_network(monkeypatch):
-    torch.manual_seed(0)
-    net = resnet18(width=2)
-    before = deepcopy(net.state_dict())
+    net, names = resnet18(width=2), {}
+    before = weights(net)
     monkeypatch.setattr(eeutils, "load_weights", lambda name: net, raising=False)
-    code, names = block('recipe("ic_only")'), {}
-
-    exec(code.replace('"cifar10"', '"digits"').replace('"ic_only"', '"ic_only", epochs=1'), names)
-
-    sdn = names["sdn"]
-    assert sdn.exit_after == (3, 5, 8)
-    for name, tensor in before.items():
-        assert torch.equal(tensor, net.state_dict()[name])
-        assert torch.equal(tensor, sdn.state_dict()[name])
+    exec(block('recipe("ic_only")').replace('"cifar10"', '"digits"').replace('"ic_only"', '"ic_only", epochs=1'), names)
+    assert names["sdn"].exit_after == (3, 5, 8)
+    assert all(torch.equal(tensor, names["sdn"].state_dict()[name]) for name, tensor in before.items())

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eeutils.analysis.predictions import Predictions
+from eeutils import Predictions
 from eeutils.scoreboard import Evaluation, Spread, over_seeds, scoreboard, shallow_deep_board
 
 
@@ -41,15 +41,6 @@ def test_scoreboard_by_hand():
         "cascade cost (%)": (2 * 1 + 6 * 2) / (8 * 2) * 100,
         "MACs (M)": 2.0,
     }
-
-
-def test_scoreboard_of_one_exit_and_of_several_has_columns_in_order():
-    one = table([[0, 1, 2]], [0, 1, 2], costs=[2e6])
-    three = table([[0, 1, 2]] * 3, [0, 1, 2], costs=[1.0, 2.0, 3.0])
-    assert scoreboard({"plain": Evaluation(one, one)}).loc["plain"].to_dict() == {"last exit": 100.0, "MACs (M)": 2.0}
-    columns = list(scoreboard({"one": Evaluation(one, one), "three": Evaluation(three, three)}))
-    assert columns[:3] == ["exit 1", "exit 2", "last exit"]
-    assert columns[-3:] == ["cascade", "cascade cost (%)", "MACs (M)"]
 
 
 def test_scoreboard_chooses_thresholds_on_validation_alone():

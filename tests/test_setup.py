@@ -1,11 +1,7 @@
-"""Set-up: the lists of dependencies agree, and a recent torch stays."""
+"""Set-up: the lists of dependencies agree, and Colab keeps its torch."""
 
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
-import venv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,7 +22,7 @@ def bounds(requirements: Iterable[str]) -> dict[str, str]:
 OLDEST = bounds(PROJECT["dependencies"])
 
 
-def test_conda_and_python_lists_agree():
+def test_environment_agrees_with_pyproject():
     text = (ROOT / "environment.yml").read_text("utf-8").partition("dependencies:\n")[2]
     conda = bounds(re.findall(r"^ +- (?!pip:|--)([^#\s]+)", text, re.MULTILINE))
     python = OLDEST | bounds(each for extra in PROJECT["optional-dependencies"].values() for each in extra)
@@ -35,53 +31,8 @@ def test_conda_and_python_lists_agree():
     assert f">={conda['python']}" == PROJECT["requires-python"]
 
 
-def uv_dry_run(python: str | Path) -> subprocess.CompletedProcess[str]:
-    """Show how installing this package would change an environment, without a network.
-
-    The requirements are read from pyproject.toml, since building the package itself would need a build backend.
-    """
-    uv = [shutil.which("uv")] if shutil.which("uv") else [sys.executable, "-m", "uv"]
-    options = ["--dry-run", "--offline", "--no-config", "--python", str(python), "--requirements", "pyproject.toml"]
-    return subprocess.run([*uv, "pip", "install", *options], cwd=ROOT, capture_output=True, text=True)
-
-
-def changes(result: subprocess.CompletedProcess[str]) -> list[str]:
-    return re.findall(r"^ [+~-] (\S+)", result.stderr, re.MULTILINE)
-
-
-def fake_environment(folder: Path, packages: dict[str, str]) -> Path:
-    """An environment in which these versions seem to be installed; its Python."""
-    venv.create(folder, with_pip=False)
-    (site_packages,) = folder.glob("lib/python*/site-packages")
-    for name, number in packages.items():
-        info = site_packages / f"{name.replace('-', '_')}-{number}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
-        (info / "RECORD").write_text("")
-        (info / "INSTALLER").write_text("pip")
-    return folder / "bin" / "python"
-
-
-def test_install_keeps_a_recent_torch(tmp_path):
-    """As in Colab, which comes with torch and torchvision: 2.10 and 0.25 are good enough, and so is any later pair."""
-    for torch, torchvision in (("2.10.0+cu128", "0.25.0+cu128"), ("2.11.0", "0.26.0")):
-        packages = OLDEST | {"torch": torch, "torchvision": torchvision, "numpy": "2.0.2"}
-        result = uv_dry_run(fake_environment(tmp_path / torch, packages))
-
-        assert result.returncode == 0, result.stderr
-        assert changes(result) == []
-
-
-def test_install_replaces_an_old_torch(tmp_path):
-    """It would be replaced: offline, where nothing can be fetched, that is an error."""
-    result = uv_dry_run(fake_environment(tmp_path / "old", OLDEST | {"torch": "2.9.1", "torchvision": "0.24.1"}))
-
-    assert result.returncode != 0 or {name.split("==")[0] for name in changes(result)} >= {"torch"}
-
-
 def test_oldest_torch_and_torchvision_are_a_pair():
     """Torchvision 0.(n+15) is made for torch 2.n."""
     torch, torchvision = (tuple(map(int, OLDEST[name].split("."))) for name in ("torch", "torchvision"))
-
-    assert torch[0] == 2
+    assert (2, 0) < torch <= (2, 10)  # Colab's
     assert torchvision == (0, torch[1] + 15)

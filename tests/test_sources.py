@@ -1,9 +1,8 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from eeutils.download import Source, check_hash, first_that_delivers, local_folders
+from eeutils.download import Source, check_hash, first_that_delivers
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
 
 
@@ -25,12 +24,6 @@ def source(name: str, asked: list[str], error: BaseException | None = None) -> S
     return Source(name, fetch, remedy=f"mend {name}")
 
 
-def test_first_that_delivers_asks_no_later_source(asked):
-    sources = [source("broken", asked, OSError("unplugged")), source("right", asked), source("late", asked)]
-    assert first_that_delivers("a letter", sources) == "right"
-    assert asked == ["broken", "right"]
-
-
 def test_first_that_delivers_names_reasons_and_remedies(asked):
     sources = [source("first", asked, OSError("unplugged")), source("second", asked, ValueError())]
     with pytest.raises(DataUnavailableError, match=r"(?s)first: unplugged.*mend first.*second: ValueError.*Do without"):
@@ -50,11 +43,6 @@ def test_first_that_delivers_stops_at_interrupts_and_full_disks(asked, error):
     with pytest.raises(type(error)):
         first_that_delivers("a letter", [source("one", asked, error), source("next", asked)])
     assert asked == ["one"]
-
-
-def test_local_folders_are_the_users_and_the_cache(empty_cache, monkeypatch):
-    monkeypatch.setenv("EEUTILS_DATA", "~/photos")
-    assert local_folders() == [Path("~/photos").expanduser(), empty_cache]
 
 
 @pytest.mark.parametrize(("content", "named"), [(b"other", "file"), (b"<html>sign in", "web page")])

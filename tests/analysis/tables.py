@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from eeutils.analysis.predictions import Predictions
+from eeutils import Predictions
 
 
 def from_probs(probs: list, labels: list[int] | None = None, costs: list[float] | None = None) -> Predictions:

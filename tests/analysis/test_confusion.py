@@ -2,19 +2,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eeutils.analysis.confusion import (
-    Standardization,
-    auroc_draws,
-    confusion_scores,
-    doubt,
-    error_indicator,
-    indicator_table,
-)
-from eeutils.analysis.predictions import Predictions
-from tests.analysis.tables import from_probs, tables
+from eeutils import Predictions
+from eeutils.analysis import Standardization, auroc_draws, confusion_scores, doubt, error_indicator, indicator_table
+from tests.analysis.tables import from_probs
 
 
 def test_confusion_scores_and_doubt_by_hand():
@@ -23,16 +16,6 @@ def test_confusion_scores_and_doubt_by_hand():
     assert doubt(predictions).tolist() == pytest.approx([0.5, 0.3], abs=1e-6)
     opposed = from_probs([[[1 - 1e-12, 1e-12]], [[1 - 1e-12, 1e-12]], [[1e-12, 1 - 1e-12]]])
     assert confusion_scores(opposed).item() == pytest.approx(4)
-
-
-@settings(max_examples=50)
-@given(predictions=tables(max_exits=5))
-def test_confusion_scores_agree_with_a_loop_over_images(predictions):
-    one_by_one = [
-        sum(float((of_exit - probs[-1]).abs().sum()) for of_exit in probs[:-1])
-        for probs in predictions.logits.double().softmax(-1).transpose(0, 1)
-    ]
-    assert confusion_scores(predictions).tolist() == pytest.approx(one_by_one, abs=1e-5)
 
 
 def test_doubt_orders_answers_that_are_certain_in_single_precision():
@@ -77,17 +60,17 @@ def test_error_indicator_by_hand():
 
 
 def test_indicator_table_by_hand():
-    rows = indicator_table(
-        {"confusion": error_indicator(SUSPICION, WRONG, bins=2), "oracle": error_indicator(WRONG.double(), WRONG)}
-    )
-    assert rows.index.tolist() == ["confusion", "oracle"]
-    assert rows["AUROC"].tolist() == pytest.approx([6.5 / 8, 1])
-    assert rows["overlap"].tolist() == [2, 0]
-    assert rows["overlap of shares"].tolist() == pytest.approx([3 / 4, 0])
-    assert rows["suspected right"].tolist() == [1, 0]
-    assert rows["trusted wrong"].tolist() == [1, 0]
-    assert rows["best split's errors"].tolist() == [1, 0]
-    assert rows["AURC"].tolist() == pytest.approx([(0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6, (1 / 5 + 2 / 6) / 6])
+    rows = indicator_table({"confusion": error_indicator(SUSPICION, WRONG, bins=2)})
+    assert rows.loc["confusion"].to_dict() == {
+        "AUROC": pytest.approx(6.5 / 8),
+        "overlap": 2,
+        "overlap of shares": pytest.approx(3 / 4),
+        "suspected right": 1,
+        "trusted wrong": 1,
+        "best split's errors": 1,
+        "AURC": pytest.approx((0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6),
+        "excess AURC": pytest.approx((0.5 / 3 + 1 / 4) / 6),
+    }
 
 
 answers = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=25)
@@ -99,7 +82,6 @@ def as_tensors(pairs: list[tuple[int, bool]]) -> tuple[torch.Tensor, torch.Tenso
     return torch.tensor(suspicion, dtype=torch.float64), torch.tensor(wrong)
 
 
-@settings(max_examples=50)
 @given(pairs=answers)
 def test_error_indicator_agrees_with_all_pairs_and_all_thresholds(pairs):
     suspicion, wrong = as_tensors(pairs)
@@ -117,17 +99,6 @@ def test_error_indicator_agrees_with_all_pairs_and_all_thresholds(pairs):
     assert error_indicator(told_apart, wrong).excess_aurc == pytest.approx(0, abs=1e-12)
 
 
-@settings(max_examples=30)
-@given(pairs=answers, seed=st.integers(0, 99))
-def test_error_indicator_ignores_order_and_scale(pairs, seed):
-    suspicion, wrong = as_tensors(pairs)
-    order = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(seed))
-    one, other = error_indicator(suspicion, wrong), error_indicator(suspicion[order] * 4 - 2, wrong[order])
-    assert one.auroc == pytest.approx(other.auroc)
-    assert one.risk.tolist() == pytest.approx(other.risk.tolist())
-    assert (one.split_errors, one.overlap) == (other.split_errors, other.overlap)
-
-
 def test_error_indicator_of_equal_suspicion_says_nothing():
     indicator = error_indicator(torch.ones(4), torch.tensor([True, False, False, False]))
     assert indicator.auroc == 0.5
@@ -136,24 +107,13 @@ def test_error_indicator_of_equal_suspicion_says_nothing():
     assert indicator.suspected_right == indicator.trusted_wrong == 0  # nothing lies above or below the mean
 
 
-@pytest.mark.parametrize(
-    ("suspicion", "wrong"),
-    [
-        (SUSPICION, WRONG[1:]),
-        (SUSPICION[None], WRONG[None]),
-        (SUSPICION, WRONG.long()),
-        (SUSPICION / 0, WRONG),
-        (SUSPICION, torch.zeros_like(WRONG)),
-        (SUSPICION, torch.ones_like(WRONG)),
-    ],
-)
-def test_error_indicator_refuses_what_cannot_be_compared(suspicion, wrong):
+@pytest.mark.parametrize("wrong", [WRONG[1:], WRONG.long(), torch.zeros_like(WRONG), torch.ones_like(WRONG)])
+def test_error_indicator_refuses_what_cannot_be_compared(wrong):
     for judge in (error_indicator, auroc_draws):
         with pytest.raises(ValueError, match="wrong"):
-            judge(suspicion, wrong)
+            judge(SUSPICION, wrong)
 
 
-@settings(max_examples=30)
 @given(pairs=answers, seed=st.integers(0, 99))
 def test_auroc_draws_agree_with_the_auroc_of_the_images_drawn(pairs, seed):
     suspicion, wrong = as_tensors(pairs)

@@ -10,15 +10,12 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 from torchvision.ops import DeformConv2d
 
-from eeutils.analysis.costs import exit_costs, measure_costs, measure_seconds, stage_seconds, timed
-from eeutils.analysis.decisions import decide
-from eeutils.analysis.predictions import predict
-from eeutils.analysis.thresholds import choose_thresholds
-from eeutils.cascade import Cascade
-from eeutils.data import Normalization, Split
-from eeutils.engines import PreparedNet
-from eeutils.models import MultiExitNet, create_exit, resnet18, resnet18_3exits, truncate
+from eeutils import Cascade, MultiExitNet, choose_thresholds, decide, measure_seconds, predict
+from eeutils.analysis import exit_costs, measure_costs
+from eeutils.data import Split
+from eeutils.models import create_exit, resnet18, resnet18_3exits, truncate
 from eeutils.models.contracts import checked_answers
+from tests.toys import random_split
 
 
 def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
@@ -40,7 +37,7 @@ def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
     return sum(counted)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     exit_after=st.sets(st.integers(0, 7), max_size=4).map(tuple),
     pool=st.sampled_from(["avg", "spp"]),
@@ -55,20 +52,6 @@ def test_measure_costs_agrees_with_counting_layer_by_layer(exit_after, pool, ste
     assert costs.cumulative_params.tolist() == [
         sum(parameter.numel() for parameter in short.parameters()) for short in up_to_each_exit
     ]
-
-
-def test_measure_costs_by_hand():
-    net = MultiExitNet(
-        [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 1, stride=2)],
-        {0: nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, 2)), 1: nn.Sequential(nn.Flatten(), nn.Linear(4 * 9, 2))},
-    )
-    costs = measure_costs(net, (3, 6, 6))
-    assert costs.unit_macs.tolist() == [27 * 4 * 36, 4 * 4 * 9]
-    assert costs.exit_macs.tolist() == [144 * 2, 36 * 2]
-    assert costs.unit_params.tolist() == [108, 20]
-    assert costs.exit_params.tolist() == [290, 74]
-    assert costs.cumulative_macs.tolist() == [3888 + 288, 3888 + 288 + 144 + 72]
-    assert exit_costs(net, (3, 6, 6)).tolist() == costs.cumulative_macs.tolist()
 
 
 class Custom(nn.Module):
@@ -104,15 +87,14 @@ def test_measure_costs_of_resnet18_are_those_published():
     assert exit_costs(resnet18(stem="imagenet"), (3, 32, 32)).item() == pytest.approx(37.0e6, rel=2e-3)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_measure_costs_leaves_the_network_as_it_was_and_calls_no_hook(training):
-    net = resnet18_3exits(width=2).train(training)
+def test_measure_costs_leaves_the_network_as_it_was_and_calls_no_hook():
+    net = resnet18_3exits(width=2)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for module in net.modules():
         module.register_forward_hook(lambda *_: pytest.fail("called"))
         module.register_forward_pre_hook(lambda *_: pytest.fail("called"))
     measure_costs(net, (3, 8, 8))
-    assert net.training is training
+    assert net.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(module._forward_hooks and module._forward_pre_hooks for module in net.modules())
 
@@ -139,13 +121,6 @@ class OnlyWithNumbers(nn.Module):
         return x if float(x.sum()) < 0 else -x
 
 
-class Chosen(nn.Module):
-    """Looks at the values in the map, by a mask."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[x.mean((1, 2, 3)) > 0]
-
-
 class OnlySquare(nn.Module):
     """Asserts."""
 
@@ -155,12 +130,7 @@ class OnlySquare(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("unit", "message"),
-    [
-        (OnlyWithNumbers(), r"OnlyWithNumbers.*measure_seconds"),
-        (Chosen(), r"Chosen.*measure_seconds"),
-        (OnlySquare(), r"\(3, 8, 4\).*OnlySquare.*Wrong height!"),
-    ],
+    ("unit", "message"), [(OnlyWithNumbers(), "OnlyWithNumbers"), (OnlySquare(), r"\(3, 8, 4\).*OnlySquare")]
 )
 def test_measure_costs_names_units_that_cannot_be_counted(unit, message):
     with pytest.raises(ValueError, match=message):
@@ -189,42 +159,22 @@ def with_head(*first: nn.Module) -> MultiExitNet:
 
 @pytest.mark.parametrize(
     "layers",
-    [
-        [CENTRED],
-        [Written(lambda x: x.flatten(1).clamp_(max=1.0))],
-        [Written(lambda x: F.relu(x, inplace=True))],
-        [nn.Dropout(0.1), nn.ReLU6(inplace=True)],
-    ],
-    ids=["minus", "view", "function", "behind dropout"],
+    [[CENTRED], [Written(lambda x: x.flatten(1).clamp_(max=1.0))], [nn.Dropout(0.1), nn.ReLU6(inplace=True)]],
+    ids=str,
 )
-@pytest.mark.parametrize("inference", [False, True])
-def test_measure_costs_names_an_early_exit_that_works_in_place(layers, inference):
+def test_measure_costs_names_an_early_exit_that_works_in_place(layers):
     net = with_head(*layers)
-    with torch.inference_mode(inference), pytest.raises(ValueError, match="after unit 0"):
-        measure_costs(net, (3, 8, 8))
+    for inference in (False, True):
+        with torch.inference_mode(inference), pytest.raises(ValueError, match="after unit 0"):
+            measure_costs(net, (3, 8, 8))
     assert measure_costs(truncate(net, 0), (3, 8, 8)).exit_macs.tolist() == [288]  # no other reader, no harm
-
-
-def test_measure_costs_accepts_a_head_that_begins_in_place():
-    costs = measure_costs(with_head(nn.ReLU(inplace=True), CENTRED), (3, 8, 8))
-    assert torch.equal(costs.cumulative_macs, exit_costs(with_head(), (3, 8, 8)))
-
-
-class Pair(nn.Module):
-    """Hands on two maps."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x[:, :1]
 
 
 @pytest.mark.parametrize(
     ("unit", "early", "part"),
     [
         (nn.Conv2d(4, 8, 3), create_exit("spp", 4, 10), r"\(8, 4, 4\).*exit after unit 1 \(SpatialPyramidExit\)"),
-        (nn.Conv2d(4, 8, 3), nn.Sequential(nn.BatchNorm1d(8)), r"\(8, 4, 4\).*exit after unit 1 \(Sequential\)"),
-        (nn.Conv2d(4, 8, 3), nn.ModuleList(), r"\(8, 4, 4\).*exit after unit 1 \(ModuleList\)"),
         (nn.Conv2d(5, 8, 3), create_exit("spp", 8, 10), r"\(4, 6, 6\).*unit 1 \(Conv2d\)"),
-        (Pair(), nn.Conv2d(4, 8, 3), r"\(\(4, 6, 6\), \(1, 6, 6\)\).*\(Conv2d\)"),
     ],
 )
 def test_measure_costs_and_checked_answers_name_the_part_that_does_not_fit(unit, early, part):
@@ -263,102 +213,67 @@ def head(*before: nn.Module) -> nn.Module:
     return nn.Sequential(*before, create_exit("avg", 3, 4))
 
 
-def images(count: int, size: int = 8) -> Split:
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return Split(pixels, torch.arange(count) % 4, tuple("abcd"), Normalization((0.5,) * 3, (0.25,) * 3))
-
-
-def test_stage_seconds_are_those_of_units_and_head(clock):
-    net = MultiExitNet([Takes(1), Takes(2), Takes(4)], {0: head(Takes(8)), 2: head(Takes(16))})
-    assert stage_seconds(PreparedNet(net), [torch.zeros(2, 3, 8, 8)] * 3).tolist() == [[9, 22]] * 3
-
-
 @pytest.mark.parametrize(("batch_size", "first", "last"), [(1, 1 + 2, 1 + 2 + 8), (4, 1 / 4 + 2, 1 / 4 + 2 + 8 / 4)])
 def test_measure_seconds_are_an_images_up_to_each_exit(clock, batch_size, first, last):
     net = MultiExitNet([Takes(1, 2), Takes(8)], {0: head(), 1: head()})
-    assert measure_seconds(net, images(8), batch_size=batch_size).tolist() == [first, last]
+    assert measure_seconds(net, random_split(8, num_classes=4), batch_size=batch_size).tolist() == [first, last]
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 9])
+@pytest.mark.parametrize("count", [3, 5])
 def test_measure_seconds_leaves_a_smaller_last_batch_out(clock, count):
     """A batch's second is divided by four images, or by as many as there are at all."""
     net = MultiExitNet([Takes(1)], {0: head()})
-    assert measure_seconds(net, images(count), batch_size=4).tolist() == [1 / min(count, 4)]
+    assert measure_seconds(net, random_split(count, num_classes=4), batch_size=4).tolist() == [1 / min(count, 4)]
 
 
 def test_measure_seconds_keeps_few_batches_and_does_not_count_the_first(clock, monkeypatch):
     made, batches = [], Split.batches
     monkeypatch.setattr(Split, "batches", lambda *given: (made.append(batch) or batch for batch in batches(*given)))
     net = MultiExitNet([Takes(3, at_first=100)], {0: head()})
-    assert measure_seconds(net, images(90), batch_size=3, batches=30).tolist() == [1]
+    assert measure_seconds(net, random_split(90, num_classes=4), batch_size=3, batches=30).tolist() == [1]
     assert len(made) - 1 <= 4  # one is tried out first
-
-
-def test_measure_seconds_serve_as_costs_and_leave_the_network_as_it_was():
-    net, split = resnet18(width=2, exit_after=(2, 4), num_classes=4), images(40)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    seconds = measure_seconds(net, split, batch_size=8, batches=3)
-    assert net.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert (seconds.shape, seconds.dtype) == ((3,), torch.float64)
-    predictions = predict(net, split, costs=seconds)
-    assert torch.equal(predictions.costs, seconds)
-    budget = float(seconds[1] / seconds[-1])
-    policy = choose_thresholds(predictions, budget=budget).policy
-    assert decide(predictions, policy).relative_cost <= budget * (1 + 1e-9)
 
 
 def test_measure_seconds_computes_in_the_precision_asked_for():
     seen = []
     net = resnet18(width=2, exit_after=(2,))
     net.units[0].register_forward_hook(lambda unit, given, answer: seen.append((given[0].dtype, answer.dtype)))
-    measure_seconds(net, images(2), batches=1, precision="bf16")
+    measure_seconds(net, random_split(2, num_classes=4), batches=1, precision="bf16")
     assert set(seen[2:]) == {(torch.bfloat16, torch.bfloat16)}  # the first two try whether the images fit
     seen.clear()
-    measure_seconds(net.double(), images(2), batches=1)
+    measure_seconds(net.double(), random_split(2, num_classes=4), batches=1)
     assert set(seen) == {(torch.float64, torch.float64)}
 
 
 def test_measure_seconds_takes_a_network_that_cannot_be_counted():
-    net, split = MultiExitNet([OnlyWithNumbers(), nn.Conv2d(3, 3, 3)], {0: head(), 1: head()}), images(10)
+    net = MultiExitNet([OnlyWithNumbers(), nn.Conv2d(3, 3, 3)], {0: head(), 1: head()})
+    split = random_split(10, num_classes=4)
     with pytest.raises(ValueError, match=r"OnlyWithNumbers.*measure_seconds"):
         predict(net, split)
     predictions = predict(net, split, costs=measure_seconds(net, split, batches=2))
     policy = choose_thresholds(predictions, budget=1.0).policy
-    cascade, expected = Cascade(net, policy), decide(predictions, policy)
     with pytest.raises(ValueError, match="measure_seconds"):
-        cascade.run(split)
-    result = cascade.run(split, costs=predictions.costs)
-    assert torch.equal(result.exit_index, expected.exit_index)
-    assert result.mean_cost == expected.mean_cost
+        Cascade(net, policy).run(split)
+    assert Cascade(net, policy).run(split, costs=predictions.costs).mean_cost == decide(predictions, policy).mean_cost
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "message"),
+    ("wrong", "error"),
     [
-        ({"net": nn.Linear(3, 3)}, TypeError, "Linear"),
-        ({"split": torch.zeros(1, 3, 8, 8)}, TypeError, "Tensor"),
-        ({"split": images(2, size=1)}, ValueError, r"\(3, 1, 1\).*unit 0 \(Conv2d\)"),
-        ({"batches": 0}, ValueError, "batches.* 0"),
-        ({"batch_size": 0}, ValueError, "batch_size.* 0"),
-        ({"device": "abacus"}, ValueError, "abacus"),
+        ({"net": nn.Linear(3, 3)}, TypeError),
+        ({"split": random_split(2, size=1)}, ValueError),
+        ({"batches": 0}, ValueError),
     ],
 )
-def test_measure_seconds_refuses(wrong, error, message):
-    with pytest.raises(error, match=message):
-        measure_seconds(**({"net": MultiExitNet([nn.Conv2d(3, 3, 3)], {0: head()}), "split": images(2)} | wrong))
+def test_measure_seconds_refuses(wrong, error):
+    given = {"net": MultiExitNet([nn.Conv2d(3, 3, 3)], {0: head()}), "split": random_split(2)} | wrong
+    with pytest.raises(error):
+        measure_seconds(**given)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_measure_seconds_times_a_gpu_by_its_own_clock():
     net = resnet18(width=2, exit_after=(2, 4))
-    seconds = measure_seconds(net, images(4), batch_size=4, batches=3, device="cuda")
+    seconds = measure_seconds(net, random_split(4, num_classes=4), batch_size=4, batches=3, device="cuda")
     assert (seconds.diff(prepend=torch.zeros(1)) > 0).all()
     assert next(net.parameters()).device.type == "cpu"
-
-
-def test_timed_returns_seconds_and_result(clock):
-    batch = torch.zeros(2, 3, 4, 4)
-    seconds, result = timed(lambda: Takes(3.0)(batch), torch.device("cpu"))
-    assert seconds == 3
-    assert result is batch

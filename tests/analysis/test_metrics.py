@@ -3,17 +3,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from eeutils.analysis.costs import NetworkCosts
-from eeutils.analysis.metrics import (
+from eeutils import Predictions
+from eeutils.analysis import (
     accuracy_of,
     bootstrap_interval,
     calibration_error,
-    cost_table,
-    draw_images,
-    draw_kinds,
     ensemble_probs,
     ensemble_weights,
     exit_table,
@@ -21,7 +18,7 @@ from eeutils.analysis.metrics import (
     points_gained,
     sure_images,
 )
-from eeutils.analysis.predictions import Predictions
+from eeutils.analysis.metrics import draw_images, draw_kinds
 from tests.analysis.tables import from_probs, random_table, tables
 
 
@@ -46,16 +43,6 @@ def test_exit_table_by_hand(table):
     assert rows["calibration error"].tolist() == pytest.approx(error, abs=1e-6)
 
 
-def test_cost_table_by_hand():
-    macs = torch.tensor([3e6, 5e6]).double(), torch.tensor([1e6, 1e6]).double()
-    rows = cost_table(NetworkCosts(*macs, torch.tensor([10, 20]), torch.tensor([3, 4]), (0, 1)))
-    assert rows.index.tolist() == [1, 2]
-    assert rows["multiply-adds (M)"].tolist() == [4, 10]
-    assert rows["share"].tolist() == [0.4, 1]
-    assert rows["of the head alone"].tolist() == [0.1, 0.1]
-    assert rows["parameters"].tolist() == [13, 37]
-
-
 def test_ensemble_probs_by_hand(table):
     mean, weighted = ensemble_probs(table), ensemble_probs(table, "weighted", (3, 1))
     assert mean[:, 0].tolist() == pytest.approx([0.7, 0.55, 0.2, 0.925])
@@ -67,27 +54,9 @@ def test_ensemble_probs_by_hand(table):
     assert geometric[1].tolist() == pytest.approx([value / sum(expected) for value in expected])
 
 
-@settings(max_examples=30)
-@given(predictions=tables(), how=st.sampled_from(["mean", "weighted", "geometric"]))
-def test_ensemble_probs_are_distributions(predictions, how):
-    weights = tuple(range(1, predictions.num_exits + 1)) if how == "weighted" else None
-    probs = ensemble_probs(predictions, how, weights)
-    torch.testing.assert_close(probs.sum(-1), torch.ones(len(predictions.labels)))
-    assert (probs >= 0).all()
-
-
 @pytest.mark.parametrize(
     ("how", "weights"),
-    [
-        ("median", None),
-        ("mean", (1, 1)),
-        ("weighted", None),
-        ("weighted", (1,)),
-        ("weighted", (1, -1)),
-        ("weighted", (0, 0)),
-        ("weighted", (math.nan, 1)),
-        ("weighted", (math.inf, 1)),
-    ],
+    [("median", None), ("mean", (1, 1)), ("weighted", (1,)), ("weighted", (1, -1)), ("weighted", (0, 0))],
 )
 def test_ensemble_probs_refuses_other_weights(table, how, weights):
     with pytest.raises(ValueError, match=r"how|weights"):
@@ -99,7 +68,6 @@ def likelihood(predictions: Predictions, weights: tuple[float, ...]) -> float:
     return float(mixed[torch.arange(len(mixed)), predictions.labels].log().mean())
 
 
-@settings(max_examples=20)
 @given(shape=st.tuples(st.integers(1, 3), st.integers(3, 30), st.integers(2, 4)), seed=st.integers(0, 999))
 def test_ensemble_weights_make_the_labels_most_likely(shape, seed):
     predictions = random_table(shape, seed)
@@ -109,12 +77,6 @@ def test_ensemble_weights_make_the_labels_most_likely(shape, seed):
     steps = [step / 10 for step in range(11)]
     others = [choice for choice in itertools.product(steps, repeat=shape[0]) if sum(choice) > 0]
     assert likelihood(predictions, weights) >= max(likelihood(predictions, other) for other in others) - 1e-3
-
-
-@pytest.mark.parametrize(("worse", "better"), [(0.1, 0.9), (0.45, 0.5)])
-def test_ensemble_weights_drop_an_exit_that_only_misleads(worse, better):
-    predictions = from_probs([[[worse, 1 - worse]] * 5, [[better, 1 - better]] * 5])
-    assert ensemble_weights(predictions) == pytest.approx((0, 1))
 
 
 def test_ensemble_weights_ignore_an_image_that_every_exit_rules_out():
@@ -140,16 +102,6 @@ def test_sure_images_are_right_and_most_confident_first(table):
     assert sure_images(table, 1, 0.0).tolist() == [3, 1, 0]
     with pytest.raises(ValueError, match="-1"):
         sure_images(table, -1, 0.0)
-
-
-def test_paired_bootstrap_without_doubt_is_one_point():
-    right = torch.tensor([[True, False, True, True], [True] * 4])
-    low, high = paired_bootstrap(right, right)
-    assert low.tolist() == high.tolist() == [0, 0]
-    low, high = paired_bootstrap(right[1:], torch.zeros(1, 4, dtype=torch.bool))
-    assert low.tolist() == high.tolist() == [1]
-    with pytest.raises(ValueError, match=r"\(2, 4\), got \(1, 4\)"):
-        paired_bootstrap(right, right[:1])
 
 
 def test_paired_bootstrap_is_about_four_standard_errors_wide():

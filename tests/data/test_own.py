@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.datasets import FakeData
 from torchvision.transforms.functional import pil_to_tensor
 
-from eeutils.data import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision, load_image
-from eeutils.data.augmentation import Normalization
+from eeutils import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision, load_image
+from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
 
 CLASSES = ("red", "blue")
@@ -38,7 +38,7 @@ def test_data_from_tensors_normalizes_by_the_training_images_or_as_told():
     assert torch.equal(theirs.test.images, data.test.images)
 
 
-@pytest.mark.parametrize("shares", [(0, 0.2), (0.1, 0), (0.5, 0.5), (0.9, 0.2), (-0.1, 0.2)])
+@pytest.mark.parametrize("shares", [(0, 0.2), (0.5, 0.5), (-0.1, 0.2)])
 def test_data_from_tensors_refuses_impossible_shares(shares):
     with pytest.raises(ValueError, match=f"{shares[0]} and {shares[1]}"):
         data_from_tensors(*tensors(), val_share=shares[0], test_share=shares[1])
@@ -51,12 +51,6 @@ def test_data_from_tensors_refuses_impossible_shares(shares):
 def test_data_from_tensors_refuses_labels_that_cannot_be_split(labels, classes, named):
     with pytest.raises(ValueError, match=named):
         data_from_tensors(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor(labels), classes)
-
-
-def test_data_from_tensors_refuses_pixels_of_0_and_1():
-    images, labels, classes = tensors()
-    with pytest.raises(ValueError, match=r"uint8 in \[0, 1\]"):
-        data_from_tensors(images % 2, labels, classes)
 
 
 @pytest.fixture
@@ -88,7 +82,7 @@ def test_data_from_folder_reads_a_folder_per_class(folder):
     assert [len(split) for split in (data.train, data.val, data.test)] == [24, 8, 8]
     assert data.image_shape == (3, 16, 16)
     assert_right(data)
-    assert data_from_folder(folder, size=8, normalization=THEIRS, name="mine").normalization == THEIRS
+    assert_right(data_from_folder(folder, size=8, classes=CLASSES), CLASSES)
 
 
 def test_data_from_folder_reads_as_load_image_does(folder):
@@ -98,10 +92,6 @@ def test_data_from_folder_reads_as_load_image_does(folder):
     of_folder = torch.cat([split.images for split in (data.train, data.val, data.test)])
     one_by_one = torch.cat([load_image(path, size=16) for path in folder.rglob("*.png")])
     assert torch.equal(one_by_one.flatten(1).unique(dim=0), of_folder.flatten(1).unique(dim=0))
-
-
-def test_data_from_folder_takes_classes_in_their_order(folder):
-    assert_right(data_from_folder(folder, size=8, classes=("red", "blue")), ("red", "blue"))
 
 
 @pytest.mark.parametrize(
@@ -117,14 +107,6 @@ def test_data_from_folder_keeps_given_splits(folder, tmp_path, train, test, val)
     assert_right(data)
     expected = {("test", None): (36, 4, 20), ("test", "valid"): (40, 40, 20), (None, "val"): (32, 20, 8)}[test, val]
     assert tuple(len(split) for split in (data.train, data.val, data.test)) == expected
-
-
-def test_data_from_folder_skips_folders_beside_given_splits(folder):
-    (folder / "training").mkdir()
-    for name in ("red", "blue"):
-        shutil.copytree(folder / name, folder / "training" / name)
-    with pytest.warns(UserWarning, match="folder red"):
-        assert_right(data_from_folder(folder, size=8))
 
 
 def test_data_from_folder_counts_what_it_skips(folder):
@@ -147,20 +129,11 @@ def test_data_from_folder_ignores_hidden_files_and_folders(folder):
     assert len(data.train) + len(data.val) + len(data.test) == 40
 
 
-@pytest.mark.parametrize("left", [0, 1, 3])
-def test_data_from_folder_names_a_class_that_is_too_small(folder, left):
-    for path in sorted((folder / "red").iterdir())[left:]:
-        path.unlink()
-    with pytest.raises(ValueError, match=r"'red'(: | has )\d"):
-        data_from_folder(folder, size=8)
-
-
 @pytest.mark.parametrize(
     ("change", "classes", "named"),
     [
         (lambda root: shutil.rmtree(root / "red"), None, "'blue': 20"),
         (lambda root: shutil.rmtree(root / "red"), ("blue", "red"), "'red'.*'blue': 20"),
-        (lambda root: (root / "green").mkdir(), None, "'green': 0"),
         (lambda root: shutil.copytree(root / "red", root / "green"), ("blue", "red"), "'green': 20"),
     ],
 )
@@ -168,14 +141,6 @@ def test_data_from_folder_names_missing_and_unknown_classes(folder, change, clas
     change(folder)
     with pytest.raises(ValueError, match=named):
         data_from_folder(folder, size=8, classes=classes)
-
-
-def test_data_from_folder_names_a_missing_folder_and_an_unreadable_image(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        data_from_folder(tmp_path / "nowhere", size=8)
-    (folder / "red" / "07.png").write_bytes(b"no image")
-    with pytest.raises(IntegrityError, match=r"red.07\.png"):
-        data_from_folder(folder, size=8)
 
 
 def test_data_from_torchvision_reads_pil_images():
@@ -186,11 +151,6 @@ def test_data_from_torchvision_reads_pil_images():
     assert torch.equal(data.test.images, torch.stack([pil_to_tensor(test[index][0]) for index in range(10)]))
     assert data.test.labels.tolist() == [int(test[index][1]) for index in range(10)]
     assert data_from_torchvision(train, classes=CLASSES, size=8).image_shape == (3, 8, 8)
-
-
-def test_data_from_torchvision_refuses_transformed_images():
-    with pytest.raises(TypeError, match="Tensor"):
-        data_from_torchvision(FakeData(40, (3, 12, 12), 2, transform=pil_to_tensor), classes=CLASSES)
 
 
 def test_data_from_torchvision_needs_a_size_for_images_of_several():
@@ -230,8 +190,3 @@ def test_data_from_hf_refuses_other_formats(hf, tmp_path, folder):
     next(folder.rglob("*.png")).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
     with pytest.raises(IntegrityError, match="png"):
         data_from_hf(hf, size=8)
-
-
-def test_data_from_hf_needs_images_and_labels(hf):
-    with pytest.raises(ValueError, match="id"):
-        data_from_hf(hf.remove_columns("kind"), size=8)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eeutils.data import load_data, tinyimagenet
+from eeutils import load_data
+from eeutils.data import tinyimagenet
 from eeutils.data.cache import as_names
 from eeutils.data.tinyimagenet import FOLDER, TinyImageNetArchive, read_folder, read_zip
-from eeutils.errors import DataUnavailableError, IntegrityError
+from eeutils.errors import IntegrityError
 
 IDS = ("n01", "n02", "n03")
 SMALL = TinyImageNetArchive(
@@ -92,9 +93,8 @@ def assert_right(raw: dict[str, torch.Tensor], files: dict[str, bytes]) -> None:
     assert as_names(raw["class_names"]) == ("crane", "crane, lifting device", "goldfish")
 
 
-@pytest.mark.parametrize("images_a_task", [1, 2, 64])
-def test_read_folder_returns_all_images_and_changes_nothing(folder, files, monkeypatch, images_a_task):
-    monkeypatch.setattr(tinyimagenet, "_IMAGES_A_TASK", images_a_task)
+def test_read_folder_returns_all_images_and_changes_nothing(folder, files, monkeypatch):
+    monkeypatch.setattr(tinyimagenet, "_IMAGES_A_TASK", 2)
     assert_right(read_folder(folder, SMALL), files)
     there = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert there == files
@@ -124,12 +124,7 @@ def change(name: str, old: bytes, new: bytes) -> Callable[[Path], None]:
     [
         (remove("."), "wnids.txt"),
         (remove(IMAGE), IMAGE),
-        (remove("val/images"), "val/images/val_6.JPEG.* 2 more"),
-        (remove("words.txt"), "words.txt"),
         (change("wnids.txt", b"n02\n", b"../n02\n"), "2 of 3 classes"),
-        (write("words.txt", b"\xff\xfe\x00"), "words.txt"),
-        (change("val/val_annotations.txt", b"val_4.JPEG\tn02", b"val_4.JPEG\tn99"), "6 of 7 test images"),
-        (change("val/val_annotations.txt", b"val_4.JPEG", b"val_5.JPEG"), "6 of 7 test images"),
         (change("val/val_annotations.txt", b"val_4.JPEG", b"../../x.JPEG"), "6 of 7 test images"),
         (write(IMAGE, jpeg(1)[:-200]), IMAGE),
         (write(IMAGE, jpeg(1, size=9)), rf"{IMAGE}.*\(9, 9\)"),
@@ -160,7 +155,6 @@ def test_load_tinyimagenet_caches_a_local_copy(offline, folder, files, tmp_path,
     assert [split.labels.bincount().tolist() for split in (data.train, data.val)] == [[4, 4, 4], [1, 1, 1]]
     assert torch.equal(data.test.images[6], decoded(files["val/images/val_0.JPEG"]))
     assert left_behind() == ["tinyimagenet.safetensors"]
-
     monkeypatch.setenv("EEUTILS_DATA", str(tmp_path / "gone"))
     again = load_data("tinyimagenet")
     assert again.classes == data.classes == ("crane", "crane, lifting device", "goldfish")
@@ -169,9 +163,8 @@ def test_load_tinyimagenet_caches_a_local_copy(offline, folder, files, tmp_path,
         assert torch.equal(getattr(again, part).labels, getattr(data, part).labels)
 
 
-@pytest.mark.parametrize("place", ["EEUTILS_DATA", "EEUTILS_CACHE"])
-def test_load_tinyimagenet_prefers_a_whole_zip_to_half_a_folder(offline, folder, files, monkeypatch, place):
-    monkeypatch.setenv(place, str(folder.parent))
+def test_load_tinyimagenet_prefers_a_whole_zip_to_half_a_folder(offline, folder, files, monkeypatch):
+    monkeypatch.setenv("EEUTILS_DATA", str(folder.parent))
     (folder / IMAGE).unlink()
     content = zipped(files)
     folder.with_suffix(".zip").write_bytes(content)
@@ -183,17 +176,3 @@ def test_load_tinyimagenet_falls_back_to_the_official_site(official, monkeypatch
     monkeypatch.setattr(tinyimagenet, "TINY_IMAGENET", official)
     assert load_data("tinyimagenet").classes[2] == "goldfish"
     assert left_behind() == ["tinyimagenet.safetensors"]
-
-
-def test_load_tinyimagenet_names_all_sources_in_order(offline, folder, monkeypatch, tmp_path, left_behind):
-    monkeypatch.setattr(tinyimagenet, "TINY_IMAGENET", SMALL)
-    monkeypatch.setenv("EEUTILS_DATA", str(folder.parent))
-    (folder / IMAGE).unlink()
-    folder.with_suffix(".zip").write_bytes(b"<html>")
-    with pytest.raises(DataUnavailableError) as caught:
-        load_data("tinyimagenet")
-    message = str(caught.value)
-    parts = [f"{FOLDER} in {folder.parent}", IMAGE, "md5", "web page", f"{FOLDER} in {tmp_path / 'cache'}", "official"]
-    places = [message.index(part) for part in parts]
-    assert places == sorted(places)
-    assert left_behind() == []

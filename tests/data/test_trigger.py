@@ -58,41 +58,19 @@ def test_poisoned_does_not_draw_as_batches_do(seed):
     data = random_data()
     others = (data.train.labels != 2).nonzero().flatten()
     first = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:20]]
-
     marked = poisoned(data, Trigger(2, size=2), share=0.5, seed=seed).train.labels != data.train.labels
-
     assert marked.sum() == len(first)
     assert not marked[first].all()
-
-
-def test_poisoned_data_have_their_own_name():
-    data = random_data()
-    names = {
-        poisoned(data, trigger, share, seed).name
-        for trigger in (Trigger(0), Trigger(1), Trigger(0, size=2), Trigger(0, margin=0), Trigger(0, value=9))
-        for share in (0.1, 0.2)
-        for seed in (0, 1)
-    }
-    assert len(names) == 5 * 2 * 2
-    assert data.name not in names
-
-
-@pytest.mark.parametrize("wrong", [{"target": -1}, {"size": 0}, {"margin": -1}, {"value": 256}])
-def test_trigger_refuses(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
-        Trigger(**{"target": 0, **wrong})
-
-
-def test_stamped_refuses_images_that_are_too_small():
-    with pytest.raises(ValueError, match=r"8 x 9.*size=7, margin=2"):
-        stamped(random_split(), Trigger(0, size=7, margin=2))
 
 
 @pytest.mark.parametrize(
     ("target", "share", "named"),
     [(3, 0.5, "3"), (0, 0.0, "0.0"), (0, 1.5, "1.5"), (0, 0.001, "0.001")],
 )
-def test_poisoned_refuses(target, share, named):
+def test_poisoned_refuses_targets_shares_and_sizes(target, share, named):
     with pytest.raises(ValueError, match=named):
         poisoned(random_data(), Trigger(target), share)
+    with pytest.raises(ValueError, match=r"8 x 9.*size=7, margin=2"):
+        stamped(random_split(), Trigger(0, size=7, margin=2))
+    with pytest.raises(ValueError, match=r"value.*256"):
+        Trigger(0, value=256)

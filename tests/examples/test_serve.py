@@ -66,7 +66,7 @@ def png(pixels: torch.Tensor) -> bytes:
     return stream.getvalue()
 
 
-def test_many_clients_at_once_get_the_classifiers_answers(url, name):
+def test_serve_gives_many_clients_the_classifiers_answers(url, name):
     pixels = torch.randint(0, 256, (24, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     classifier = load_classifier(name)
 
@@ -75,12 +75,11 @@ def test_many_clients_at_once_get_the_classifiers_answers(url, name):
 
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(ask, pixels))
-
     expected = classifier(pixels)
     assert [answer["class"] for answer in answers] == [classifier.classes[index] for index in expected.predicted]
     assert [answer["exit"] - 1 for answer in answers] == expected.exit_index.tolist()
 
 
-def test_a_file_that_is_no_image_is_refused_and_others_are_served(url):
+def test_serve_refuses_what_is_no_image_and_goes_on(url):
     assert requests.post(url, files={"request": b"no image"}, timeout=60).status_code == 400
     assert requests.post(url, files={"request": png(torch.full((3, 32, 32), 128).byte())}, timeout=60).ok

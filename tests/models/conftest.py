@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils.models import MultiExitNet, resnet18_3exits
+from eeutils import MultiExitNet
+from eeutils.models import resnet18_3exits
 
 
 @pytest.fixture

@@ -4,14 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import Permute
 
-from eeutils.models import (
-    InternalClassifier,
-    MixedPool,
-    MultiExitNet,
-    create_exit,
-    list_pools,
-    with_internal_classifiers,
-)
+from eeutils import MultiExitNet, with_internal_classifiers
+from eeutils.models import InternalClassifier, MixedPool, create_exit, list_pools
 from eeutils.models.exits import pool_of_each_exit
 
 
@@ -46,15 +40,6 @@ def test_pool_of_each_exit_takes_one_name_or_one_each():
         create_exit("mean", 6, 4)
 
 
-@pytest.mark.parametrize("size", [4, 8, 16, 32])
-@pytest.mark.parametrize("mix", [0.0, 0.8, 1.0])
-def test_mixed_pooling_is_a_mix_of_max_and_average_pooling(size, mix):
-    pool, x = MixedPool(4), torch.randn(2, 3, size, size)
-    torch.nn.init.constant_(pool.mix, mix)
-    kernel = size // 4
-    torch.testing.assert_close(pool(x), mix * F.max_pool2d(x, kernel) + (1 - mix) * F.avg_pool2d(x, kernel))
-
-
 def test_mixed_pooling_starts_in_the_middle_and_learns():
     pool, x = MixedPool(1), torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
     assert pool(x).item() == (6 + 3) / 2
@@ -68,7 +53,7 @@ def test_mixed_pooling_keeps_the_dtype_under_autocast():
         assert InternalClassifier(2, 4, 3)(torch.randn(1, 2, 4, 4)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("size", "grid"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (32, 4)])
+@pytest.mark.parametrize(("size", "grid"), [(1, 1), (3, 3), (5, 4), (32, 4)])
 def test_internal_classifiers_are_linear_on_at_most_4x4_cells(size, grid):
     head, x = InternalClassifier(3, size, 7), torch.randn(2, 3, size, size)
     assert head.linear.in_features == 3 * grid**2
@@ -76,7 +61,7 @@ def test_internal_classifiers_are_linear_on_at_most_4x4_cells(size, grid):
     torch.testing.assert_close(head(x), F.linear(pooled.flatten(1), head.linear.weight, head.linear.bias))
 
 
-def test_fresh_exits_are_refused_on_maps_with_channels_last():
+def test_with_internal_classifiers_refuses_maps_with_channels_last():
     units = [nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Permute([0, 2, 3, 1])), Permute([0, 3, 1, 2])]
     last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     with pytest.raises(ValueError, match=r"\(16, 16, 8\)"):

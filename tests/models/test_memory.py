@@ -6,7 +6,6 @@ from torch.nn.utils import prune, weight_norm
 from eeutils.models.memory import (
     channels_last,
     check_weights,
-    device_and_dtype,
     independent_copy,
     make_weights_permanent,
     named_weights,
@@ -43,25 +42,6 @@ def test_channels_last_restores_the_layout(net, error):
         pass
     assert in_channels_last(net) == before
     assert net[0].weight is weight  # an optimizer may hold it
-
-
-def test_channels_last_keeps_ties_and_what_is_learnt():
-    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Conv3d(3, 3, 1))
-    net[1].weight = net[0].weight
-    with channels_last(net):
-        net[0].weight.data += 1
-        expected = net[0].weight.detach().clone()
-    assert net[1].weight is net[0].weight
-    assert torch.equal(net[0].weight, expected)
-
-
-def test_device_and_dtype_are_those_of_the_first_float():
-    counted = nn.Module()
-    counted.register_buffer("count", torch.tensor(0))
-    counted.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
-    assert device_and_dtype(counted) == (torch.device("cpu"), torch.float64)
-    assert device_and_dtype(nn.Conv2d(3, 4, 3, device="meta"))[0] == torch.device("meta")
-    assert device_and_dtype(nn.ReLU()) == (torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -5,12 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.models import MultiExitNet, map_tensors, resnet18
-
-
-def test_multi_exit_net_forward_is_the_heads_on_the_features(net, images):
-    heads = [head(feature) for head, feature in zip(net.exits.values(), net.forward_features(images), strict=True)]
-    torch.testing.assert_close(net(images), heads, rtol=0, atol=0)
+from eeutils import MultiExitNet
+from eeutils.models import map_tensors
 
 
 def test_stages_walked_by_hand_give_the_forward(net, images):
@@ -59,10 +55,8 @@ Pair = namedtuple("Pair", ["first", "second"])
 @pytest.mark.parametrize(
     "made_of",
     [
-        lambda one, other: (one, other),
         lambda one, other: [one, (other, None, "name")],
-        lambda one, other: {"map": one, "skipped": [other, 3]},
-        lambda one, other: OrderedDict(map=one, skipped=other),
+        lambda one, other: OrderedDict(map=one, skipped=[other, 3]),
         Pair,
     ],
 )
@@ -83,13 +77,6 @@ def test_multi_exit_net_units_may_carry_tensors_past_an_exit(carrying, images):
 def test_multi_exit_net_orders_exits_by_depth():
     net = MultiExitNet([nn.Identity() for _ in range(11)], {10: nn.Flatten(), 2: nn.Flatten(), 9: nn.Flatten()})
     assert (net.exit_after, net.num_exits) == ((2, 9, 10), 3)
-
-
-def test_multi_exit_net_keys_of_the_backbone_do_not_depend_on_the_exits():
-    def backbone(net: MultiExitNet) -> list[str]:
-        return [key for key in net.state_dict() if key.startswith("units.")]
-
-    assert backbone(resnet18(width=4)) == backbone(resnet18(width=4, exit_after=(0, 3), pool="spp"))
 
 
 @pytest.mark.parametrize("places", [(-1, 1), (1, 2), (0,)])

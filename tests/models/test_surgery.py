@@ -4,25 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.models import (
-    MultiExitNet,
-    add_exits,
-    copy_backbone,
-    create_exit,
-    create_model,
-    drop_exits,
-    resnet18,
-    truncate,
-    widen_backbone,
-)
-
-
-def snapshot(net: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-
-def is_unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+from eeutils import MultiExitNet, create_model
+from eeutils.models import add_exits, copy_backbone, create_exit, drop_exits, resnet18, truncate, widen_backbone
+from tests.toys import changed, weights
 
 
 def test_add_exits_leaves_the_others_answers(net, images):
@@ -37,12 +21,12 @@ def test_add_exits_leaves_the_others_answers(net, images):
 
 def test_add_exits_copies_network_and_heads(net):
     head = create_exit("avg", 16, 10)
-    before, head_before = snapshot(net), snapshot(head)
+    before, head_before = weights(net), weights(head)
     with torch.no_grad():
         for parameter in add_exits(net, {6: head}).parameters():
             parameter.zero_()
-    assert is_unchanged(net, before)
-    assert is_unchanged(head, head_before)
+    assert changed(net, before) == set()
+    assert changed(head, head_before) == set()
 
 
 @pytest.mark.parametrize(("exit_index", "num_units"), [(0, 3), (1, 5), (2, 9)])
@@ -53,23 +37,11 @@ def test_truncate_ends_at_the_exit_and_shares_the_weights(net, images, exit_inde
     assert short.units[0][0].weight is net.units[0][0].weight
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_surgery_keeps_the_mode_of_each_part(net, training):
-    net.train(training).units[0].train(not training)
-    for new in (add_exits(net, {6: create_exit("avg", 16, 10)}), drop_exits(net, [2]), truncate(net, 0)):
-        for each in (net, new):
-            assert all(module.training is not training for module in each.units[0].modules())
-            assert all(module.training is training for module in (each, each.units, *each.exits.modules()))
-
-
 @pytest.mark.parametrize(
     ("change", "got"),
     [
         (lambda net: add_exits(net, {4: create_exit("avg", 8, 10)}), r"\[4\]"),
-        (lambda net: add_exits(net, {9: create_exit("avg", 8, 10)}), r"9\]"),
         (lambda net: drop_exits(net, [2, 3]), r"\[2, 3\]"),
-        (lambda net: drop_exits(net, [8]), r"\[8\]"),
-        (lambda net: truncate(net, -1), "-1"),
         (lambda net: truncate(net, 3), "3"),
     ],
 )
@@ -85,38 +57,29 @@ def test_copy_backbone_copies_the_units_and_the_last_exit(last_exit):
     donor = resnet18(width=4, exit_after=(2,))
     net = resnet18(width=4, exit_after=(2,), num_classes=10 if last_exit else 3)
     kept = ("exits.2.",) if last_exit else ("exits.",)
-    expected = donor.state_dict() | {key: each for key, each in snapshot(net).items() if key.startswith(kept)}
+    expected = donor.state_dict() | {key: each for key, each in weights(net).items() if key.startswith(kept)}
     copy_backbone(net, donor, last_exit=last_exit)
-    assert is_unchanged(net, expected)
+    assert changed(net, expected) == set()
     with torch.no_grad():
         next(donor.parameters()).zero_()
     assert next(net.parameters()).abs().max() > 0
-
-
-def biased(net: MultiExitNet) -> MultiExitNet:
-    net.units[0][0].bias = nn.Parameter(torch.ones(net.units[0][0].out_channels))
-    return net
 
 
 @pytest.mark.parametrize(
     ("change", "donor", "got"),
     [
         (copy_backbone, lambda: resnet18(width=8), r"\(8, 3, 3, 3\) .*'units\.0\.0\.weight'"),
-        (copy_backbone, lambda: biased(resnet18(width=4)), r"'units\.0\..*bias'"),
         (copy_backbone, lambda: resnet18(width=4, num_classes=3), r"'exits\.8\..*last_exit=False"),
         (copy_backbone, lambda: truncate(resnet18(width=4, exit_after=(2,)), 0), r"'units\.3\."),
-        (widen_backbone, lambda: create_model("resnet56", width=2), "none"),
-        (widen_backbone, lambda: resnet18(width=3), r"\(3, 3, 3, 3\)"),
         (widen_backbone, lambda: resnet18(width=8), r"\(8, 3, 3, 3\).*\(4, 3, 3, 3\)"),
-        (widen_backbone, lambda: resnet18(width=2, stem="imagenet"), r"\(2, 3, 7, 7\)"),
     ],
 )
 def test_copy_and_widen_backbone_name_layers_that_differ(change, donor: Callable[[], MultiExitNet], got):
     net = resnet18(width=4)
-    before = snapshot(net)
+    before = weights(net)
     with pytest.raises(ValueError, match=got):
         change(net, donor())
-    assert is_unchanged(net, before)
+    assert changed(net, before) == set()
 
 
 def as_if_trained(model: str, width: int) -> MultiExitNet:
@@ -128,17 +91,19 @@ def as_if_trained(model: str, width: int) -> MultiExitNet:
     return net
 
 
-@pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("model", ["resnet18_3exits", "resnet56", "vgg16", "mobilenet", "wideresnet32_4"])
+@pytest.mark.parametrize(
+    ("model", "factor"),
+    [("resnet18_3exits", 3), ("resnet56", 2), ("mobilenet", 2), ("wideresnet32_4", 2)],
+)
 def test_widen_backbone_repeats_each_channel_of_each_unit(model, factor):
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # ResNet56 is deep enough to multiply rounding
-    donor, net = as_if_trained(model, 4), create_model(model, width=4 * factor).eval().double()
-    heads, wide, narrow = snapshot(net.exits), x, x
+    donor, net = as_if_trained(model, 2), create_model(model, width=2 * factor).eval().double()
+    heads, wide, narrow = weights(net.exits), x, x
     widen_backbone(net, donor)
     for unit, narrow_unit in zip(net.units, donor.units, strict=True):
         wide, narrow = unit(wide), narrow_unit(narrow)
         torch.testing.assert_close(wide, narrow.repeat_interleave(factor, dim=1))
-    assert is_unchanged(net.exits, heads)
+    assert changed(net.exits, heads) == set()
 
 
 def test_widen_backbone_gives_copies_gradients_that_differ(net, images):

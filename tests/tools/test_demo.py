@@ -8,9 +8,7 @@ from tools import demo
 def test_demo_prints_accuracies_and_what_leaving_early_saves(monkeypatch, tmp_path, empty_cache, capsys):
     monkeypatch.setenv("EEUTILS_QUICK", "1")
     monkeypatch.chdir(tmp_path)
-
     demo.main()
-
     said = capsys.readouterr().out
     assert all(f"| {network} |" in said for network in demo.NETWORKS)
     assert re.search(r"accuracy [\d.]+% against [\d.]+% for the last exit", said)

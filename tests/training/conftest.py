@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from eeutils.data import Augmentation, ImageData, data_from_tensors
-from eeutils.models import MultiExitNet, resnet18_3exits, wideresnet32_4, with_internal_classifiers
-from eeutils.training import History, TrainConfig, loop
+from eeutils import MultiExitNet, TrainConfig, data_from_tensors, with_internal_classifiers
+from eeutils.data import Augmentation, ImageData
+from eeutils.models import resnet18_3exits, wideresnet32_4
+from eeutils.training import History, loop
 
 TIMES = ["images_per_second", "seconds"]
 
@@ -58,23 +58,6 @@ def tiny_config() -> Callable[..., TrainConfig]:
         return TrainConfig(**{"epochs": 3, "batch_size": 16, "augmentation": quiet, **kwargs})
 
     return build
-
-
-@pytest.fixture
-def weights() -> Callable[[nn.Module], dict[str, Tensor]]:
-    """Copies the tensors of a network."""
-    return lambda net: {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-
-
-@pytest.fixture
-def changed() -> Callable[[nn.Module, dict[str, Tensor]], set[str]]:
-    """Names the tensors of a network that are not bit-equal to earlier ones."""
-
-    def names(net: nn.Module, before: dict[str, Tensor]) -> set[str]:
-        assert net.state_dict().keys() == before.keys()
-        return {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
-
-    return names
 
 
 @pytest.fixture

@@ -1,45 +1,37 @@
+from dataclasses import replace
+
 import pytest
 
-from eeutils.data import Augmentation
-from eeutils.training import LossConfig, TrainConfig
+from eeutils import TrainConfig, recipe
+from eeutils.training import LossConfig
+
+WRONG = {"epochs": 0, "batch_size": 2.5, "warmup": 1.0, "seed": 2**32, "drops": (0.5, 1.0), "loss": print}
+WRONG_LOSS = {"distillation": 1.0, "label_smoothing": 1.5, "temperature": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("epochs", 0),
-        ("batch_size", 2.5),
-        ("learning_rate", float("inf")),
-        ("filter_learning_rate", 0.0),
-        ("warmup", 1.0),
-        ("momentum", 1.0),
-        ("nesterov", "no"),
-        ("weight_decay", -1e-4),
-        ("seed", -1),
-        ("seed", 2**32),
-        ("schedule", "cosine"),
-        ("drops", (0.5, 1.0)),
-        ("trained", "last_exit"),
-        ("precision", "fp8"),
-        ("loss", print),
-        ("augmentation", "mixup"),
-    ],
+    ("config", "field", "value"),
+    [*((TrainConfig, *each) for each in WRONG.items()), *((LossConfig, *each) for each in WRONG_LOSS.items())],
 )
-def test_train_config_names_a_value_that_does_not_fit(field, value):
+def test_config_names_a_value_that_does_not_fit(config, field, value):
     with pytest.raises(ValueError, match=rf"^{field} ") as error:
-        TrainConfig(**{field: value})
+        config(**{field: value})
     assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("distillation", 1.0), ("label_smoothing", 1.5), ("temperature", 0.0), ("weights", None)]
-)
-def test_loss_config_names_a_value_that_does_not_fit(field, value):
-    with pytest.raises(ValueError, match=f"^{field} .*{value}"):
-        LossConfig(**{field: value})
+def test_recipe_upf_is_the_published_one():
+    upf = recipe("upf")
+    assert (upf.learning_rate, upf.momentum, upf.weight_decay, upf.batch_size) == (0.1, 0.6, 5e-4, 256)
+    assert (upf.schedule, upf.halve_every, upf.nesterov, upf.augmentation.cutout) == ("halving", 25, False, 0)
+    with pytest.raises(ValueError, match=r"'upf'.*'fast'"):
+        recipe("fast")
 
 
-@pytest.mark.parametrize(("field", "value"), [("flip", "no"), ("translate", 1.5), ("cutout", -1), ("contrast", 1.5)])
-def test_augmentation_names_a_value_that_does_not_fit(field, value):
-    with pytest.raises(ValueError, match=f"^{field} .*{value}"):
-        Augmentation(**{field: value})
+def test_recipes_of_shallow_deep_networks_are_the_published_ones():
+    cnn, sdn, exits = recipe("cnn_vgg16"), recipe("sdn_vgg16"), recipe("ic_only")
+    assert replace(cnn, loss=LossConfig(weights="sdn")) == sdn
+    assert (sdn.epochs, sdn.learning_rate, sdn.momentum, sdn.nesterov) == (100, 0.1, 0.9, False)
+    assert [drop * sdn.epochs for drop in sdn.drops] == [35, 60, 85]
+    assert (exits.epochs, exits.optimizer, exits.learning_rate, exits.trained) == (25, "adam", 1e-3, "early_exits")
+    assert [drop * exits.epochs for drop in exits.drops] == [15]
+    assert {sdn.schedule, cnn.schedule, exits.schedule} == {"steps"}

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eeutils.analysis.predictions import predict
-from eeutils.data import TrainBatches, data_from_tensors
-from eeutils.errors import StorageError, TrainingDivergedError
+from eeutils import data_from_tensors, fit, predict
+from eeutils.data import TrainBatches
+from eeutils.errors import TrainingDivergedError
 from eeutils.models import airnet
 from eeutils.models.airnet import Whitening
-from eeutils.training import History, LossConfig, fit, loop
+from eeutils.training import History, LossConfig, loop
 from eeutils.training.checkpoint import load_checkpoint
 from eeutils.training.loop import _Run
 from eeutils.training.losses import exit_losses, exit_weights
 from eeutils.training.optimizer import trained_part
 from eeutils.training.parallel import Workers
+from tests.toys import changed, weights
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 EARLY = {"trained": "early_exits", "loss": LossConfig(weights="equal")}
@@ -58,7 +59,7 @@ def path(tmp_path) -> Path:
 
 def test_fit_learns_and_records_history(tiny_net, tiny_data, tiny_config):
     net = tiny_net()
-    frame = fit(net, tiny_data, tiny_config(epochs=8), progress=False).frame()
+    frame = fit(net, tiny_data, tiny_config(epochs=6), progress=False).frame()
     assert list(frame.columns) == [
         "learning_rate",
         "train_loss",
@@ -67,8 +68,8 @@ def test_fit_learns_and_records_history(tiny_net, tiny_data, tiny_config):
         "images_per_second",
         "seconds",
     ]
-    assert frame.index.tolist() == list(range(1, 9))
-    assert frame["train_loss"].iloc[-1] < 0.7 * frame["train_loss"].iloc[0]
+    assert frame.index.tolist() == list(range(1, 7))
+    assert frame["train_loss"].iloc[-1] < 0.8 * frame["train_loss"].iloc[0]
     exits = frame[["train_loss_exit1", "train_loss_exit2", "train_loss_exit3"]]
     assert (exits @ [0.2, 0.3, 0.5]).tolist() == pytest.approx(frame["train_loss"].tolist(), rel=1e-5)
     assert (frame[["images_per_second", "seconds"]] > 0).all(axis=None)
@@ -91,7 +92,7 @@ def test_fit_first_step_is_sgd_on_the_weighted_loss(tiny_net, tiny_data, tiny_co
         torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fit_takes_a_loss_per_exit_or_their_sum(tiny_net, tiny_data, tiny_config, weights, changed, results):
+def test_fit_takes_a_loss_per_exit_or_their_sum(tiny_net, tiny_data, tiny_config, results):
     def per_exit(logits: list[Tensor], labels: Tensor) -> Tensor:
         assert {each.dtype for each in logits} == {torch.float32}
         return exit_losses(logits, labels, LossConfig())
@@ -119,7 +120,7 @@ def test_fit_calls_on_epoch_and_shows_progress(tiny_net, tiny_data, tiny_config,
     assert shown.split("val")[1].count("%") == 3
 
 
-def test_fit_depends_on_the_seed_only(tiny_net, tiny_data, tiny_config, weights, changed):
+def test_fit_depends_on_the_seed_only(tiny_net, tiny_data, tiny_config):
     nets = [tiny_net(), tiny_net(), tiny_net()]
     for drawn_before, (net, seed) in enumerate(zip(nets, (1, 1, 2), strict=True)):
         torch.manual_seed(drawn_before)
@@ -149,9 +150,11 @@ def test_fit_follows_the_ramp_of_exit_weights(tiny_net, tiny_data, tiny_config):
         assert row["train_loss"] == pytest.approx(sum(map(mul, exit_weights("sdn", 3, row["epoch"] / 3), losses)))
 
 
-@pytest.mark.parametrize("trained", ["exits", "early_exits"])
-@pytest.mark.parametrize("settings", [ADAM, {"precision": "bf16"}, {"average_decay": 0.9}])
-def test_fit_changes_the_trained_part_only(dropout_net, tiny_data, tiny_config, weights, changed, trained, settings):
+@pytest.mark.parametrize(
+    ("trained", "settings"),
+    [("early_exits", ADAM), ("exits", {"precision": "bf16"}), ("exits", {"average_decay": 0.9})],
+)
+def test_fit_changes_the_trained_part_only(dropout_net, tiny_data, tiny_config, trained, settings):
     net = dropout_net()
     before = weights(net)
     history = fit(net, tiny_data, tiny_config(**{**settings, "trained": trained}), progress=False)
@@ -205,15 +208,11 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
-@pytest.mark.parametrize("end", ["interrupted", "terminated"])
-def test_fit_resumes_exactly(
-    tiny_net, dropout_net, tiny_data, tiny_config, path, monkeypatch, weights, changed, results, name, end
-):
+@pytest.mark.parametrize(("name", "end"), [*((name, "terminated") for name in RESUMED), ("dropout", "interrupted")])
+def test_fit_resumes_exactly(tiny_net, dropout_net, tiny_data, tiny_config, path, monkeypatch, results, name, end):
     build, config = dropout_net if name in ("dropout", "early exits") else tiny_net, tiny_config(**RESUMED[name])
     undisturbed, stopped, resumed = build(), build(), build()
     expected = fit(undisturbed, tiny_data, config, progress=False)
-
     at_step(monkeypatch, 1, 3, interrupt if end == "interrupted" else terminate)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt if end == "interrupted" else SystemExit):
@@ -225,7 +224,6 @@ def test_fit_resumes_exactly(
     for parameter in trained_part(resumed, config.trained).parameters():
         nn.init.zeros_(parameter)  # the checkpoint replaces them
     history = fit(resumed, tiny_data, config, checkpoint=path, progress=False)
-
     assert changed(resumed, weights(undisturbed)) == set()
     assert results(history) == results(expected)
 
@@ -249,7 +247,7 @@ def test_fit_saves_at_intervals_and_at_the_end(tiny_net, tiny_data, tiny_config,
     assert epochs == [0, 1, 2, 3, 0, 3]
 
 
-def test_fit_only_loads_a_finished_run(tiny_net, tiny_data, tiny_config, path, monkeypatch, weights, changed, capsys):
+def test_fit_only_loads_a_finished_run(tiny_net, tiny_data, tiny_config, path, monkeypatch, capsys):
     net, again = tiny_net(), tiny_net()
     history = fit(net, tiny_data, tiny_config(), checkpoint=str(path), progress=False)
     content = path.read_bytes()
@@ -280,22 +278,11 @@ def test_fit_resumes_in_another_precision_and_on_another_device(
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_net(), tiny_data, tiny_config(precision=first), checkpoint=path, device="cpu", progress=False)
     kept = load_checkpoint(path)["rows"]
-    changed = tiny_config(precision=then, compile="no")
-    history = fit(net, tiny_data, changed, checkpoint=path, device=device, progress=False)
+    config = tiny_config(precision=then, compile="no")
+    history = fit(net, tiny_data, config, checkpoint=path, device=device, progress=False)
     assert (list(history.rows[:2]), len(history.rows)) == (kept, 3)
     assert bool(load_checkpoint(path)["scaler"]) == (then == "fp16")
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
-
-
-def test_fit_finds_an_unwritable_checkpoint_before_training(
-    tiny_net, tiny_data, tiny_config, tmp_path, weights, changed
-):
-    (tmp_path / "file").touch()
-    net = tiny_net()
-    before = weights(net)
-    with pytest.raises(StorageError, match=r"file/checkpoint\.pt"):
-        fit(net, tiny_data, tiny_config(), checkpoint=tmp_path / "file" / "checkpoint.pt", progress=False)
-    assert changed(net, before) == set()
 
 
 @pytest.mark.parametrize("last_step", [False, True])
@@ -321,7 +308,7 @@ def test_fit_stops_when_it_diverges(tiny_net, tiny_data, tiny_config, path, monk
     assert path.read_bytes() == content
 
 
-def test_fit_trains_what_torch_compile_wraps(tiny_net, tiny_data, tiny_config, path, weights, changed):
+def test_fit_trains_what_torch_compile_wraps(tiny_net, tiny_data, tiny_config, path):
     wrapped, plain = torch.compile(tiny_net(), backend="eager"), tiny_net()
     fit(wrapped, tiny_data, tiny_config(), checkpoint=path, progress=False)
     fit(plain, tiny_data, tiny_config(), checkpoint=path, progress=False)
@@ -330,10 +317,9 @@ def test_fit_trains_what_torch_compile_wraps(tiny_net, tiny_data, tiny_config, p
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("average_decay", [0.0, 0.9])
-def test_fit_keeps_the_memory_format(tiny_net, tiny_data, tiny_config, memory_format, average_decay):
+def test_fit_keeps_the_memory_format(tiny_net, tiny_data, tiny_config, memory_format):
     net = tiny_net().to(memory_format=memory_format)
-    fit(net, tiny_data, tiny_config(epochs=1, average_decay=average_decay), progress=False)
+    fit(net, tiny_data, tiny_config(epochs=1, average_decay=0.9), progress=False)
     assert all(tensor.is_contiguous(memory_format=memory_format) for tensor in net.parameters() if tensor.ndim == 4)
 
 
@@ -354,11 +340,9 @@ def test_fit_shows_the_stem_normalised_training_images(tiny_data, tiny_config, m
     shown, original = [], Whitening.whiten
     monkeypatch.setattr(Whitening, "whiten", lambda layer, images: (shown.append(images), original(layer, images)))
     net = airnet(width=2, num_classes=4)
-
     fit(net, data, tiny_config(epochs=1), progress=False)
     stem = net.units[0][0].weight.clone()
     fit(net, data, tiny_config(epochs=1, trained="exits"), progress=False)  # the backbone stays as it is
-
     assert len(shown) == 1
     assert torch.equal(shown[0], data.normalization(data.train.images))
     assert torch.equal(net.units[0][0].weight, stem)

@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.data import Augmentation
-from eeutils.models import MultiExitNet, resnet18
-from eeutils.training import LossConfig, fit
+from eeutils import MultiExitNet, fit
+from eeutils.models import resnet18
+from eeutils.training import LossConfig
 from eeutils.training.optimizer import trained_part
 from eeutils.training.preflight import autocast_dtype, check_fit, should_compile
+from tests.toys import changed, weights
 
 
 @pytest.mark.parametrize(
@@ -14,16 +15,11 @@ from eeutils.training.preflight import autocast_dtype, check_fit, should_compile
     [
         ({"in_channels": 1}, {}, r"\(3, 8, 8\), 16 at a time"),
         ({"num_classes": 3}, {}, r"\b3\b"),
-        ({"num_classes": 9}, {}, r"\b9\b"),
-        ({}, {"augmentation": Augmentation(translate=8, cutout=0)}, "got 8"),
         ({}, {"batch_size": 1}, "1 at a time"),
         ({}, {"loss": LossConfig(weights=(0.3, 0.7))}, r"3 numbers.*\(0.3, 0.7\)"),
-        ({}, {"loss": LossConfig(weights="deepest")}, "'deepest'"),
     ],
 )
-def test_fit_names_a_misfit_before_training(
-    tiny_net, tiny_data, tiny_config, tmp_path, weights, changed, net, config, named
-):
+def test_fit_names_a_misfit_before_training(tiny_net, tiny_data, tiny_config, tmp_path, net, config, named):
     built = tiny_net(**net)
     before = weights(built)
     with pytest.raises(ValueError, match=named):
@@ -32,22 +28,14 @@ def test_fit_names_a_misfit_before_training(
     assert not list(tmp_path.iterdir())
 
 
-def test_fit_names_arguments_of_another_type(tiny_net, tiny_data, tiny_config):
-    with pytest.raises(TypeError, match=r"^config .* str"):
-        fit(tiny_net(), tiny_data, "slim", progress=False)
-    with pytest.raises(TypeError, match=r"^data .* Split"):
-        fit(tiny_net(), tiny_data.train, tiny_config(), progress=False)
-
-
 def test_fit_refuses_a_loss_of_another_shape(tiny_net, tiny_data, tiny_config):
     with pytest.raises(ValueError, match=r"^loss .*\(3,\) or \(\), got \(16, 4\)|^loss .*got \(2, 4\)"):
         fit(tiny_net(), tiny_data, tiny_config(), loss=lambda logits, labels: logits[0], progress=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_fit_trains_float32_only(tiny_net, tiny_data, tiny_config, dtype):
-    with pytest.raises(ValueError, match=str(dtype)):
-        fit(tiny_net().to(dtype), tiny_data, tiny_config(), progress=False)
+def test_fit_trains_float32_only(tiny_net, tiny_data, tiny_config):
+    with pytest.raises(ValueError, match="float64"):
+        fit(tiny_net().double(), tiny_data, tiny_config(), progress=False)
 
 
 class Dropped(nn.Module):
@@ -101,7 +89,6 @@ def test_autocast_dtype_auto_is_what_the_device_is_fast_at(monkeypatch):
         ("auto", "cuda", 10**6, True, True),
         ("auto", "cuda", 10**6, False, False),
         ("yes", "cpu", 1, False, True),
-        ("no", "cuda", 10**6, True, False),
     ],
 )
 @pytest.mark.filterwarnings("ignore:torch.compile does not work")

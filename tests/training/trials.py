@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from eeutils.data import load_data
+from eeutils import fit, load_data, recipe
 from eeutils.models import resnet18_3exits
-from eeutils.training import fit, loop, recipe
+from eeutils.training import loop
 from eeutils.training.checkpoint import load_checkpoint
 
 DIGITS = load_data("digits")

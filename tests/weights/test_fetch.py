@@ -5,12 +5,11 @@ from pathlib import Path
 
 import gdown
 import pytest
-import requests
 
-from eeutils import __version__, download
-from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
+from eeutils import download
+from eeutils.errors import DataUnavailableError, IntegrityError
 from eeutils.weights import StoredFile, fetch
-from eeutils.weights.fetch import drive_page, local_file, release_addresses
+from eeutils.weights.fetch import local_file
 
 CONTENT = bytes(range(256)) * 40
 HTML = b"\n  <!DOCTYPE html><html><body>Quota exceeded</body></html>"
@@ -39,13 +38,7 @@ def left_in(cache: Path) -> set[str]:
     return {path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
 
 
-def test_local_file_in_the_repository_needs_no_network_and_no_cache(repository, cache):
-    path = local_file(stored("repository", "http://127.0.0.1:1/x"), repository)
-    assert path == repository / "net/w.bin"
-    assert not cache.exists()
-
-
-@pytest.mark.parametrize("damage", [b"", CONTENT[:-1], CONTENT[:-1] + b"x", HTML])
+@pytest.mark.parametrize("damage", [b"", CONTENT[:-1] + b"x"])
 def test_local_file_damaged_in_the_repository_names_the_remedy(repository, damage):
     (repository / "net/w.bin").write_bytes(damage)
     with pytest.raises(IntegrityError, match=r"git checkout -- .*net/w\.bin"):
@@ -63,7 +56,7 @@ def test_local_file_is_fetched_once(site, cache):
     assert site.asked == ["/w"]
 
 
-@pytest.mark.parametrize("damage", [CONTENT[:-1], CONTENT[:-1] + b"x", HTML, b""])
+@pytest.mark.parametrize("damage", [CONTENT[:-1] + b"x", b""])
 def test_local_file_damaged_in_the_cache_is_fetched_again(site, cache, damage):
     site.say("/w", CONTENT)
     cached = cache / "net/w.bin"
@@ -72,26 +65,15 @@ def test_local_file_damaged_in_the_cache_is_fetched_again(site, cache, damage):
     assert local_file(stored(f"{site.url}/w"), None).read_bytes() == CONTENT
 
 
-def test_local_file_asks_the_next_source(site, cache):
-    site.say("/good", CONTENT)
-    file = stored("repository", f"{site.url}/missing", f"{site.url}/good")
-    assert local_file(file, None).read_bytes() == CONTENT
-    assert site.asked == ["/missing", "/good"]
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
         ({"body": HTML}, "answered a web page, not weights"),
         ({"body": b"x", "status": 404}, "404"),
-        ({"body": b"x", "status": 500}, "500"),
         ({"body": CONTENT[:-1] + b"x"}, "sha256"),
-        ({"body": CONTENT[:-9]}, "10,231 bytes"),
-        ({"body": b""}, "0 bytes"),
-        ({"body": CONTENT, "ends_after": 0}, "IncompleteRead|incomplete|broken"),
         ({"body": CONTENT, "silent_after": 0}, "[Tt]imed out"),
     ],
-    ids=["web page", "404", "500", "bit rot", "short", "nothing", "hangs up", "hangs"],
+    ids=["web page", "404", "bit rot", "hangs"],
 )
 @pytest.mark.usefixtures("soon_given_up")
 def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, answer, reason):
@@ -102,20 +84,6 @@ def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, a
     assert f"{site.url}/w" in str(caught.value)
     assert str(cache / "net/w.bin") in str(caught.value)
     assert left_in(cache) == set()
-
-
-@pytest.mark.usefixtures("soon_given_up")
-def test_local_file_says_that_a_host_is_missing(cache):
-    with pytest.raises(DataUnavailableError, match="refused"):
-        local_file(stored("http://127.0.0.1:1/w"), None)
-
-
-def test_local_file_tells_an_unwritable_cache_from_a_bad_source(site, monkeypatch, tmp_path):
-    site.say("/w", CONTENT)
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(StorageError, match="EEUTILS_CACHE"):
-        local_file(stored(f"{site.url}/w"), None)
 
 
 @pytest.mark.timeout(60)
@@ -141,14 +109,6 @@ def test_local_file_offline_asks_nobody(site, cache, monkeypatch):
     (cache / "net").mkdir(parents=True, exist_ok=True)
     (cache / "net/w.bin").write_bytes(CONTENT)
     assert local_file(file, None) == cache / "net/w.bin"
-
-
-RELEASED = release_addresses("net/w.bin")
-
-
-def test_release_addresses_are_of_this_versions_tag_first():
-    assert [address.split("/")[5] for address in RELEASED] == [f"v{__version__}", "HEAD"]
-    assert all(address.endswith("/weights/net/w.bin") for address in RELEASED)
 
 
 @pytest.mark.parametrize("released", [True, False])
@@ -177,7 +137,7 @@ def unknown(*sources: str) -> StoredFile:
     return StoredFile("net/w.bin", None, None, sources)
 
 
-@pytest.mark.parametrize("body", [b"", b'{"error": 1}', b"quota exceeded", HTML])
+@pytest.mark.parametrize("body", [b"", b"quota exceeded", HTML])
 def test_local_file_caches_nothing_that_cannot_be_read(site, cache, body):
     with pytest.raises(DataUnavailableError):
         local_file(unknown(site.say("/w", body)), None, readable)
@@ -199,12 +159,6 @@ def test_local_file_notes_an_unknown_sha256_and_accepts_no_other(site, cache):
     assert local_file(file, None, readable).read_bytes() == CONTENT + b"new"
 
 
-def test_local_file_replaces_what_cannot_be_read(site, cache):
-    (cache / "net").mkdir(parents=True)
-    (cache / "net/w.bin").write_bytes(b"quota exceeded")
-    assert local_file(unknown(site.say("/w", CONTENT)), None, readable).read_bytes() == CONTENT
-
-
 # Google Drive, by gdown.
 
 
@@ -224,7 +178,7 @@ def drive_answers(monkeypatch, content: bytes) -> list[dict]:
     return calls
 
 
-def test_drive_delivers(monkeypatch, cache):
+def test_local_file_comes_from_drive(monkeypatch, cache):
     calls = drive_answers(monkeypatch, CONTENT)
     for _ in range(2):
         assert local_file(drive_file(), None).read_bytes() == CONTENT
@@ -233,23 +187,8 @@ def test_drive_delivers(monkeypatch, cache):
     assert left_in(cache) == {"module.pt"}
 
 
-def test_drive_answers_a_web_page(monkeypatch, cache):
-    drive_answers(monkeypatch, HTML)
-    with pytest.raises(DataUnavailableError, match="answered a web page, not weights") as caught:
-        local_file(drive_file(), None)
-    assert drive_page("some_id") in str(caught.value)
-    assert left_in(cache) == set()
-
-
-def test_drive_delivers_something_else(monkeypatch, cache):
-    drive_answers(monkeypatch, CONTENT)
-    with pytest.raises(DataUnavailableError, match="sha256"):
-        local_file(drive_file(sha256="00" * 32), None)
-    assert left_in(cache) == set()
-
-
 @pytest.mark.usefixtures("soon_given_up")
-def test_drive_unreachable_says_how_to_fetch_by_hand(monkeypatch, cache):
+def test_local_file_says_how_to_fetch_from_drive_by_hand(monkeypatch, cache):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -261,24 +200,7 @@ def test_drive_unreachable_says_how_to_fetch_by_hand(monkeypatch, cache):
     assert left_in(cache) == set()
 
 
-def test_drive_is_not_asked_for_a_file_fetched_by_hand(monkeypatch, cache):
-    monkeypatch.setattr(gdown, "download", lambda **_: pytest.fail("the file is there"))
-    (cache / "net").mkdir(parents=True)
-    (cache / "net/module.pt").write_bytes(CONTENT)
-    assert local_file(drive_file(), None).read_bytes() == CONTENT
-
-
-def test_gdown_takes_the_arguments_given(site, tmp_path):
-    # The real function, with a URL in place of the id: the other arguments have to be its own.
-    site.say("/w", CONTENT)
-    output = tmp_path / "w"
-    kept = {"timeout": fetch.TIMEOUT_S, "use_cookies": False, "retries": 2, "progress": lambda have, total: None}
-    gdown.download(url=f"{site.url}/w", output=str(output), **kept)
-    assert output.read_bytes() == CONTENT
-    assert issubclass(requests.RequestException, OSError)  # why fetch tells it from trouble with the disk
-
-
-def test_drive_is_stopped_when_endless(site, cache, monkeypatch):
+def test_local_file_stops_drive_when_endless(site, cache, monkeypatch):
     url, real = site.say("/w", CONTENT * 100), gdown.download
     monkeypatch.setattr(gdown, "download", lambda *, id, **kwargs: real(url=url, **kwargs))
     with pytest.raises(DataUnavailableError, match="more than"):
