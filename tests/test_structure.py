@@ -18,8 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
-    {"errors", "device", "fields"},
-    {"files"},
+    {"errors", "fields"},
+    {"device", "files"},
     {"download"},
     {"data"},
     {"models"},
