@@ -96,10 +96,11 @@ class Session:
             return f"{_kind_asked_for(network, registry)}-digits-w{QUICK_WIDTH}"
         if network in list_weights(registry):
             return network
-        fitting = _by_width(registry, network)
-        kinds = sorted({_kind(entry) for entry in registry.entries if _is_usual(entry)})
-        require(bool(fitting), f"network must be a full name from list_weights() or one of {kinds}, got {network!r}")
-        return fitting.get(_common_width(registry), fitting[max(fitting)])
+        kinds = _trained_kinds(registry)
+        wanted = f"a full name from list_weights() or one of {sorted(kinds)}"
+        require(network in kinds, f"network must be {wanted}, got {network!r}")
+        common = set.intersection(*(set(kinds.get(compared, ())) for compared in _COMPARED))
+        return kinds[network].get(max(common, default=None), kinds[network][max(kinds[network])])
 
     def seeds(self, network: str) -> list[str]:
         """Names of all trained seeds of `network`; one in quick mode."""
@@ -225,16 +226,14 @@ def _digest(net: MultiExitNet, config: TrainConfig) -> str:
     return hashlib.sha256(repr((config, shapes)).encode()).hexdigest()[:8]
 
 
-def _by_width(registry: Registry, network: str) -> dict[int, str]:
-    """Names of the trained weights of a `<model>-<pool>`, by width."""
-    fitting = [entry for entry in registry.entries if _is_usual(entry) and _kind(entry) == network]
-    return {entry.model_args.get("width", _PUBLISHED_WIDTH): entry.name for entry in fitting}
-
-
-def _common_width(registry: Registry) -> int | None:
-    """The largest width at which all compared networks are trained."""
-    widths = [set(_by_width(registry, network)) for network in _COMPARED]
-    return max(set.intersection(*widths), default=None)
+def _trained_kinds(registry: Registry) -> dict[str, dict[int, str]]:
+    """Names of trained weights of seed 0 with default exits and clean data, by `<model>-<pool>` and width."""
+    kinds: dict[str, dict[int, str]] = {}
+    for entry in registry.entries:
+        is_usual = not re.search(r"-e\d", entry.name) and entry.data == "cifar10" and "trigger" not in entry.name
+        if entry.status == "trained" and is_usual and entry.training.config["seed"] == 0:
+            kinds.setdefault(_kind(entry), {})[entry.model_args.get("width", _PUBLISHED_WIDTH)] = entry.name
+    return kinds
 
 
 def _kind_asked_for(network: str, registry: Registry) -> str:
@@ -247,9 +246,3 @@ def _kind(entry: WeightEntry) -> str:
     alone = entry.training is not None and entry.training.config.get("trained") == "early_exits"
     parts = entry.model, entry.model_args.get("pool"), "ic_only" if alone else None
     return "-".join(filter(None, parts))
-
-
-def _is_usual(entry: WeightEntry) -> bool:
-    """Return True for trained weights of seed 0 with default exits and clean data."""
-    usual = not re.search(r"-e\d", entry.name) and entry.data == "cifar10" and "trigger" not in entry.name
-    return entry.status == "trained" and usual and entry.training.config["seed"] == 0

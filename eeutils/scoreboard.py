@@ -7,7 +7,6 @@ import pandas as pd
 
 from eeutils.analysis.decisions import Decisions, decide
 from eeutils.analysis.metrics import accuracy_of, ensemble_probs, ensemble_weights
-from eeutils.analysis.overthinking import destructive
 from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import Choice, choose_thresholds
 from eeutils.weights import without_seed
@@ -34,9 +33,6 @@ class Spread:
 MAX_DROP = 0.005
 """Accuracy that a cascade in the scoreboard may lose on validation against its last exit: half a point."""
 
-BUDGETS = (0.25, 0.5, 0.75)
-"""Shares of a network's cost at which Shallow-Deep Networks are compared."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -58,35 +54,11 @@ def scoreboard(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
     return board[[*early, *(column for column in _COLUMNS if column in board)]]
 
 
-def shallow_deep_board(networks: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """Return test accuracies in percent of networks with many exits, within budgets and as a cascade, and overthinking.
-
-    Budgets are shares of the network's own cost; accuracy is missing if the first exit costs more. Thresholds are
-    chosen as in `scoreboard`. The destructive share comes with its 95 % bootstrap interval.
-    """
-    return pd.DataFrame({name: _shallow_deep_row(each) for name, each in networks.items()}).T.rename_axis("network")
-
-
 def over_seeds(board: pd.DataFrame) -> pd.DataFrame:
     """Merge the seeds of each network into one row: their number, then mean and standard deviation of each column."""
     groups = board.groupby(without_seed, sort=False)
     rows = {name: {"seeds": len(group), **group.apply(Spread.of)} for name, group in groups}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).rename_axis(board.index.name)
-
-
-def _shallow_deep_row(evaluation: Evaluation) -> dict[str, float]:
-    test = evaluation.test
-    overthought = destructive(test)
-    low, high = overthought.share_interval()
-    return {
-        **_within_budgets(evaluation, BUDGETS),
-        "last exit": 100 * float(test.accuracy[-1]),
-        **_as_cascade(evaluation),
-        "destructive share (%)": 100 * overthought.share,
-        "from": 100 * low,
-        "to": 100 * high,
-        "MACs (M)": float(test.costs[-1]) / 1e6,
-    }
 
 
 def within_budget(evaluation: Evaluation, budget: float) -> tuple[Choice, Decisions] | None:
@@ -97,12 +69,14 @@ def within_budget(evaluation: Evaluation, budget: float) -> tuple[Choice, Decisi
     return choice, decide(evaluation.test, choice.policy)
 
 
-def _within_budgets(evaluation: Evaluation, budgets: Iterable[float]) -> dict[str, float]:
+def within_budgets(evaluation: Evaluation, budgets: Iterable[float]) -> dict[str, float]:
+    """Return the test accuracy (%) within each share of the cost; NaN if the first exit costs more."""
     spent = {f"at {budget:.0%}": within_budget(evaluation, budget) for budget in budgets}
     return {name: float("nan") if each is None else 100 * each[1].accuracy for name, each in spent.items()}
 
 
-def _as_cascade(evaluation: Evaluation) -> dict[str, float]:
+def as_cascade(evaluation: Evaluation) -> dict[str, float]:
+    """Return test accuracy and cost (%) of the cheapest cascade that loses at most `MAX_DROP` on validation."""
     decisions = decide(evaluation.test, choose_thresholds(evaluation.val, max_drop=MAX_DROP).policy)
     return {"cascade": 100 * decisions.accuracy, "cascade cost (%)": 100 * decisions.relative_cost}
 
@@ -116,7 +90,7 @@ def _row(evaluation: Evaluation) -> dict[str, float]:
         weighted = ensemble_probs(test, "weighted", ensemble_weights(val))
         row["mean ensemble"] = 100 * accuracy_of(ensemble_probs(test), test.labels)
         row["weighted ensemble"] = 100 * accuracy_of(weighted, test.labels)
-        row |= _within_budgets(evaluation, [0.5]) | _as_cascade(evaluation)
+        row |= within_budgets(evaluation, [0.5]) | as_cascade(evaluation)
     return row
 
 

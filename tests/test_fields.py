@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from eeutils.fields import Rule, check_fields
+from eeutils.fields import Rule, check_fields, check_range
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,14 @@ def test_check_fields_makes_python_numbers():
     config = Config(count=np.int64(3), rate=np.float32(0.5))
     assert [(type(value), value) for value in (config.count, config.rate)] == [(int, 3), (float, 0.5)]
     assert type(Config(rate=2).rate) is float
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.3, r"0\.387\.\.1, got 0\.3"), (2, r"0\.387\.\.1, got 2")])
+def test_check_range_rounds_a_computed_bound_to_the_allowed_side(value, shown):
+    with pytest.raises(ValueError, match=shown):
+        check_range("budget", value, 0.386302, 1)
+
+
+def test_check_range_shows_whole_bounds_as_they_are():
+    with pytest.raises(ValueError, match=r"0\.\.1048576, got -1"):
+        check_range("size", -1, 0, 1 << 20)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from eeutils import Predictions
-from eeutils.scoreboard import Evaluation, Spread, over_seeds, scoreboard, shallow_deep_board
+from eeutils.scoreboard import Evaluation, Spread, over_seeds, scoreboard
+from tools.tables import shallow_deep_board
 
 
 def table(predicted: list[list[int]], labels: list[int], costs: list[float]) -> Predictions:

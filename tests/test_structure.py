@@ -19,8 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # From the bottom to the top: a part imports from the lines above its own, and from itself.
 LAYERS = (
     {"errors", "fields"},
-    {"device"},
-    {"files"},
+    {"device", "files"},
     {"download"},
     {"data"},
     {"models"},

@@ -34,14 +34,13 @@ from eeutils.scoreboard import (
     Evaluation,
     over_seeds,
     scoreboard,
-    shallow_deep_board,
     within_budget,
 )
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
 from tools.arguments import refuse_arguments
 from tools.goals import INFERENCE_ANCHORS, TRAINING_ANCHORS, goals_board
 from tools.pages import RESULTS, refresh_pages
-from tools.tables import frame_as_markdown
+from tools.tables import frame_as_markdown, shallow_deep_board
 from tools.training_compute import training_pflop
 
 TOLERANCE = 0.0005

@@ -88,6 +88,10 @@ class Predictions:
         """(E,) float64, share of the images that each exit classifies correctly."""
         return self.correct.double().mean(1)
 
+    def top_k(self, k: int) -> Tensor:
+        """(E,) float64, share of the images whose class is among the `k` largest logits of each exit."""
+        return (self.logits.topk(k).indices == self.labels[:, None]).any(-1).double().mean(1)
+
     def take(self, index: Tensor) -> "Predictions":
         """Return the predictions for the images that `index` (positions or a boolean mask) selects."""
         return Predictions(self.logits[:, index], self.labels[index], self.costs)

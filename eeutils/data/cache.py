@@ -32,6 +32,13 @@ class Content:
     sha256: str | None = None  # of the bytes, in hexadecimal, if known
 
 
+def expected_shapes(num_train: int, num_test: int, image_shape: tuple[int, int, int]) -> dict[str, Content]:
+    """Return the content of a data set whose images have no published hashes, and whose files name the classes."""
+    counts = {"train": num_train, "test": num_test}
+    images = {f"{part}_images": Content((count, *image_shape)) for part, count in counts.items()}
+    return images | {f"{part}_labels": Content((n,)) for part, n in counts.items()} | {"class_names": Content((None,))}
+
+
 def cached_data(
     name: str, content: Mapping[str, Content], sources: Callable[[Path], Sequence[Source[RawData]]]
 ) -> RawData:

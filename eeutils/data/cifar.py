@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from eeutils.data.augmentation import Normalization
-from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data
+from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data, expected_shapes
 from eeutils.data.images import open_image
 from eeutils.data.splits import ImageData, split_data
 from eeutils.download import Source, check_hash, check_online, download, local_folders
@@ -75,14 +75,7 @@ CIFAR10 = CifarArchive(
 CIFAR100 = CifarArchive(
     name="cifar100",
     torchvision="CIFAR100",
-    # Every source is torchvision's folder, with an md5 for each file.
-    content={
-        "train_images": Content((50_000, 3, 32, 32)),
-        "train_labels": Content((50_000,)),
-        "test_images": Content((10_000, 3, 32, 32)),
-        "test_labels": Content((10_000,)),
-        "class_names": Content((None,)),
-    },
+    content=expected_shapes(50_000, 10_000, (3, 32, 32)),  # every source is torchvision's folder, with md5s
     normalization=Normalization(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
     size=169_001_437,
 )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from eeutils.data.augmentation import Normalization
-from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data
+from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data, expected_shapes
 from eeutils.data.images import open_image
 from eeutils.data.splits import ImageData, split_data
 from eeutils.download import Source, check_hash, download, local_folders, progress_bar
@@ -49,14 +49,8 @@ class TinyImageNetArchive:
     @property
     def content(self) -> dict[str, Content]:
         """Shapes of the decoded data; JPEG decoders differ in the last bits, so there are no hashes."""
-        image, num_train = (3, self.image_size, self.image_size), self.num_classes * self.train_per_class
-        return {
-            "train_images": Content((num_train, *image)),
-            "train_labels": Content((num_train,)),
-            "test_images": Content((self.num_test, *image)),
-            "test_labels": Content((self.num_test,)),
-            "class_names": Content((None,)),
-        }
+        image_shape = (3, self.image_size, self.image_size)
+        return expected_shapes(self.num_classes * self.train_per_class, self.num_test, image_shape)
 
 
 TINY_IMAGENET = TinyImageNetArchive()

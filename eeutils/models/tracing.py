@@ -63,7 +63,7 @@ class _Tracer(fx.Tracer):
         # Functions that timm knows to depend on values of shapes.
         timm = sys.modules.get("timm.layers")
         super().__init__((math,), tuple(timm.get_notrace_functions()) if timm else ())
-        self.is_step, self.scope_of_ops, self.repeats = is_step, "", Counter()
+        self.is_step, self.repeats = is_step, Counter()
         self.outputs: dict[str, Any] = {}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -74,20 +74,15 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        above, self.scope_of_ops = self.scope_of_ops, self.path_of_module(module)
-        path = self.scope_of_ops
-        try:
-            output = super().call_module(module, forward, args, kwargs)
-        finally:
-            self.scope_of_ops = above
-        self.outputs.setdefault(path, output.node if isinstance(output, fx.Proxy) else output)
+        output = super().call_module(module, forward, args, kwargs)
+        self.outputs.setdefault(self.path_of_module(module), output.node if isinstance(output, fx.Proxy) else output)
         return output
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         if kind in ("placeholder", "output"):
             return node
-        name = self.scope_of_ops
+        name = self.scope.module_path
         if kind != "call_module":
             name = f"{name}.{re.sub('_[0-9]+$', '', node.name)}".lstrip(".")
         count = self.repeats[name]

@@ -9,7 +9,7 @@ from eeutils.data import ImageData
 from eeutils.data.augmentation import augmented_batch
 from eeutils.device import cuda_indices
 from eeutils.errors import require
-from eeutils.fields import check_type
+from eeutils.fields import check_choice, check_type
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import check_exits, checked_answers
 from eeutils.models.memory import device_and_dtype, independent_copy
@@ -45,8 +45,8 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Los
             raise ValueError(f"net must train on images of shape {shape}, {share} at a time: {error}") from error
     check_outputs(data.train, logits[0].shape[1])
     exit_weights(config.loss.weights, net.num_exits)
-    if loss is not None and (losses := loss(logits, few.labels)).shape not in ((net.num_exits,), ()):
-        raise ValueError(f"loss must return shape ({net.num_exits},) or (), got {tuple(losses.shape)}")
+    if loss is not None:
+        check_choice("loss shape", tuple(loss(logits, few.labels).shape), ((net.num_exits,), ()))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -87,32 +87,18 @@ def _check(path: Path, file: StoredFile, note: Path, check_readable: Check | Non
 
 
 def _fetch(file: StoredFile, cached: Path, check: Check) -> None:
-    addresses = [
-        address
-        for source in file.sources
-        for address in (release_addresses(file.path) if source == "repository" else (source,))
-    ]
-    sources = [
-        Source(
-            name=address,
-            fetch=partial(_fetch_from, address, file, cached, check),
-            remedy=f"download {_page(address)} with a browser and save it as {cached}",
-        )
-        for address in addresses
-    ]
+    sources = []
+    for source in file.sources:
+        if source.startswith("drive:"):
+            file_id = source.removeprefix("drive:")
+            pages = {drive_page(file_id): partial(_fetch_from_drive, file_id, file, cached, check)}
+        else:
+            addresses = release_addresses(file.path) if source == "repository" else [source]
+            pages = {each: partial(download, each, cached, check, size=file.size) for each in addresses}
+        for page, fetch in pages.items():
+            sources.append(Source(page, fetch, f"download {page} with a browser and save it as {cached}"))
     in_a_clone = f"In a clone of the repository: git checkout -- weights/{file.path}"
     first_that_delivers(file.path, sources, in_a_clone if "repository" in file.sources else "")
-
-
-def _page(address: str) -> str:
-    return drive_page(address.removeprefix("drive:")) if address.startswith("drive:") else address
-
-
-def _fetch_from(address: str, file: StoredFile, cached: Path, check: Check) -> None:
-    if address.startswith("drive:"):
-        _fetch_from_drive(address.removeprefix("drive:"), file, cached, check)
-    else:
-        download(address, cached, check, size=file.size)
 
 
 def _fetch_from_drive(file_id: str, file: StoredFile, cached: Path, check: Check) -> None:

@@ -46,6 +46,16 @@ def test_predictions_by_hand():
     assert replace(predictions, labels=torch.tensor([1, 1, 1])).correct[1].tolist() == [False] * 3
 
 
+@given(k=st.integers(1, 5), seed=st.integers(0, 99))
+def test_top_k_agrees_with_sorting(k, seed):
+    predictions = random_table((2, 7, 5), seed)
+    best = predictions.logits.argsort(-1, descending=True)[..., :k].tolist()
+    labels = predictions.labels.tolist()
+    expected = [sum(label in row for label, row in zip(labels, of_exit, strict=True)) / 7 for of_exit in best]
+    assert predictions.top_k(k).tolist() == pytest.approx(expected)
+    assert torch.equal(predictions.top_k(1), predictions.accuracy)
+
+
 def test_take_selects_images_by_position_and_by_mask():
     predictions = table(labels=torch.tensor([1, 0, 0]))
     by_position, by_mask = predictions.take(torch.tensor([0, 2])), predictions.take(torch.tensor([True, False, True]))

@@ -39,11 +39,11 @@ from eeutils.data import Split, load_data
 from eeutils.errors import message_instead_of_traceback
 from eeutils.models import MultiExitNet
 from eeutils.models.multiexit import Stage
-from eeutils.scoreboard import BUDGETS, MAX_DROP
+from eeutils.scoreboard import MAX_DROP
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
 from tools.benchmarks.report import machine, publish, report_path
-from tools.tables import frame_as_markdown
+from tools.tables import BUDGETS, frame_as_markdown
 
 SCORES = ("confidence", "entropy", "margin", "ensemble", "geometric")
 
