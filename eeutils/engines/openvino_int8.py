@@ -34,10 +34,9 @@ def quantized(stages: Sequence[ov.Model], images: Tensor) -> list[ov.Model]:
             subset_size=len(singles),
             ignored_scope=nncf.IgnoredScope(names=_logits_layers(stages)),
         )
-    by_name = {op.get_friendly_name(): op for op in whole.get_ops()}
-    cuts = [[_place(_as_integers(by_name[name].output(index))) for name, index in places] for places in cuts]
+    cuts = [[_place(_as_integers(_output(whole, each))) for each in places] for places in cuts]
     whole.validate_nodes_and_infer_types()
-    return [_between(whole, position, given, cut) for position, (given, cut) in enumerate(zip([[], *cuts], cuts))]
+    return [_stage(whole, position, cuts) for position in range(len(cuts))]
 
 
 def _joined(stages: Sequence[ov.Model]) -> tuple[ov.Model, list[list[Place]]]:
@@ -88,18 +87,19 @@ def _as_integers(features: ov.Output) -> ov.Output:
     return integers.output(0)
 
 
-def _between(whole: ov.Model, position: int, given: Sequence[Place], handed_on: Sequence[Place]) -> ov.Model:
-    """The stage at `position`, from the features `given`, none for images, to those `handed_on`, and its logits."""
-    model = whole.clone()
-    by_name = {op.get_friendly_name(): op for op in model.get_ops()}
-    inputs = {}
-    for place in given:
-        features = by_name[place[0]].output(place[1])
-        inputs[place] = ops.parameter(features.get_partial_shape(), features.get_element_type())
-        _replace(features, inputs[place].output(0))
-    outputs = [inputs[place].output(0) if place in inputs else by_name[place[0]].output(place[1]) for place in handed_on]
-    results = [*map(ops.result, outputs), model.get_results()[position]]
-    return ov.Model(results, list(inputs.values()) or model.get_parameters(), f"stage{position}")
+def _stage(whole: ov.Model, position: int, cuts: Sequence[Sequence[Place]]) -> ov.Model:
+    """What lies between two cuts of a copy of `whole`, and the logits there."""
+    model, given, parameters = whole.clone(), {}, []
+    handed_on = [_output(model, each) for each in cuts[position]]
+    for place in cuts[position - 1] if position else []:
+        features = _output(model, place)
+        parameters.append(ops.parameter(features.get_partial_shape(), features.get_element_type()))
+        given[place] = parameters[-1].output(0)
+        _replace(features, given[place])
+    # What is only carried past this stage goes from its input straight to its output.
+    sources = [given.get(place, output) for place, output in zip(cuts[position], handed_on, strict=True)]
+    results = [*map(ops.result, sources), model.get_results()[position]]
+    return ov.Model(results, parameters or model.get_parameters(), f"stage{position}")
 
 
 def _replace(old: ov.Output, new: ov.Output) -> None:
@@ -109,3 +109,7 @@ def _replace(old: ov.Output, new: ov.Output) -> None:
 
 def _place(output: ov.Output) -> Place:
     return output.get_node().get_friendly_name(), output.get_index()
+
+
+def _output(model: ov.Model, place: Place) -> ov.Output:
+    return next(op for op in model.get_ops() if op.get_friendly_name() == place[0]).output(place[1])
