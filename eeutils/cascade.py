@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import Decisions, check_fallback, fallback_logits
-from eeutils.analysis.policies import Policy, ThresholdPolicy, check_policy, leaving, looks_back
+from eeutils.analysis.policies import Policy, ThresholdPolicy, check_policy, leaving, switched_off
 from eeutils.analysis.predictions import check_outputs, checked_costs
 from eeutils.data.augmentation import Normalization, check_normalized
 from eeutils.data.splits import Split, check_split
@@ -194,13 +194,11 @@ class Cascade:
 
 def _in_use(policy: Policy, fallback: str, num_exits: int) -> tuple[list[int], Policy]:
     """The exits that have to run, and the policy for a network with those alone."""
-    everywhere = list(range(num_exits))
-    if not isinstance(policy, ThresholdPolicy) or looks_back(policy.score) or fallback != "last":
-        return everywhere, policy
-    given = policy.thresholds
-    thresholds = given if isinstance(given, tuple) else (given,) * (num_exits - 1)
-    kept = [index for index in everywhere[:-1] if thresholds[index] < math.inf]
-    return [*kept, num_exits - 1], replace(policy, thresholds=tuple(thresholds[index] for index in kept))
+    off = switched_off(policy, num_exits) if fallback == "last" else []
+    kept = [index for index in range(num_exits) if index not in off]
+    if isinstance(policy, ThresholdPolicy) and isinstance(policy.thresholds, tuple):
+        policy = replace(policy, thresholds=tuple(policy.thresholds[index] for index in kept[:-1]))
+    return kept, policy
 
 
 _Group = tuple[Tensor | None, Tensor, int]

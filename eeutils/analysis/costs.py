@@ -144,6 +144,22 @@ def measure_seconds(
     return stages[_WARM_UP:].median(0).values.cumsum(0) / len(whole[0])
 
 
+def measure_head_seconds(net: PreparedNet, split: Split, seconds: Tensor, **options: int) -> Tensor:
+    """Return the (E,) float64 seconds that an early exit saves if it is switched off: `Predictions.head_costs`.
+
+    They are what the network takes longer than without early exits, in equal parts: each exit costs a call of the
+    engine, not only its head.
+
+    Args:
+        seconds: what `measure_seconds` returned for the network, with the same options.
+    """
+    last = net.num_exits - 1
+    saved = (seconds[-1] - measure_seconds(net.keeping([last]), split, **options)[-1]).clamp(min=0)
+    heads = torch.full_like(seconds, float(saved) / max(last, 1))
+    heads[last] = 0
+    return heads.minimum(seconds.diff(prepend=seconds.new_zeros(1)))
+
+
 @torch.inference_mode()
 def stage_seconds(net: PreparedNet, batches: Sequence[Tensor]) -> Tensor:
     """(B, E) float64, seconds of each stage of `net` for each batch when no image leaves."""

@@ -1,13 +1,13 @@
 """Decisions: the exit at which a policy lets each image leave, and the accuracy and cost that follow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from eeutils.analysis.policies import Policy, check_policy, confidence, leaving
+from eeutils.analysis.policies import Policy, check_policy, confidence, leaving, switched_off
 from eeutils.analysis.predictions import Predictions, check_predictions
 from eeutils.fields import check_choice
 
@@ -20,6 +20,7 @@ class Decisions:
     predicted: Tensor  # (N,) int64, the class predicted there, or by the fallback for images that stay to the end
     labels: Tensor  # (N,) int64
     costs: Tensor  # (E,) float64 of one image up to each exit
+    full_cost: float | None = None  # of the whole network, if other than that of the last exit
 
     def __repr__(self) -> str:
         rates = " / ".join(f"{rate:.1%}" for rate in self.exit_rates.tolist())
@@ -41,7 +42,7 @@ class Decisions:
     @property
     def relative_cost(self) -> float:
         """`mean_cost` as a share of the whole network's."""
-        return self.mean_cost / float(self.costs[-1])
+        return self.mean_cost / (self.full_cost or float(self.costs[-1]))
 
     @property
     def exit_rates(self) -> Tensor:
@@ -60,7 +61,9 @@ def decide(predictions: Predictions, policy: Policy, fallback: str = "last") -> 
     check_policy(policy, predictions.num_exits)
     index = _exit_indices(predictions.logits, policy)
     predicted = with_fallback(predictions, fallback).predicted.gather(0, index[None])[0]
-    return Decisions(index, predicted, predictions.labels, predictions.costs)
+    off = switched_off(policy, predictions.num_exits) if fallback == "last" else []
+    costs, full_cost = predictions.costs_without(off), float(predictions.costs[-1])
+    return Decisions(index, predicted, predictions.labels, costs, full_cost)
 
 
 def _exit_indices(logits: Tensor, policy: Policy) -> Tensor:
@@ -103,7 +106,7 @@ def with_fallback(predictions: Predictions, name: str) -> Predictions:
     if name == "last":
         return predictions
     answers = fallback_logits(predictions.logits, name)
-    return Predictions(torch.cat([predictions.logits[:-1], answers[None]]), predictions.labels, predictions.costs)
+    return replace(predictions, logits=torch.cat([predictions.logits[:-1], answers[None]]))
 
 
 def _exit_rates(exit_index: Tensor, num_exits: int) -> Tensor:

@@ -113,6 +113,14 @@ def check_policy(policy: Policy, num_exits: int) -> None:
     policy.check(num_exits)
 
 
+def switched_off(policy: Policy, num_exits: int) -> list[int]:
+    """Return the exits that need not run: no image may leave there, and no other exit looks at them."""
+    if not isinstance(policy, ThresholdPolicy) or looks_back(policy.score):
+        return []
+    thresholds = policy.thresholds if isinstance(policy.thresholds, tuple) else (policy.thresholds,) * (num_exits - 1)
+    return [index for index, threshold in enumerate(thresholds) if threshold == math.inf]
+
+
 def leaving(policy: Policy, logits: Tensor) -> Tensor:
     """Return the answer (n,) bool of `policy` to logits (e + 1, n, C), which it may write into, or raise ValueError."""
     leaves, wanted = policy.leaves(logits), logits.shape[1:2]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -36,6 +36,7 @@ class Predictions:
     logits: Tensor  # (E, N, C) float32, shallowest exit first, finite, of two classes or more
     labels: Tensor  # (N,) int64
     costs: Tensor  # (E,) float64, rising
+    head_costs: Tensor | None = None  # (E,) float64, which an exit that is switched off saves; by default none
 
     def __post_init__(self) -> None:
         shape = getattr(self.logits, "shape", ())
@@ -48,6 +49,8 @@ class Predictions:
         _check(usable, "labels", f"({images},) int64 in 0..{classes - 1}", self.labels)
         usable = _is_tensor(self.costs, (exits,), torch.float64) and _are_costs(self.costs)
         _check(usable, "costs", f"({exits},) float64, increasing and positive", self.costs)
+        usable = self.head_costs is None or _is_tensor(self.head_costs, (exits,), torch.float64)
+        _check(usable, "head_costs", f"({exits},) float64", self.head_costs)
 
     def __repr__(self) -> str:
         exits, images, classes = self.logits.shape
@@ -94,20 +97,30 @@ class Predictions:
 
     def take(self, index: Tensor) -> "Predictions":
         """Return the predictions for the images that `index` (positions or a boolean mask) selects."""
-        return Predictions(self.logits[:, index], self.labels[index], self.costs)
+        return replace(self, logits=self.logits[:, index], labels=self.labels[index])
+
+    def costs_without(self, exits: Sequence[int]) -> Tensor:
+        """(E,) `costs` if `exits` are switched off and do not run."""
+        if self.head_costs is None:
+            return self.costs
+        saved = torch.zeros_like(self.costs)
+        saved[list(exits)] = self.head_costs[list(exits)]
+        return self.costs - saved.cumsum(0)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all; logits as float16, half the size, rounded by 0.05 %."""
         logits = self.logits.half()
         _check(logits.isfinite().all(), "logits", "small enough for float16", self.logits)
-        save_tensors(path, {"logits": logits, "labels": self.labels.int(), "costs": self.costs})
+        heads = {} if self.head_costs is None else {"head_costs": self.head_costs}
+        save_tensors(path, {"logits": logits, "labels": self.labels.int(), "costs": self.costs} | heads)
 
     @staticmethod
     def load(path: Path | str) -> "Predictions":
         """Read what `save` wrote."""
         tensors, _ = load_tensors(path)
         with reading(path):
-            return Predictions(tensors["logits"].float(), tensors["labels"].long(), tensors["costs"])
+            logits, labels = tensors["logits"].float(), tensors["labels"].long()
+            return Predictions(logits, labels, tensors["costs"], tensors.get("head_costs"))
 
 
 def predict(

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from eeutils.analysis.decisions import decide
-from eeutils.analysis.policies import Policy, ThresholdPolicy, score_of
+from eeutils.analysis.policies import Policy, ThresholdPolicy, looks_back, score_of
 from eeutils.analysis.predictions import Predictions, check_predictions
 from eeutils.fields import check_range
 
@@ -49,7 +49,7 @@ def accuracy_cost_curve(
             spaced ranks of the scores, rising.
         score: see `eeutils.analysis.policies.score_of`.
     """
-    scores = score_of(predictions.logits[:-1], score)
+    predictions, scores = _billed(predictions, score), score_of(predictions.logits[:-1], score)
     thresholds = _grid(scores) if thresholds is None else checked_thresholds(thresholds)
     accuracy, cost = _sweep_shared(predictions, scores, thresholds)
     return Curve(thresholds, accuracy, cost, float(predictions.costs[-1]), score)
@@ -118,16 +118,16 @@ def choose_thresholds(
     check_predictions(validation)
     check_one_goal(max_drop=max_drop, budget=budget)
     pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
-    scores = score_of(validation.logits[:-1], score)
+    table, scores = _billed(validation, score), score_of(validation.logits[:-1], score)
     if per_exit == "geometric":
         choices = [Choice.of(ThresholdPolicy(each, score), validation) for each in _geometric_rates(scores)]
         outcomes = [(each.accuracy, each.relative_cost) for each in choices]
         accuracy, relative_cost = torch.tensor(outcomes, dtype=torch.float64).T
         return choices[pick(accuracy, relative_cost * float(validation.costs[-1]))]
     candidates = torch.cat([_grid(scores), torch.tensor([math.inf], dtype=torch.float64)])  # infinity: an exit is off
-    shared = pick(*_sweep_shared(validation, scores, candidates))
+    shared = pick(*_sweep_shared(table, scores, candidates))
     if per_exit or (per_exit is None and budget is not None):
-        thresholds = candidates[_refined(validation, scores, candidates, shared, pick)].tolist()
+        thresholds = candidates[_refined(table, scores, candidates, shared, pick)].tolist()
     else:
         thresholds = float(candidates[shared])
     return Choice.of(ThresholdPolicy(thresholds, score), validation)
@@ -141,6 +141,11 @@ _RATIOS, _RATIO_EXPONENT = 101, 1.7  # from 0.02 to 50
 
 _Pick = Callable[[Tensor, Tensor], int]
 """Accuracies (T,) and costs (T,) -> position of the best threshold."""
+
+
+def _billed(predictions: Predictions, score: str) -> Predictions:
+    """`predictions` with head costs only if exits that are switched off need not run."""
+    return replace(predictions, head_costs=None) if looks_back(score) else predictions
 
 
 def _losing(validation: Predictions, max_drop: float) -> _Pick:
@@ -250,7 +255,10 @@ def _sweep_shared(predictions: Predictions, scores: Tensor, thresholds: Tensor) 
     """Accuracy (T,) and mean cost (T,) with each of `thresholds` at all early exits, given their scores (E-1, N)."""
     correct = predictions.correct
     right, leaving = (count_leaving(chosen, scores, thresholds) for chosen in (correct, torch.ones_like(correct)))
-    return right.sum(1) / len(predictions.labels), (leaving * predictions.costs).sum(1) / len(predictions.labels)
+    every_early_exit = range(predictions.num_exits - 1)
+    off = (thresholds == math.inf)[:, None]
+    costs = torch.where(off, predictions.costs_without(every_early_exit), predictions.costs)
+    return right.sum(1) / len(predictions.labels), (leaving * costs).sum(1) / len(predictions.labels)
 
 
 def _sweep_one(
@@ -274,5 +282,7 @@ def _sweep_one(
         return if_staying.sum() + from_here_up[first_to_leave]
 
     num_images = len(predictions.labels)
-    costs = predictions.costs[:, None].expand(-1, num_images)
-    return total(predictions.correct.double()) / num_images, total(costs) / num_images
+    off = {index for index, threshold in enumerate(thresholds.tolist()) if threshold == math.inf} - {moving}
+    costs = [predictions.costs_without(exits)[:, None].expand(-1, num_images) for exits in (off, off | {moving})]
+    cost = torch.where(candidates == math.inf, total(costs[1]), total(costs[0]))
+    return total(predictions.correct.double()) / num_images, cost / num_images

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,3 +192,50 @@ def test_choose_thresholds_refuses_no_two_or_impossible_goals(table, goal):
     with pytest.raises(ValueError, match=r"max_drop|budget"):
         choose_thresholds(table, **goal)
     assert choose_thresholds(table, budget=0.2).relative_cost == 0.2
+
+
+def billed(predictions: Predictions, share: float) -> Predictions:
+    """Heads that cost `share` of what is between two exits."""
+    heads = predictions.costs.diff(prepend=torch.zeros(1, dtype=torch.float64)) * share
+    return replace(predictions, head_costs=heads)
+
+
+def mean_cost_by_hand(predictions: Predictions, thresholds: list[float]) -> float:
+    """Every unit on the way, and the heads of those exits on the way that some image could leave at."""
+    on = torch.tensor([*(threshold < math.inf for threshold in thresholds), True])
+    exits = decide(predictions, ThresholdPolicy(thresholds)).exit_index
+    units = predictions.costs - predictions.head_costs.cumsum(0)
+    return float((units + (predictions.head_costs * on).cumsum(0))[exits].mean())
+
+
+@given(tables(max_exits=4), st.floats(0, 0.9), st.data())
+def test_decide_leaves_out_heads_that_are_switched_off(predictions, share, data):
+    predictions, early = billed(predictions, share), predictions.num_exits - 1
+    thresholds = data.draw(st.lists(st.sampled_from([0.0, 0.6, 0.9, math.inf]), min_size=early, max_size=early))
+    cost = decide(predictions, ThresholdPolicy(thresholds)).mean_cost
+    assert cost == pytest.approx(mean_cost_by_hand(predictions, thresholds))
+    shared = accuracy_cost_curve(predictions, [0.6, math.inf]).cost.tolist()
+    assert shared == pytest.approx([mean_cost_by_hand(predictions, [each] * early) for each in (0.6, math.inf)])
+    in_all = decide(predictions, ThresholdPolicy(thresholds, "ensemble"))
+    assert torch.equal(in_all.costs, predictions.costs)
+
+
+@given(tables(max_exits=2), st.floats(0, 0.9), st.floats(0, 1))
+def test_choose_thresholds_with_head_costs_finds_the_best_of_all(predictions, share, drop):
+    predictions = billed(predictions, share)
+    choice = choose_thresholds(predictions, max_drop=drop, per_exit=True)
+    floor = float(predictions.accuracy[-1]) - drop - 1e-9
+    allowed = [cost for accuracy, cost in every_choice(predictions, "confidence") if accuracy >= floor]
+    assert choice.relative_cost * float(predictions.costs[-1]) == pytest.approx(min(allowed))
+
+
+def test_choose_thresholds_switches_off_exits_that_do_not_pay():
+    """Each of seven early exits is right about one image in a hundred only."""
+    sure = torch.full((8, 100), 0.4)
+    sure[torch.arange(7), torch.arange(7)] = 0.99
+    sure[7] = 0.9
+    table = right_with(sure.tolist(), [0.11 * (index + 1) for index in range(8)])
+    table = replace(table, head_costs=torch.tensor([0.01] * 7 + [0.0], dtype=torch.float64))
+    choice = choose_thresholds(table, max_drop=0.0, per_exit=True)
+    assert choice.relative_cost <= 1 - 0.07 / 0.88  # of the network without early exits
+    assert math.inf in choice.policy.thresholds
