@@ -55,7 +55,7 @@ def run_cells(notebook: NotebookNode) -> None:
         tree = ast.parse(cell.source)
         last = tree.body.pop().value if isinstance(tree.body[-1], ast.Expr) else ast.Constant(None)
         exec(compile(tree, "cell", "exec"), names)
-        show(eval(compile(ast.Expression(last), "cell", "eval"), names))
+        show(eval(compile(ast.fix_missing_locations(ast.Expression(last)), "cell", "eval"), names))
         for number in plt.get_fignums():
             plt.figure(number).savefig(io.BytesIO(), dpi=20)
         plt.close("all")
