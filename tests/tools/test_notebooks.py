@@ -1,13 +1,10 @@
 """Every notebook runs in quick mode, and as committed it can be read, believed and opened in Colab."""
 
-import ast
-import io
 import os
 import re
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from nbformat import NotebookNode
@@ -42,42 +39,9 @@ def quick_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quick-cache"
 
 
-def show(value: object) -> None:
-    """Make the text and the table that a kernel would show for `value`."""
-    repr(value)
-    getattr(value, "_repr_html_", lambda: None)()
-
-
-def run_cells(notebook: NotebookNode) -> None:
-    """Run the code in this process, drawing every figure small."""
-    names: dict[str, object] = {"__name__": "__main__", "display": show}
-    for cell in code_cells(notebook):
-        tree = ast.parse(cell.source)
-        last = tree.body.pop().value if isinstance(tree.body[-1], ast.Expr) else ast.Constant(None)
-        exec(compile(tree, "cell", "exec"), names)
-        show(eval(compile(ast.Expression(last), "cell", "eval"), names))
-        for number in plt.get_fignums():
-            plt.figure(number).savefig(io.BytesIO(), dpi=20)
-        plt.close("all")
-
-
 @pytest.mark.timeout(900)
 @each_notebook
-def test_notebook_runs_in_quick_mode(path, tmp_path, quick_cache, monkeypatch, recwarn):
-    for name, value in {"EEUTILS_QUICK": "1", "EEUTILS_CACHE": str(quick_cache)}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("matplotlib_inline.backend_inline.set_matplotlib_formats", lambda *args, **kwargs: None)
-    monkeypatch.chdir(tmp_path)
-    with plt.rc_context():
-        run_cells(read(path))
-    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "path", [NOTEBOOKS[6], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS if path != NOTEBOOKS[6])]
-)
-def test_notebook_runs_in_a_kernel(path, tmp_path, quick_cache):
+def test_notebook_runs_in_quick_mode(path, tmp_path, quick_cache):
     copy = Path(shutil.copy(path, tmp_path))
     notebook = execute(copy, quick=True, environment={"EEUTILS_CACHE": str(quick_cache)})
     assert all(cell.execution_count for cell in code_cells(notebook))
