@@ -255,7 +255,7 @@ def test_cascade_keeps_images_and_takes_any_memory_format_or_precision():
         (torch.zeros(0, 3, 8, 8), r"got \(0, 3, 8, 8\)"),
         (torch.full((1, 3, 8, 8), 9, dtype=torch.uint8), "uint8"),
         (torch.zeros(2, 1, 8, 8), r"\(1, 8, 8\).*unit 0"),
-        (torch.rand(2, 3, 8, 8), r"float32 in \[0\.0\d+, 0\.99\d+\]"),
+        (torch.rand(2, 3, 8, 8), r"float32 in \[\d.*, 0\.9\d+\]"),
         (torch.randint(0, 256, (2, 3, 32, 32)).float(), r"float32 in \[0, 255\]"),
         (torch.full((2, 3, 8, 8), torch.inf), r"\[inf, inf\]"),
         (torch.full((2, 3, 8, 8), torch.nan), r"\[nan, nan\]"),

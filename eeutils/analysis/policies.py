@@ -126,7 +126,7 @@ def leaving(policy: Policy, logits: Tensor) -> Tensor:
     leaves, wanted = policy.leaves(logits), logits.shape[1:2]
     fits = isinstance(leaves, Tensor) and leaves.dtype == torch.bool and leaves.shape == wanted
     name = f"{type(policy).__name__}.leaves"
-    require(fits, f"{name} must return a bool tensor of shape {tuple(wanted)}, got {described(leaves)}")
+    require(fits, f"{name} must return a {tuple(wanted)} bool tensor, got {described(leaves)}")
     return leaves
 
 
