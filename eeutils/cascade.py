@@ -19,15 +19,10 @@ from eeutils.models import MultiExitNet
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """Answers of a cascade.
+    """Answers of a cascade."""
 
-    Attributes:
-        logits: (N, C) float32 of the exit at which each image left, or what the fallback took where none let it go.
-        exit_index: (N,) int64, that exit.
-    """
-
-    logits: Tensor
-    exit_index: Tensor
+    logits: Tensor  # (N, C) float32 of the exit at which each image left, or of the fallback where none let it go
+    exit_index: Tensor  # (N,) int64, that exit
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.exit_index):,} images of {self.logits.shape[-1]} classes)"
@@ -72,9 +67,7 @@ class Cascade:
         calibration: validation images for "int8".
 
     Raises:
-        TypeError: if `net` has no exits, or `policy` is no policy.
-        ValueError: if the policy is for another number of exits, the fallback, the engine, the precision or the device
-            is unknown, or a weight of the network is NaN or infinite, or missing as in a lazy layer.
+        ValueError: if an argument is unknown or does not fit the network, or a weight is missing, NaN or infinite.
         ModuleNotFoundError: if the engine is not installed.
     """
 
@@ -113,10 +106,7 @@ class Cascade:
         """Images (N, C, H, W), one or more -> logits and exits, on the cascade's device.
 
         Raises:
-            TypeError: if `images` is not a tensor.
-            ValueError: if the images have another shape, dtype or range, such as floats that were never normalised; if
-                an answer is NaN or infinite, exits answer other than logits (N, classes) of the same classes, two or
-                more, or the engine cannot run a unit.
+            ValueError: if images were never normalised or do not fit, or an answer is NaN or infinite.
         """
         check_normalized(images)
         if self.normalization is not None:
@@ -133,14 +123,6 @@ class Cascade:
             batch_size: images at a time.
             costs: (E,) of one image up to and including each exit, as `predict` takes them; by default multiply-adds.
                 An exit that is switched off counts as run, as it does in `predict`.
-
-        Returns:
-            Where every image left and what came of it, on the CPU.
-
-        Raises:
-            TypeError: if `split` is no split.
-            ValueError: as for images and as `predict` does, or if the network answers for other than the split's
-                classes.
         """
         check_split(split)
         split = split if self.normalization is None else replace(split, normalization=self.normalization)

@@ -28,20 +28,13 @@ class NetworkCosts:
     Multiply-adds are those that `torch.utils.flop_counter` knows: convolutions, matrix products, attention. A network
     with custom operators, such as `torchvision.ops.DeformConv2d`, needs another measure:
     `predict(..., costs=measure_seconds(net, split))`.
-
-    Attributes:
-        unit_macs: (U,) float64 of each backbone unit.
-        exit_macs: (E,) float64 of each exit's head.
-        unit_params: (U,) int64.
-        exit_params: (E,) int64.
-        exit_after: the unit that each exit follows.
     """
 
-    unit_macs: Tensor
-    exit_macs: Tensor
-    unit_params: Tensor
-    exit_params: Tensor
-    exit_after: tuple[int, ...]
+    unit_macs: Tensor  # (U,) float64 of each backbone unit
+    exit_macs: Tensor  # (E,) float64 of each exit's head
+    unit_params: Tensor  # (U,) int64
+    exit_params: Tensor  # (E,) int64
+    exit_after: tuple[int, ...]  # the unit that each exit follows
 
     @property
     def cumulative_macs(self) -> Tensor:
@@ -59,14 +52,8 @@ class NetworkCosts:
 
 @torch.inference_mode(False)  # its tensors have no version counter, which shows heads that work in place
 def measure_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> NetworkCosts:
-    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone and without its hooks.
-
-    Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if a unit or an exit cannot read its input or looks at values, or the head of an early exit works
-            in place on the feature map that the next unit reads.
-    """
-    net = remove_hooks(on_meta(net))
+    """Count the costs of `net` for one image of `image_shape` (C, H, W), on shapes alone and without its hooks."""
+    net = on_meta(net)
     unit_macs, features = zip(*walk_units(net, image_shape), strict=True)
     exit_macs = []
     for unit, stage in zip(net.exit_after, net.stages(), strict=True):
@@ -129,10 +116,6 @@ def measure_seconds(
         batches: timed runs, after a few that are not.
         device: where to compute; by default where the network is.
         engine, precision, calibration: see `Cascade`.
-
-    Raises:
-        TypeError: if `net` has no exits, or `split` is not a `Split`.
-        ValueError: if the network cannot read the images, or there is no such device or engine.
     """
     check_split(split)
     check_range("batches", batches, 1)
@@ -145,13 +128,14 @@ def measure_seconds(
 
 
 def measure_head_seconds(net: PreparedNet, split: Split, seconds: Tensor, **options: int) -> Tensor:
-    """Return the (E,) float64 seconds that an early exit saves if it is switched off: `Predictions.head_costs`.
+    """Return the (E,) float64 seconds that each early exit saves if it is switched off: `Predictions.head_costs`.
 
-    They are what the network takes longer than without early exits, in equal parts: each exit costs a call of the
-    engine, not only its head.
+    They are what the network takes longer than without early exits, in equal parts, because each exit costs a call of
+    the engine and not its head alone:
 
-    Args:
-        seconds: what `measure_seconds` returned for the network, with the same options.
+        seconds = measure_seconds(ready, data.val)
+        heads = measure_head_seconds(ready, data.val, seconds)  # with the same options
+        choice = choose_thresholds(replace(table, costs=seconds, head_costs=heads), budget=0.5)
     """
     last = net.num_exits - 1
     saved = (seconds[-1] - measure_seconds(net.keeping([last]), split, **options)[-1]).clamp(min=0)

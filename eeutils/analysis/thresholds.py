@@ -16,21 +16,13 @@ from eeutils.fields import check_range
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against cost as one threshold for all early exits moves.
+    """Accuracy against cost as one threshold for all early exits moves."""
 
-    Attributes:
-        thresholds: (T,) float64.
-        accuracy: (T,) float64, 0 to 1.
-        cost: (T,) float64, mean cost of an image, in the unit of the predictions' costs.
-        full_cost: cost of the whole network.
-        score: the score that the thresholds apply to.
-    """
-
-    thresholds: Tensor
-    accuracy: Tensor
-    cost: Tensor
-    full_cost: float
-    score: str
+    thresholds: Tensor  # (T,) float64
+    accuracy: Tensor  # (T,) float64, 0 to 1
+    cost: Tensor  # (T,) float64, mean cost of an image, in the unit of the predictions' costs
+    full_cost: float  # of the whole network
+    score: str  # that the thresholds apply to
 
     @property
     def relative_cost(self) -> Tensor:
@@ -64,17 +56,11 @@ def exit_rates_at(predictions: Predictions, thresholds: Tensor | Sequence[float]
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy and its results on the split it was chosen on; see `decide` for other splits.
+    """A policy and its results on the split it was chosen on; see `decide` for other splits."""
 
-    Attributes:
-        policy: the policy to use; a threshold of infinity switches an exit off.
-        accuracy: on that split.
-        relative_cost: on that split, as a share of the whole network's.
-    """
-
-    policy: Policy
+    policy: Policy  # a threshold of infinity switches an exit off
     accuracy: float
-    relative_cost: float
+    relative_cost: float  # as a share of the whole network's
 
     @staticmethod
     def of(policy: Policy, validation: Predictions) -> "Choice":

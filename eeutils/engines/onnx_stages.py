@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,9 +46,6 @@ def to_onnx(net: MultiExitNet, images: Tensor) -> list[bytes]:
 
     The first stage takes `images`, the others `features0, ...`; all give `handed_on0, ..., logits`, the last only
     `logits`.
-
-    Raises:
-        ValueError: if a unit or an exit cannot be exported.
     """
     # Contiguous, as others expect weights to lie; two images, because torch.export makes a constant of one.
     net = net.float().cpu().to(memory_format=torch.contiguous_format)
@@ -62,6 +60,11 @@ def to_onnx(net: MultiExitNet, images: Tensor) -> list[bytes]:
             raise ValueError(_reason(stage, x, error)) from error
         x = handed_on
     return models
+
+
+def as_array(images: Tensor) -> np.ndarray:
+    """Images (n, C, H, W) in float32, as ONNX takes them."""
+    return np.ascontiguousarray(images.float().numpy(force=True))
 
 
 def _exported(part: nn.Module, x: Features, name: str = "x") -> bytes:

@@ -12,7 +12,7 @@ import torch
 from onnxruntime import quantization
 from torch import Tensor
 
-from eeutils.engines.onnx_stages import to_onnx
+from eeutils.engines.onnx_stages import as_array, to_onnx
 from eeutils.engines.registry import Engine, Settings, Stages
 from eeutils.models import MultiExitNet
 
@@ -47,7 +47,7 @@ def _run(session: ort.InferenceSession, names: Sequence[str], features: Arrays) 
 
 
 def _read(images: Tensor) -> Arrays:
-    return [images.detach().to("cpu", torch.float32, memory_format=torch.contiguous_format).numpy()]
+    return [as_array(images)]
 
 
 def _take(features: Arrays, index: Tensor) -> Arrays:

@@ -10,7 +10,7 @@ import torch
 from openvino import opset13 as ops
 from torch import Tensor
 
-from eeutils.engines.onnx_stages import to_onnx
+from eeutils.engines.onnx_stages import as_array, to_onnx
 from eeutils.engines.openvino_int8 import quantized
 from eeutils.engines.registry import Engine, Settings, Stages
 from eeutils.models import MultiExitNet
@@ -144,8 +144,7 @@ def _slice(tensor: ov.Tensor, start: int, end: int) -> ov.Tensor:
 
 
 def _read(images: Tensor) -> Tensors:
-    array = images.detach().to("cpu", torch.float32, memory_format=torch.contiguous_format).numpy()
-    return [ov.Tensor(array, shared_memory=True)]
+    return [ov.Tensor(as_array(images), shared_memory=True)]
 
 
 def _take(features: Tensors, index: Tensor) -> Tensors:

@@ -51,9 +51,7 @@ class PreparedNet:
         calibration: validation images for "int8", a split; 300 of them are used.
 
     Raises:
-        TypeError: if `net` has no exits.
-        ValueError: if the engine, the precision or the device is unknown or do not go together, "int8" has no images,
-            or a weight is NaN or infinite, or missing as in a lazy layer.
+        ValueError: if engine, precision and device do not go together, or a weight is missing, NaN or infinite.
         ModuleNotFoundError: if the engine is not installed.
     """
 
@@ -100,11 +98,7 @@ class PreparedNet:
         return self._settings.precision
 
     def stages_for(self, images: Tensor) -> Stages:
-        """The stages for `images` (N, C, H, W) of this shape; safe for threads.
-
-        Raises:
-            ValueError: if the network cannot read the images, or the engine cannot run a unit.
-        """
+        """The stages for `images` (N, C, H, W) of this shape; safe for threads."""
         shape = images.shape[1:]
         if shape not in self._stages:
             with self._lock:

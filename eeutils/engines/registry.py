@@ -15,19 +15,12 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a network on an engine.
+    """Settings of a network on an engine."""
 
-    Attributes:
-        precision: one of `PRECISIONS`, or None for that of the weights.
-        device: where to compute.
-        threads: of the CPU.
-        calibration: (N, C, H, W) normalised images to choose the scales of int8 by.
-    """
-
-    precision: str | None
+    precision: str | None  # one of `PRECISIONS`, or None for that of the weights
     device: torch.device
-    threads: int
-    calibration: Tensor | None = None
+    threads: int  # of the CPU
+    calibration: Tensor | None = None  # (N, C, H, W) normalised images to choose the scales of int8 by
 
 
 @dataclass(frozen=True)
@@ -50,18 +43,14 @@ class Stages:
 class Engine:
     """A way to run the stages of a network.
 
-    Attributes:
-        prepare: (network, images, settings) -> stages for such images. The network is in evaluation mode, with norms
-            folded; the engine may change it.
-        precisions: those of `PRECISIONS` that it computes in.
-        devices: kinds of devices.
-        per_shape: stages serve one shape of image only.
+    `prepare` maps a network, images and settings to stages for such images. The network is in evaluation mode, with
+    norms folded; the engine may change it.
     """
 
     prepare: Callable[[MultiExitNet, Tensor, Settings], Stages]
-    precisions: tuple[str, ...]
+    precisions: tuple[str, ...]  # those of `PRECISIONS` that it computes in
     devices: tuple[str, ...] = ("cpu",)
-    per_shape: bool = True
+    per_shape: bool = True  # stages serve one shape of image only
 
 
 # Name -> module that defines ENGINE, imported on first use, and the extra of eeutils that installs what it needs.
@@ -80,23 +69,14 @@ def list_engines() -> list[str]:
 
 
 def register_engine(name: str, engine: Engine) -> None:
-    """Make `engine` known as `name`.
-
-    Raises:
-        ValueError: if eeutils has an engine of that name.
-    """
+    """Make `engine` known as `name`, which none of eeutils' own may have."""
     if name in _BUILT_IN:
         raise ValueError(f"name must be none of {sorted(_BUILT_IN)}, got {name!r}")
     _REGISTERED[name] = engine
 
 
 def find_engine(name: str) -> Engine:
-    """Return the engine called `name`.
-
-    Raises:
-        ValueError: if there is none.
-        ModuleNotFoundError: if its packages are not installed.
-    """
+    """Return the engine called `name`."""
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _BUILT_IN:
@@ -106,11 +86,7 @@ def find_engine(name: str) -> Engine:
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:
-    """Import `module`, which needs the extra `extra` of eeutils.
-
-    Raises:
-        ModuleNotFoundError: if a package is missing.
-    """
+    """Import `module`, or raise ModuleNotFoundError that names the extra of eeutils which it needs."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -12,7 +12,9 @@ from torchvision.ops import DeformConv2d
 
 from eeutils import Cascade, MultiExitNet, choose_thresholds, decide, measure_seconds, predict
 from eeutils.analysis import exit_costs, measure_costs
+from eeutils.analysis.costs import measure_head_seconds
 from eeutils.data import Split
+from eeutils.engines import PreparedNet
 from eeutils.models import create_exit, resnet18, resnet18_3exits, truncate
 from eeutils.models.contracts import checked_answers
 from tests.toys import random_split
@@ -217,6 +219,13 @@ def head(*before: nn.Module) -> nn.Module:
 def test_measure_seconds_are_an_images_up_to_each_exit(clock, batch_size, first, last):
     net = MultiExitNet([Takes(1, 2), Takes(8)], {0: head(), 1: head()})
     assert measure_seconds(net, random_split(8, num_classes=4), batch_size=batch_size).tolist() == [first, last]
+
+
+def test_measure_head_seconds_are_what_early_exits_add(clock):
+    net = MultiExitNet([Takes(2), Takes(8), Takes(1)], {0: head(Takes(2)), 1: head(Takes(4)), 2: head(Takes(8))})
+    ready, split = PreparedNet(net), random_split(2, num_classes=4)
+    seconds = measure_seconds(ready, split)
+    assert measure_head_seconds(ready, split, seconds).tolist() == [3, 3, 0]
 
 
 @pytest.mark.parametrize("count", [3, 5])

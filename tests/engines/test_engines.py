@@ -262,3 +262,19 @@ def test_convolutions_are_packed_where_channels_are_powers_of_two(channels, pack
     if not torch.backends.mkldnn.is_available():
         pytest.skip("oneDNN is not there")
     assert _can_be_packed(torch.nn.Conv2d(*channels, 3)) == packed
+
+
+def test_openvino_in_int8_answers_the_same_without_an_early_exit():
+    engine_or_skip("openvino")
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    torch.manual_seed(0)
+    units = [nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU()) for channels in (3, 8, 8)]
+    net = MultiExitNet(units, {index: create_exit("spp", 8, 4) for index in range(3)}).eval()
+    split = make_split()
+    ready = PreparedNet(net, "openvino", precision="int8", calibration=split)
+    table = predict(ready, split)
+    middle = float(table.confidence[1].sort().values[19:21].mean())
+    policy = ThresholdPolicy((float("inf"), middle))
+    result = Cascade(ready, policy).run(split, batch_size=23)
+    assert torch.equal(result.exit_index, decide(table, policy).exit_index)
+    assert torch.equal(result.predicted, decide(table, policy).predicted)

@@ -30,7 +30,7 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from eeutils.analysis.costs import measure_seconds, now, stage_seconds
+from eeutils.analysis.costs import measure_head_seconds, measure_seconds, now, stage_seconds
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import choose_thresholds
@@ -212,7 +212,9 @@ def contenders_of(network: Network, data: ImageData, size: int) -> Iterator[Cont
         yield Contender(name, engine, ready.logits, name, float(network.test.accuracy[-1]))
         return
     seconds = measure_seconds(ready, data.val, batch_size=size)
-    for unit, table in {"multiply-adds": network.val, "time": replace(network.val, costs=seconds)}.items():
+    heads = measure_head_seconds(ready, data.val, seconds, batch_size=size)
+    timed = replace(network.val, costs=seconds, head_costs=heads)
+    for unit, table in {"multiply-adds": network.val, "time": timed}.items():
         if table.relative_costs[0] <= BUDGET:
             policy = choose_thresholds(table, budget=BUDGET).policy
             came, cascade = decide(network.test, policy), Cascade(ready, policy)
