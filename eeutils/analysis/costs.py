@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from eeutils.analysis.policies import ThresholdPolicy, leaving
 from eeutils.data.splits import Split, check_split
 from eeutils.engines import PreparedNet
 from eeutils.fields import check_range
@@ -17,6 +18,7 @@ from eeutils.models.contracts import count_macs, left_alone, on_meta, walk_units
 
 Result = TypeVar("Result")
 
+_SCORING = ThresholdPolicy(1.0)
 _WARM_UP = 3
 _DISTINCT = 4  # time does not depend on a batch's values, and every batch kept takes memory on the device
 
@@ -106,8 +108,8 @@ def measure_seconds(
         choice = choose_thresholds(predict(net, data.val, costs=seconds), budget=0.5)  # half of the time
 
     Runs the network as `eeutils.cascade.Cascade` does, on batches that no image leaves, and takes the median of each
-    stage. Left out are the cascade's scores, the sorting of images that stay, and the lower efficiency of batches that
-    shrink on their way.
+    stage and the score of its exit. Left out are the sorting of images that stay, and the lower efficiency of batches
+    that shrink on their way.
 
     Args:
         net: the network, which is not changed, or a `eeutils.engines.PreparedNet`.
@@ -123,7 +125,7 @@ def measure_seconds(
         net = PreparedNet(net, engine, precision=precision, device=device, calibration=calibration)
     given = [images for images, _ in islice(split.batches(batch_size, net.device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
-    stages = stage_seconds(net, list(islice(cycle(whole), _WARM_UP + batches)))
+    stages = stage_seconds(net, list(islice(cycle(whole), _WARM_UP + batches)), scored=True)
     return stages[_WARM_UP:].median(0).values.cumsum(0) / len(whole[0])
 
 
@@ -145,15 +147,17 @@ def measure_head_seconds(net: PreparedNet, split: Split, seconds: Tensor, **opti
 
 
 @torch.inference_mode()
-def stage_seconds(net: PreparedNet, batches: Sequence[Tensor]) -> Tensor:
-    """(B, E) float64, seconds of each stage of `net` for each batch when no image leaves."""
+def stage_seconds(net: PreparedNet, batches: Sequence[Tensor], *, scored: bool = False) -> Tensor:
+    """(B, E) float64, seconds of each stage of `net`, and of early scores, for each batch when no image leaves."""
     device, marks = net.device, []
     for images in batches:
         stages = net.stages_for(images)
         marks.append([_mark(device)])
         x = stages.read(images)
         for run in stages.run:
-            x, _ = run(x)
+            x, logits = run(x)
+            if scored and run is not stages.run[-1]:
+                leaving(_SCORING, logits[None])
             marks[-1].append(_mark(device))
     now(device)
     return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)
