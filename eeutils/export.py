@@ -108,7 +108,7 @@ def _write(classifier: Classifier, folder: Path) -> None:
         about["single"] = {"file": SINGLE, "sha256": sha256_of_file(folder / SINGLE)}
     write_text(folder / "cascade.json", json.dumps(about, indent=1))
     for name in ("run.py", "README.md"):
-        write_text(folder / name, resources.files("eeutils.exported").joinpath(name).read_text("utf-8"))
+        write_text(folder / name, resources.files("eeutils").joinpath("exported", name).read_text("utf-8"))
 
 
 class _OneImage(nn.Module):

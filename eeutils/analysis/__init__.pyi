@@ -12,6 +12,7 @@ from .costs import measure_costs as measure_costs
 from .costs import measure_seconds as measure_seconds
 from .decisions import Decisions as Decisions
 from .decisions import decide as decide
+from .decisions import unconfident_counts as unconfident_counts
 from .decisions import with_fallback as with_fallback
 from .gradcam import Explanation as Explanation
 from .gradcam import central_share as central_share

@@ -83,6 +83,15 @@ def _copy(logits: Tensor) -> Tensor:
     return logits[:-1].clone()
 
 
+def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:
+    """Count the images that leave at no early exit by the exit most confident of them, (E,) int64.
+
+    Shallow-Deep Networks (arXiv 1810.07052) count the same, except that their last exit has a threshold, too.
+    """
+    staying = decide(predictions, policy).exit_index == predictions.num_exits - 1
+    return predictions.confidence[:, staying].argmax(0).bincount(minlength=predictions.num_exits)
+
+
 def check_fallback(name: str) -> None:
     """Raise ValueError with the choices unless `name` is a fallback."""
     check_choice("fallback", name, ("last", "most_confident"))

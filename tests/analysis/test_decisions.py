@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eeutils import Predictions, ThresholdPolicy, decide
 from eeutils.analysis import Decisions, accuracy_cost_curve, score_of, with_fallback
-from eeutils.analysis.decisions import fallback_logits
+from eeutils.analysis.decisions import fallback_logits, unconfident_counts
 from tests.analysis.tables import from_probs, random_table, tables
 
 
@@ -116,3 +116,10 @@ def test_with_fallback_makes_sweeps_agree_with_decide(predictions, score, fallba
     decisions = decide(predictions, ThresholdPolicy(threshold, score), fallback)
     assert curve.accuracy.item() == pytest.approx(decisions.accuracy)
     assert curve.cost.item() == pytest.approx(decisions.mean_cost)
+
+
+def test_unconfident_counts_by_hand(table):
+    # At 0.85 the last two images stay, both most confident at exit 3; at infinity all do.
+    assert unconfident_counts(table, ThresholdPolicy(0.85)).tolist() == [0, 0, 2]
+    assert unconfident_counts(table, ThresholdPolicy(math.inf)).tolist() == [1, 1, 2]
+    assert unconfident_counts(table, ThresholdPolicy(0.0)).tolist() == [0, 0, 0]

@@ -1,1 +1,0 @@
-"""Files that go into an exported folder as they are."""
