@@ -9,6 +9,7 @@ from .confusion import indicator_table as indicator_table
 from .costs import NetworkCosts as NetworkCosts
 from .costs import exit_costs as exit_costs
 from .costs import measure_costs as measure_costs
+from .costs import measure_head_seconds as measure_head_seconds
 from .costs import measure_seconds as measure_seconds
 from .decisions import Decisions as Decisions
 from .decisions import decide as decide

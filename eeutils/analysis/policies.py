@@ -127,8 +127,6 @@ def leaving(policy: Policy, logits: Tensor) -> Tensor:
     fits = isinstance(leaves, Tensor) and leaves.dtype == torch.bool and leaves.shape == wanted
     if not fits:  # not `require`: on single images the message would take as long as the rest
         name = f"{type(policy).__name__}.leaves"
-    if not fits:  # not `require`: on single images the message would take as long as the rest
-        name = f"{type(policy).__name__}.leaves"
         raise ValueError(f"{name} must return a {tuple(wanted)} bool tensor, got {described(leaves)}")
     return leaves
 
