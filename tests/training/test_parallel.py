@@ -14,25 +14,36 @@ from eeutils.training.parallel import Workers, workers_of_torchrun
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 
 
+def torchrun(*words: object) -> subprocess.CompletedProcess:
+    """Start two connected processes on the CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
     """The files that the two processes of `together.py` leave."""
     folder = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command += [Path(__file__).with_name("together.py"), folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    done = torchrun(Path(__file__).with_name("together.py"), folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder
 
 
-def test_train_in_two_processes_writes_once_and_ends_in_both(together):
+def test_train_in_two_processes_writes_once(together):
     report = json.loads((together / "run" / "report.json").read_text())
     assert report["device"].startswith("2 x CPU")
     assert report["command"].startswith("torchrun --nproc-per-node 2 -m eeutils.train ")
     assert (together / "stdout").read_text().count(json.dumps(report["test_accuracy"])) == 1
-    assert [(together / f"failed-{rank}").exists() for rank in range(2)] == [True, True]
+
+
+def test_train_ends_in_all_processes_when_one_fails(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    words = ["-m", "eeutils.train", "digits", "--model", "resnet18", "--width", "2", "--data", "digits"]
+    done = torchrun(*words, "--out", tmp_path / "file" / "run")
+    assert done.returncode != 0
+    assert "error: cannot write" in done.stderr
 
 
 def left_by(folder: Path, rank: int, name: str) -> dict[str, torch.Tensor]:
