@@ -12,27 +12,23 @@ from safetensors.torch import load_file
 from eeutils.training.parallel import Workers, workers_of_torchrun
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
+ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess:
+    """Start two connected processes on the CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    environment = {**ALONE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
-    """The files that the two processes of `together.py` leave."""
+    """The files that the processes of `together.py` leave."""
     folder = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command += [Path(__file__).with_name("together.py"), folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    done = torchrun(Path(__file__).with_name("together.py"), folder)
     assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
     return folder
-
-
-def test_train_in_two_processes_writes_once_and_ends_in_both(together):
-    report = json.loads((together / "run" / "report.json").read_text())
-    assert report["device"].startswith("2 x CPU")
-    assert report["command"].startswith("torchrun --nproc-per-node 2 -m eeutils.train ")
-    assert (together / "stdout").read_text().count(json.dumps(report["test_accuracy"])) == 1
-    assert [(together / f"failed-{rank}").exists() for rank in range(2)] == [True, True]
 
 
 def left_by(folder: Path, rank: int, name: str) -> dict[str, torch.Tensor]:
@@ -67,6 +63,24 @@ def test_fit_in_processes_without_norms_and_draws_is_that_of_one(together):
     alone, shared = left_by(together, 0, "alone"), left_by(together, 0, "shared")
     for name in alone:
         torch.testing.assert_close(shared[name], alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_train_runs_in_two_processes_and_one_writes(tmp_path):
+    words = ["-m", "eeutils.train", "digits", "--model", "resnet18_2exits", "--width", "2", "--data", "digits"]
+    done = torchrun(*words, "--train.epochs", "1", "--train.batch-size", "63", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["device"].startswith("2 x CPU")
+    assert report["command"].startswith("torchrun --nproc-per-node 2 -m eeutils.train digits ")
+    assert done.stdout.count(json.dumps(report["test_accuracy"])) == 1
+
+
+def test_train_ends_in_all_processes_when_one_fails(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    words = ["-m", "eeutils.train", "digits", "--model", "resnet18", "--width", "2", "--data", "digits"]
+    done = torchrun(*words, "--out", tmp_path / "file" / "run")
+    assert done.returncode != 0
+    assert "error: cannot write" in done.stderr
 
 
 def test_workers_of_one_process_change_nothing(monkeypatch):
