@@ -35,7 +35,7 @@ settings.load_profile("eeutils")
 # Files that start processes, train or run shipped networks: seconds each, left out of `make test-fast`.
 LONG = """
 adapt adapt_uses benchmarks campaign colab demo engines export hub interruptions notebook notebooks parallel photos
-publish readme serve shipped structure train_cli train_missing
+publish readme serve shipped structure train_cli train_missing widgets
 """
 
 
