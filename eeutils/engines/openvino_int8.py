@@ -88,7 +88,7 @@ def _as_integers(features: ov.Output) -> ov.Output:
 
 
 def _stage(whole: ov.Model, position: int, cuts: Sequence[Sequence[Place]]) -> ov.Model:
-    """What lies between two cuts of a copy of `whole`, and the logits there."""
+    """Part of a copy of `whole` from one cut to the next, with the logits there."""
     model, given, parameters = whole.clone(), {}, []
     handed_on = [_output(model, each) for each in cuts[position]]
     for place in cuts[position - 1] if position else []:
