@@ -38,7 +38,7 @@ class Carrying(nn.Module):
 
 
 class Joined(nn.Module):
-    """What was carried past the exit, together."""
+    """Join what was carried past the exit."""
 
     def __init__(self) -> None:
         super().__init__()

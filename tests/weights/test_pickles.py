@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections import OrderedDict, defaultdict, deque
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from eeutils.errors import IntegrityError
 from eeutils.weights import PickledTensors, read_pickled_tensors
-from eeutils.weights.unpickler import InertUnpickler
+from eeutils.weights.unpickler import InertUnpickler, Storage, View
 
 codecs.lookup("cp437")  # zipfile's own encoding of names: imported now, not while a test watches what is imported
 
@@ -373,3 +374,20 @@ plain = st.recursive(
 @given(value=plain, protocol=st.integers(0, 5))
 def test_inert_unpickler_gives_plain_values_as_pickle_does(value, protocol):
     assert InertUnpickler(io.BytesIO(pickle.dumps(value, protocol))).load() == value
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "fits"),
+    [
+        (0, (2, 3), (3, 1), True),
+        (1, (2, 3), (3, 1), False),
+        (5, (1,), (1,), True),
+        (6, (1,), (1,), False),
+        (6, (0,), (1,), True),
+        (0, (6,), (0,), True),
+        (0, (7,), (0,), False),
+    ],
+)
+def test_view_lies_within_its_storage_of_six_numbers(offset, size, stride, fits):
+    with nullcontext() if fits else pytest.raises(ValueError, match="storage"):
+        View(Storage("0", torch.float32, 6), offset, size, stride)
