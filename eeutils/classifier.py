@@ -125,12 +125,12 @@ class Classifier:
             classes, fallback = tuple(map(str, about["classes"])), about["fallback"]
             shape = about["image_shape"] and _checked_shape(about["image_shape"])
             rebuilt = _rebuilt(about["origin"]) if net is None else None
-        net = rebuilt if net is None else net
-        put_tensors(net, tensors, str(path))
-        if rebuilt is not None and shape is not None:
-            answers, saved = map(torch.tensor, (_answer_sizes(net.eval(), normalization, shape), about["answers"]))
-            same = torch.allclose(answers, saved, rtol=_OTHER_ANSWERS)
-            require(same, f"net must be given; rebuilt from {about['origin']}, it answers otherwise than saved")
+            net = rebuilt if net is None else net
+            put_tensors(net, tensors, str(path))
+            if rebuilt is not None and shape is not None:
+                answers, saved = map(torch.tensor, (_answer_sizes(net.eval(), normalization, shape), about["answers"]))
+                same = torch.allclose(answers, saved, rtol=_OTHER_ANSWERS)
+                require(same, f"net must be given; rebuilt from {about['origin']}, it answers otherwise than saved")
         options = {"fallback": fallback, "engine": engine, "precision": precision, "image_shape": shape}
         return Classifier(net.eval(), classes, normalization, policy, **options)
 

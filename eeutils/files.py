@@ -113,6 +113,14 @@ def work_folder(target: Path, *, resume: bool = False, kind: str = "work") -> It
         os.close(lock)
 
 
+def sweep(target: Path) -> None:
+    """Remove what a killed process left beside `target`, which is whole: its lock's text, and its work folder."""
+    lock = _beside(target, "lock")
+    if _beside(target, "work").exists() or (lock.exists() and lock.stat().st_size):
+        with suppress(StorageError), exclusive(target, wait=False), work_folder(target):
+            pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -164,13 +172,15 @@ def save_state(path: Path | str, state: Any) -> None:
 def load_state(path: Path | str) -> Any:
     """Read what `save_state` wrote, onto the CPU; nothing in it is executed."""
     import torch
+    from torch import _weights_only_unpickler as inert
 
     with reading(path):
         content = memoryview(Path(path).read_bytes())
         split = max(0, len(content) - len(_STATE_MARK) - hashlib.sha256().digest_size)
         content, mark = content[:split], content[split:]
         require(mark == _STATE_MARK + hashlib.sha256(content).digest(), "its content does not match its sha256")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # As with weights_only=True, whose hints about an error take hours to make if a name in the file is long.
+        return torch.load(io.BytesIO(content), map_location="cpu", pickle_module=inert, weights_only=False)
 
 
 def sha256_of_tensor(tensor: "Tensor") -> str:

@@ -201,6 +201,9 @@ def test_load_finds_every_kind_of_damage(tmp_path):
         {"policy": {"thresholds": 0.5, "scorr": "margin"}},
         {"classes": None},
         {"image_shape": ["3", 8, 8]},
+        {"image_shape": [3, 8, 1 << 70]},
+        {"answers": None},
+        {"answers": [[1.0]]},
         {"origin": {"library": "eeutils", "name": "resnet18", "arguments": {"width": "x"}}},
     ],
 )

@@ -1,7 +1,9 @@
 import hashlib
+import io
 import os
 import signal
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from eeutils import files
 from eeutils.errors import IntegrityError, StorageError
 from eeutils.files import (
     atomic_path,
@@ -24,6 +27,7 @@ from eeutils.files import (
     save_tensors,
     sha256_of_file,
     sha256_of_tensor,
+    sweep,
     work_folder,
     write_text,
 )
@@ -276,6 +280,37 @@ def test_load_state_executes_nothing(tmp_path):
     save_state(tmp_path / "state.pt", {"x": Calls()})
     with pytest.raises(IntegrityError, match=r"state\.pt"):
         load_state(tmp_path / "state.pt")
+
+
+def test_load_state_refuses_a_name_of_a_megabyte_at_once(tmp_path):
+    """A search of torch's for hints about the error takes time quadratic in the name."""
+    torch.save({}, buffer := io.BytesIO())
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(content := io.BytesIO(), "w") as new:
+        for name in old.namelist():
+            hostile = b"\x80\x02c" + b"[" * 1_000_000 + b"\nx\n."
+            new.writestr(name, hostile if name.endswith("data.pkl") else old.read(name))
+    sealed = content.getvalue() + files._STATE_MARK + hashlib.sha256(content.getvalue()).digest()
+    (tmp_path / "state.pt").write_bytes(sealed)
+    with pytest.raises(IntegrityError, match=r"state\.pt"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_sweep_removes_what_a_killed_process_left_beside_a_whole_target(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("whole")
+
+    def leave() -> None:
+        with exclusive(target), work_folder(target, resume=True) as folder:
+            (folder / "download").write_text("left")
+            kill_this_process()
+
+    assert run_in_child(leave) == -signal.SIGKILL
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) > len("whole")
+    with exclusive(target):
+        sweep(target)  # nothing while another is at work
+    assert (tmp_path / ".target.work" / "download").exists()
+    sweep(target)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == ["target"]
 
 
 def saved(folder: Path, kind: str) -> bytes:

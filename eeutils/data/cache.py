@@ -15,7 +15,16 @@ from torch import Tensor
 
 from eeutils.download import Source, first_that_delivers
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, check_room, exclusive, load_tensors, save_tensors, sha256_of_tensor, work_folder
+from eeutils.files import (
+    cache_dir,
+    check_room,
+    exclusive,
+    load_tensors,
+    save_tensors,
+    sha256_of_tensor,
+    sweep,
+    work_folder,
+)
 
 RawData = dict[str, Tensor]
 """`train_images` and `test_images` (N, 3, H, W) uint8, `train_labels` and `test_labels` (N,) uint8.
@@ -50,6 +59,7 @@ def cached_data(
     """
     path = cache_dir() / f"{name}.safetensors"
     if (data := _read_cache(path, name, content)) is not None:
+        sweep(path)
         return data
     with exclusive(path), work_folder(path, resume=True) as folder:
         if (data := _read_cache(path, name, content)) is not None:  # another process has just written it

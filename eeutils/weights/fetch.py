@@ -7,7 +7,7 @@ from pathlib import Path
 import eeutils
 from eeutils.download import TIMEOUT_S, Source, check_online, download, first_that_delivers, passes, web_page
 from eeutils.errors import IntegrityError
-from eeutils.files import cache_dir, exclusive, sha256_of_file, storing, work_folder, write_text
+from eeutils.files import cache_dir, exclusive, sha256_of_file, storing, sweep, work_folder, write_text
 from eeutils.weights.registry import StoredFile
 
 _LARGEST = 1 << 30  # of a file whose size nobody knows
@@ -41,6 +41,7 @@ def local_file(file: StoredFile, folder: Path | None, check_readable: Check | No
             if not passes(check, cached):
                 cached.unlink(missing_ok=True)
                 _fetch(file, cached, check)
+    sweep(cached)
     return cached
 
 
