@@ -131,7 +131,9 @@ _Pick = Callable[[Tensor, Tensor], int]
 
 def _billed(predictions: Predictions, score: str) -> Predictions:
     """`predictions` with head costs only if exits that are switched off need not run."""
-    return replace(predictions, head_costs=None) if looks_back(score) else predictions
+    if predictions.head_costs is None or not looks_back(score):
+        return predictions
+    return replace(predictions, head_costs=None)
 
 
 def _losing(validation: Predictions, max_drop: float) -> _Pick:
@@ -269,6 +271,8 @@ def _sweep_one(
 
     num_images = len(predictions.labels)
     off = {index for index, threshold in enumerate(thresholds.tolist()) if threshold == math.inf} - {moving}
-    costs = [predictions.costs_without(exits)[:, None].expand(-1, num_images) for exits in (off, off | {moving})]
-    cost = torch.where(candidates == math.inf, total(costs[1]), total(costs[0]))
+    cost = total(predictions.costs_without(off)[:, None].expand(-1, num_images))
+    # At infinity nobody leaves here, and the head does not run.
+    without = predictions.costs_without(off | {moving})[otherwise].sum()
+    cost = torch.where(candidates == math.inf, without, cost)
     return total(predictions.correct.double()) / num_images, cost / num_images

@@ -11,7 +11,7 @@ from openvino import opset13 as ops
 from torch import Tensor
 
 from eeutils.engines.onnx_stages import as_array, to_onnx
-from eeutils.engines.openvino_int8 import quantized
+from eeutils.engines.openvino_int8 import quantized, redirect
 from eeutils.engines.registry import Engine, Settings, Stages
 from eeutils.models import MultiExitNet
 
@@ -81,8 +81,7 @@ def _given(parameter: ov.Node, in_bf16: bool) -> ov.Node:
     )
     features = ops.convert(given, kind) if narrow else given
     features = ops.transpose(features, ops.constant(_TO_CHANNELS_FIRST)) if turned else features
-    for reader in parameter.output(0).get_target_inputs():
-        reader.replace_source_output(features.output(0))
+    redirect(parameter.output(0), features.output(0))
     return given
 
 

@@ -46,7 +46,7 @@ def _joined(stages: Sequence[ov.Model]) -> tuple[ov.Model, list[list[Place]]]:
         for op in stage.get_ops():
             op.set_friendly_name(f"stage{position}/{op.get_friendly_name()}")
         for given, features in zip(stage.get_parameters() if position else [], handed_on, strict=True):
-            _replace(given.output(0), features)
+            redirect(given.output(0), features)
         *features, answer = stage.get_results()
         handed_on = [each.input_value(0) for each in features]
         cuts.append([_place(each) for each in handed_on])
@@ -83,7 +83,7 @@ def _as_integers(features: ov.Output) -> ov.Output:
     integers = ops.convert(ops.fake_quantize(features, *bounds, _LEVELS), ov.Type.i8 if first else ov.Type.u8)
     integers.set_friendly_name(f"{features.get_node().get_friendly_name()}/integers{features.get_index()}")
     floats = ops.multiply(ops.convert(integers, ov.Type.f32), ops.constant(np.float32(scale)))
-    _replace(quantizer.output(0), floats.output(0))
+    redirect(quantizer.output(0), floats.output(0))
     return integers.output(0)
 
 
@@ -95,14 +95,15 @@ def _stage(whole: ov.Model, position: int, cuts: Sequence[Sequence[Place]]) -> o
         features = _output(model, place)
         parameters.append(ops.parameter(features.get_partial_shape(), features.get_element_type()))
         given[place] = parameters[-1].output(0)
-        _replace(features, given[place])
+        redirect(features, given[place])
     # What is only carried past this stage goes from its input straight to its output.
     sources = [given.get(place, output) for place, output in zip(cuts[position], handed_on, strict=True)]
     results = [*map(ops.result, sources), model.get_results()[position]]
     return ov.Model(results, parameters or model.get_parameters(), f"stage{position}")
 
 
-def _replace(old: ov.Output, new: ov.Output) -> None:
+def redirect(old: ov.Output, new: ov.Output) -> None:
+    """Let all that reads `old` read `new`."""
     for reader in old.get_target_inputs():
         reader.replace_source_output(new)
 

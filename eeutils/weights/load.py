@@ -51,8 +51,9 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
     """
     device, registry = choose_device(device), registry or default_registry()
     entry = _at_hand(name, registry)
-    instead = f"load_predictions({name!r}, 'test'). {_how_to_train(entry, registry)}"
-    require(entry.weights is not None, f"the weights of {name} do not ship, only what they predict: {instead}")
+    if entry.weights is None:  # not `require`, here and below: its message looks through the registry
+        instead = f"load_predictions({name!r}, 'test'). {_how_to_train(entry, registry)}"
+        raise ValueError(f"the weights of {name} do not ship, only what they predict: {instead}")
     if entry.status == "external":
         net = _from_pickle(entry, local_file(entry.weights, registry.folder, read_pickled_tensors))
     else:
@@ -83,7 +84,8 @@ def load_history(name: str, *, registry: Registry | None = None) -> History:
 
 def _at_hand(name: str, registry: Registry) -> WeightEntry:
     entry = registry.entry(name)
-    require(entry.status != "not trained", f"{name} is not trained yet. {_how_to_train(entry, registry)}")
+    if entry.status == "not trained":
+        raise ValueError(f"{name} is not trained yet. {_how_to_train(entry, registry)}")
     return entry
 
 

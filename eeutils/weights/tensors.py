@@ -143,7 +143,8 @@ def mapped_tensors(net: MultiExitNet, report: TensorReport) -> dict[str, Tensor]
     Our pyramid head scales its pooled cells before the linear layer, others do not: the layer's weights are divided
     by the same numbers.
     """
-    require(report.shapes_fit, f"the file holds another network, tensor by tensor:\n{report}")
+    if not report.shapes_fit:  # not `require`, which would list all tensors each time
+        raise ValueError(f"the file holds another network, tensor by tensor:\n{report}")
     counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith(_COUNTER)}
     tensors = counters | {own: tensor.float() for own, _, tensor in report.matched}
     for unit, head in net.exits.items():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -87,7 +88,8 @@ def main(args: list[str] | None = None) -> None:
     study = tyro.cli(Study, prog="python -m tools.benchmarks.threshold_choice", description=__doc__, args=args)
     networks = {name: load_predictions(name, "val") for name in study.weights}
     for_accuracy = {name: judged(each, FOR_ACCURACY, study.repeats) for name, each in networks.items()}
-    by_exits = groupby(sorted(networks.values(), key=_num_exits), key=_num_exits)
+    num_exits = attrgetter("num_exits")
+    by_exits = groupby(sorted(networks.values(), key=num_exits), key=num_exits)
     for_budget = {
         (exits, budget): cuts
         for exits, group in ((exits, list(group)) for exits, group in by_exits)
@@ -131,10 +133,6 @@ def budget_table(budgets: Mapping[tuple[int, float], list[pd.DataFrame]]) -> str
             rows.append([exits, f"{budget:.0%}", len(networks), way, mean["lost_there"], mean["lost"], mean["cost"]])
     head = ["exits", "budget", "networks", "given to", "lost there", "lost on others", "cost (%)"]
     return markdown_table(head, rows) + "\n"
-
-
-def _num_exits(predictions: Predictions) -> int:
-    return predictions.num_exits
 
 
 def _within(budget: float, networks: Iterable[Predictions], repeats: int) -> list[pd.DataFrame]:
