@@ -4,6 +4,7 @@ from eeutils.train import parsed
 from eeutils.weights import Registry, WeightEntry
 
 _TRAINING_IMAGES = {"cifar10": 45_000}  # the rest is for validation
+_SAVED_BY_SMALL_IMAGES = 7 / 16
 
 
 def training_pflop(entry: WeightEntry, registry: Registry) -> float:
@@ -16,8 +17,9 @@ def training_pflop(entry: WeightEntry, registry: Registry) -> float:
         KeyError: if the size of the training split is not known.
     """
     config = entry.training.config
+    share = 1 - _SAVED_BY_SMALL_IMAGES * config.get("small_images", 0.0)
     passes = 3 if config.get("trained", "all") == "all" else 1
-    images = _TRAINING_IMAGES[entry.data] * config["epochs"]
+    images = _TRAINING_IMAGES[entry.data] * config["epochs"] * share
     start = parsed(list(entry.training_arguments)).start_from
     before = training_pflop(registry.entry(start), registry) if start in registry.names else 0.0
     return before + 2 * passes * entry.macs[-1] * images / 1e15

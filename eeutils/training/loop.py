@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
+from eeutils.data.augmentation import shrunk
 from eeutils.data.splits import seed_of
 from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
@@ -136,6 +137,7 @@ class _Run:
         self.batches = TrainBatches(
             data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(self.workers)
         )
+        self.small_steps = round(config.small_images * config.epochs * len(self.batches))
         self.val = data.val.to(device)
         self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
         dtype = autocast_dtype(config.precision, device)
@@ -196,6 +198,8 @@ class _Run:
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Update the weights once and return the losses, (E,) or (). Nothing waits for the device."""
         number = self.steps_done
+        if number < self.small_steps:
+            images = shrunk(images)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, number + 1, len(self.batches)) * group["lr_factor"]
         # Dropout draws from the global generator. Seeded at each step, a resumed run draws the same.

@@ -6,7 +6,7 @@ import torch
 
 from eeutils.analysis.predictions import check_outputs
 from eeutils.data import ImageData
-from eeutils.data.augmentation import augmented_batch
+from eeutils.data.augmentation import augmented_batch, shrunk
 from eeutils.device import cuda_indices
 from eeutils.errors import require
 from eeutils.fields import check_choice, check_type
@@ -40,8 +40,11 @@ def check_fit(net: MultiExitNet, data: ImageData, config: TrainConfig, loss: Los
         set_modes(trial, config.trained)
         try:
             logits = checked_answers(trial, images)
+            if config.small_images:
+                images = shrunk(images)
+                checked_answers(trial, images)
         except (RuntimeError, ValueError) as error:
-            shape = data.image_shape
+            shape = tuple(images.shape[1:])
             raise ValueError(f"net must train on images of shape {shape}, {share} at a time: {error}") from error
     check_outputs(data.train, logits[0].shape[1])
     exit_weights(config.loss.weights, net.num_exits)

@@ -99,6 +99,11 @@ def test_training_pflop_counts_two_operations_three_times():
     assert training_pflop(PLAIN, Registry(())) == pytest.approx(6 * 1e9 * 45_000 * 2 / 1e15)
 
 
+def test_training_pflop_counts_small_images_nine_sixteenths():
+    half = entry("half", 10**9, "slim --model resnet18", epochs=2, trained="all", small_images=0.5)
+    assert training_pflop(half, Registry(())) == pytest.approx(0.54 * (0.5 + 0.5 * 9 / 16))
+
+
 def test_training_pflop_adds_the_network_that_a_run_starts_from():
     exits = entry("exits", 2 * 10**9, "ic_only --model resnet18 --start-from plain", epochs=1, trained="early_exits")
     registry = Registry((PLAIN, exits))

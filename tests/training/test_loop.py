@@ -197,11 +197,22 @@ def test_train_step_never_waits_for_the_device(tiny_net, tiny_data, tiny_config,
     assert not [name for name in operations.names if "local_scalar" in name or "nonzero" in name]
 
 
+@pytest.mark.parametrize(("share", "small"), [(0.0, 0), (0.3, 6), (0.6, 13)])
+def test_fit_starts_on_small_images(tiny_net, tiny_data, tiny_config, share, small):
+    net, sizes = tiny_net(), []
+    net.units[0].register_forward_pre_hook(lambda unit, inputs: sizes.append((unit.training, *inputs[0].shape)))
+    fit(net, tiny_data, tiny_config(small_images=share), progress=False)
+    steps = [shape for training, *shape in sizes if training and shape[0] == 16]  # not the trial before the run
+    assert steps == [[16, 3, 6, 6]] * small + [[16, 3, 8, 8]] * (21 - small)
+    assert {tuple(shape[1:]) for training, *shape in sizes if not training} == {(3, 8, 8)}
+
+
 RESUMED = {
     "sgd": {},
     "dropout": {},
     "averaged": {"average_decay": 0.9, "bias_learning_rate": 4.0},
     "muon": {"optimizer": "muon"},
+    "small images": {"small_images": 0.6},  # 12.6 of 21 steps
     "fp16": {"precision": "fp16"},
     "ramp": {"loss": LossConfig(weights="sdn")},
     "early exits": ADAM,

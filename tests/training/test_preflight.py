@@ -61,6 +61,13 @@ def test_check_fit_tries_the_share_of_one_process(tiny_data, tiny_config):
         check_fit(net, tiny_data, tiny_config(batch_size=2), None, world_size=2)
 
 
+def test_check_fit_tries_small_images(tiny_data, tiny_config):
+    net = MultiExitNet([nn.Conv2d(3, 4, 7)], {0: nn.Sequential(nn.Flatten(), nn.Linear(16, 4))})
+    check_fit(net, tiny_data, tiny_config(), None, 1)
+    with pytest.raises(ValueError, match=r"\(3, 6, 6\)"):
+        check_fit(net, tiny_data, tiny_config(small_images=0.1), None, 1)
+
+
 @pytest.mark.parametrize("trained", ["all", "exits", "early_exits"])
 def test_check_fit_needs_something_to_train(tiny_net, tiny_data, tiny_config, trained):
     net = tiny_net()

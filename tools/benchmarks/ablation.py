@@ -17,7 +17,7 @@ from unittest import mock
 import pandas as pd
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.analysis.thresholds import accuracy_cost_curve
@@ -52,7 +52,6 @@ class Variant:
         prepare: changes the new network.
         newton_schulz_steps: of Muon.
         backbone_first: half of the epochs for the plain network, the other half for all exits together.
-        small_images: train on images of 3/4 of the size in the first half, for 5/4 of the epochs.
         hard_images: train on the 70 % of the images with the highest loss of a proxy of a quarter of the width, for 5/4
             of the epochs.
     """
@@ -63,10 +62,10 @@ class Variant:
     prepare: Callable[[MultiExitNet], object] | None = None
     newton_schulz_steps: int = 3
     backbone_first: bool = False
-    small_images: bool = False
     hard_images: bool = False
 
 
+_SMALL_IMAGES = {"small_images": 0.5}
 VARIANTS = {
     "as it is": Variant(),
     "no convolution in the first head": Variant(pool="spp"),
@@ -86,14 +85,14 @@ VARIANTS = {
     "moving average of the weights": Variant(config={"average_decay": 0.998}),
     "equal weights of the losses": Variant(loss={"weights": (1.0, 1.0, 1.0)}),
     "backbone first, then all together": Variant(backbone_first=True),
-    "images of 24 pixels in the first half, more epochs": Variant(small_images=True),
+    "images of 24 pixels in the first half, more epochs": Variant(config=_SMALL_IMAGES),
     "the hardest 70 % of the images, more epochs": Variant(hard_images=True),
     # What helps alone, together.
     "momentum 0.85, labels smoothed, small images": Variant(
-        config={"momentum": 0.85}, loss={"label_smoothing": 0.2}, small_images=True
+        config={"momentum": 0.85, **_SMALL_IMAGES}, loss={"label_smoothing": 0.2}
     ),
     "the same in batches of 250": Variant(
-        config={"momentum": 0.85, "batch_size": 250}, loss={"label_smoothing": 0.2}, small_images=True
+        config={"momentum": 0.85, "batch_size": 250, **_SMALL_IMAGES}, loss={"label_smoothing": 0.2}
     ),
 }
 _MODEL = "airnet_3exits"
@@ -158,10 +157,8 @@ def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: I
     net = create_model(_MODEL, pool=variant.pool, width=study.width, **_fitting(data))
     if variant.prepare is not None:
         variant.prepare(net)
-    if variant.small_images or variant.hard_images:
+    if config.small_images or variant.hard_images:
         config = replace(config, epochs=max(1, round(_MORE_EPOCHS * config.epochs)))
-    if variant.small_images:
-        _shrink_images(net, steps=config.epochs * (len(data.train) // config.batch_size) // 2)
     with mock.patch.object(optimizer, "_NEWTON_SCHULZ_STEPS", variant.newton_schulz_steps):
         if variant.hard_images:
             proxy = create_model(_MODEL, pool=variant.pool, width=max(1, study.width // 4), **_fitting(data))
@@ -178,18 +175,6 @@ def predictions_of(study: Study, variant: Variant, name: str, seed: int, data: I
 
 def _fitting(data: ImageData) -> dict[str, int]:
     return fitting_arguments(len(data.classes), data.image_shape)
-
-
-def _shrink_images(net: MultiExitNet, steps: int) -> None:
-    """Show `net` images of 3/4 of their size in its first training steps. A run resumed counts them anew."""
-    left = iter(range(steps))
-
-    def shrink(module: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
-        if module.training and next(left, None) is not None:
-            return nn.functional.interpolate(*inputs, scale_factor=0.75, mode="bilinear", antialias=True)
-        return None
-
-    net.register_forward_pre_hook(shrink)
 
 
 def _hard_images(proxy: MultiExitNet, split: Split, device: torch.device) -> Split:
