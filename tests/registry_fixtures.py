@@ -14,6 +14,7 @@ from eeutils.files import sha256_of_file
 from eeutils.train import TrainingRun, train
 from eeutils.weights import Registry, StoredFile, WeightEntry
 from tools.publish import halved
+from tools.registry_file import save_registry, with_entry
 
 TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp", "exit_after": [2, 4]}
 
@@ -55,8 +56,8 @@ def tiny_registry(tmp_path, tiny_net) -> Registry:
         status="not trained",
         command="train --width 64 && publish",
     )
-    registry = Registry((), folder).with_entry(slim).with_entry(full)
-    registry.save()
+    registry = with_entry(with_entry(Registry((), folder), slim), full)
+    save_registry(registry)
     return registry
 
 

@@ -30,6 +30,7 @@ from eeutils.weights.registry import (
     default_registry,
 )
 from eeutils.weights.tensors import put_tensors, read_tensors, untrained_network
+from tools.registry_file import save_registry, with_entry
 from tools.weights_page import write_readme
 
 # Half precision moves an accuracy by a few images; more means that weights and report are of different runs.
@@ -187,7 +188,7 @@ def _without_weights(entry: WeightEntry, staging: Path) -> WeightEntry:
 def _check_sizes(entry: WeightEntry, registry: Registry) -> None:
     """Raise ValueError if a file, or all shipped files together, would be too large."""
     largest = max(file.size for file in entry.files)
-    entries = registry.with_entry(entry).entries
+    entries = with_entry(registry, entry).entries
     together = sum(file.size for each in entries for file in each.files if "repository" in file.sources)
     for what, size, limit in (("a file", largest, LARGEST_FILE), ("all files", together, LARGEST_FOLDER)):
         if size > limit:
@@ -200,10 +201,10 @@ def _check_sizes(entry: WeightEntry, registry: Registry) -> None:
 def _put_in_place(entry: WeightEntry, files: Path, folder: Path) -> None:
     """Move `files` into the weights folder and update its registry and README."""
     with exclusive(folder / REGISTRY_FILE):
-        registry = Registry.load(folder).with_entry(entry)  # read here: another process may just have written it
+        registry = with_entry(Registry.load(folder), entry)  # read here: another process may just have written it
         with _set_aside(folder / entry.name):
             files.rename(folder / entry.name)
-            registry.save()
+            save_registry(registry)
         write_readme(registry)
 
 

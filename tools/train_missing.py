@@ -24,6 +24,7 @@ from eeutils.train import TrainingRun, parsed
 from eeutils.weights import Registry, default_registry, list_weights
 from eeutils.weights.registry import REGISTRY_FILE
 from tools.publish import entry_name, planned_entry, publish
+from tools.registry_file import save_registry, with_entry
 from tools.tables import markdown_table
 from tools.weights_page import write_readme
 
@@ -198,8 +199,8 @@ def record_plan(runs: tuple[PlannedRun, ...]) -> None:
         registry = Registry.load(folder)
         for planned in runs:
             if _is_news(planned, registry):
-                registry = registry.with_entry(planned_entry(asdict(planned.run), planned.commands))
-        registry.save()
+                registry = with_entry(registry, planned_entry(asdict(planned.run), planned.commands))
+        save_registry(registry)
         write_readme(registry)
 
 

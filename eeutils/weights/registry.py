@@ -1,10 +1,9 @@
 """Registry of weights: one entry per network, in a readable JSON file beside the weights."""
 
-import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from eeutils.data import Normalization
 from eeutils.errors import require
-from eeutils.files import read_json, reading, write_text
+from eeutils.files import read_json, reading
 
 REGISTRY_FILE = "registry.json"
 # The weights ship; only their predictions do, as they are too large; a command makes them; others published a pickle.
@@ -92,15 +91,9 @@ class WeightEntry:
         """All files of the entry."""
         return tuple(file for file in (self.weights, self.history, *self.predictions.values()) if file is not None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists, strings and numbers, without the name."""
-        values = asdict(self)
-        del values["name"]
-        return values
-
     @staticmethod
     def from_json(name: str, values: Mapping[str, Any]) -> "WeightEntry":
-        """Rebuild an entry from what `to_json` returned."""
+        """Build an entry from what the JSON file has below its name."""
         parts = dict(values)
         parts["normalization"] = Normalization(**parts["normalization"])
         parts["classes"] = tuple(parts.get("classes", ()))
@@ -133,18 +126,6 @@ class Registry:
             alike = sorted(alike, key=lambda each: not entries[each].has_results)[:5]
             raise ValueError(f"name must be one of list_weights(), got {name!r}; nearest are {alike}")
         return entries[name]
-
-    def with_entry(self, entry: WeightEntry) -> "Registry":
-        """Return a registry with `entry` added, or put in place of the one of that name."""
-        others = [other for other in self.entries if other.name != entry.name]
-        return Registry(tuple(sorted([*others, entry], key=lambda each: each.name)), self.folder)
-
-    def save(self) -> None:
-        """Write the JSON file into the folder, whole or not at all; the same entries give the same bytes."""
-        require(self.folder is not None, "a registry must have a folder to be saved, got the package's own")
-        values = {entry.name: entry.to_json() for entry in self.entries}
-        text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
-        write_text(self.folder / REGISTRY_FILE, text + "\n")
 
     @staticmethod
     def load(folder: Path) -> "Registry":

@@ -15,6 +15,7 @@ from eeutils.weights import Registry
 from tests.toys import kill_this_process, run_in_child
 from tools import publish as publish_module
 from tools.publish import publish
+from tools.registry_file import save_registry
 from tools.weights_page import readme_text
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -70,7 +71,7 @@ def test_publish_keeps_what_another_process_published_meanwhile(run, tiny_regist
 
     @contextmanager
     def after_another(target: Path) -> Iterator[None]:
-        tiny_registry.save()
+        save_registry(tiny_registry)
         with exclusive(target):
             turns.append(target)
             yield
@@ -87,11 +88,11 @@ def test_publish_leaves_the_old_files_if_the_registry_cannot_be_written(run, emp
     change_report(run, seconds=99.0)
     change_weights(run, lambda tensors: tensors["units.0.1.bias"].add_(1e-4))
 
-    def refuse(self) -> None:
+    def refuse(registry: Registry) -> None:
         raise StorageError("no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Registry, "save", refuse)
+        patched.setattr(publish_module, "save_registry", refuse)
         with pytest.raises(StorageError, match="no space"):
             publish(run, empty)
     assert tree(empty.folder) == before
@@ -104,7 +105,7 @@ def test_publish_killed_leaves_the_old_files_and_the_next_one_clears_up(run, emp
     publish(run, empty)
     before = tree(empty.folder)
     with monkeypatch.context() as patched:
-        patched.setattr(Registry, "save", lambda self: kill_this_process())
+        patched.setattr(publish_module, "save_registry", lambda registry: kill_this_process())
         assert run_in_child(lambda: publish(run, empty)) == -signal.SIGKILL
     aside = empty.folder / f".{NAME}.before"
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == {

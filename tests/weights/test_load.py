@@ -10,6 +10,7 @@ from eeutils import create_model, list_weights, load_history, load_predictions, 
 from eeutils.errors import DataUnavailableError
 from eeutils.files import sha256_of_file
 from eeutils.weights import Registry, StoredFile, default_registry, weight_entry
+from tools.registry_file import with_entry
 
 NAME = "resnet18_3exits-spp-toy-w4"
 
@@ -20,7 +21,7 @@ def tampered(registry: Registry, tensors: dict[str, torch.Tensor]) -> Registry:
     path = registry.folder / entry.weights.path
     save_file(tensors, path)
     file = replace(entry.weights, sha256=sha256_of_file(path), size=path.stat().st_size)
-    return registry.with_entry(replace(entry, weights=file))
+    return with_entry(registry, replace(entry, weights=file))
 
 
 def shipped(registry: Registry) -> dict[str, torch.Tensor]:
@@ -57,7 +58,7 @@ def test_load_weights_says_how_to_train_untrained_ones(tiny_registry):
 def test_load_weights_offers_only_networks_trained_alike(tiny_registry, name, hint):
     other = replace(tiny_registry.entry("resnet18_3exits-spp-toy"), name=name)
     with pytest.raises(ValueError, match="not trained yet") as caught:
-        load_weights(name, registry=tiny_registry.with_entry(other))
+        load_weights(name, registry=with_entry(tiny_registry, other))
     assert hint in str(caught.value)
 
 
@@ -105,7 +106,7 @@ def external(tiny_registry) -> Registry:
         status="external",
         weights=StoredFile("upf/module.pt", None, None, ("drive:some_id",)),
     )
-    return tiny_registry.with_entry(entry)
+    return with_entry(tiny_registry, entry)
 
 
 def drive_holds(monkeypatch, module: torch.nn.Module, zipped: bool) -> None:

@@ -1,57 +1,21 @@
-import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from eeutils import create_model, list_models
 from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
-from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry, default_registry
+from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry
 from eeutils.weights import registry as registry_module
 from eeutils.weights.registry import REGISTRY_FILE
+from tools.registry_file import save_registry
 
 NORMALIZATION = Normalization((0.5,), (0.25,))
-shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
-words = st.text(st.characters(codec="utf-8"), max_size=10)
 
 
 def untrained(name: str, **changes) -> WeightEntry:
     return WeightEntry(name, "resnet18", {"width": 4}, "toy", NORMALIZATION, "not trained", **changes)
-
-
-@given(note=words, test=shares, seconds=st.floats(0, 1e6), size=st.integers(0, 1 << 40))
-def test_weight_entry_survives_json(note, test, seconds, size):
-    entry = WeightEntry(
-        name="x",
-        model="resnet18",
-        model_args={"width": 4, "pool": "avg"},
-        data="toy",
-        normalization=NORMALIZATION,
-        status="trained",
-        note=note,
-        weights=StoredFile("x/w.safetensors", "00" * 32, size, ("repository", "https://host/x", "drive:abc")),
-        predictions={"test": StoredFile("x/p.safetensors", "11" * 32, size)},
-        accuracy={"test": test},
-        macs=(10, 20),
-        training=TrainingRecord("slim", {"epochs": 1}, "CPU", {"torch": "2"}, seconds, 10.0),
-    )
-    again = WeightEntry.from_json("x", json.loads(json.dumps(entry.to_json())))
-    assert again == entry
-
-
-def test_registry_is_saved_alike_whatever_the_order(tmp_path):
-    one, two = untrained("a"), untrained("b", note="é")
-    for order in ((one, two), (two, one)):
-        registry = Registry((), tmp_path / order[0].name)
-        for entry in order:
-            registry = registry.with_entry(entry)
-        registry.save()
-    first, second = ((tmp_path / name / REGISTRY_FILE).read_bytes() for name in "ab")
-    assert first == second
-    assert Registry.load(tmp_path / "a").entries == (one, two)
 
 
 BROKEN = [b"", b"[1]", b'{"a": 1}', b'{"a": {"model": "x"}}', b'{"a": {"colour": "red"}}', b"\xff", b"[" * 100_000]
@@ -103,7 +67,7 @@ def test_default_registry_of_an_installed_package_is_its_own(tmp_path, monkeypat
     package = site_packages / "eeutils"
     (site_packages / "weights").mkdir(parents=True)
     (site_packages / "weights" / REGISTRY_FILE).write_text("somebody else's")
-    Registry((untrained("a"),), package).save()
+    save_registry(Registry((untrained("a"),), package))
     monkeypatch.setattr(registry_module, "__file__", str(package / "weights" / "registry.py"))
     monkeypatch.setattr(registry_module.resources, "files", {"eeutils": package}.__getitem__)
     assert default_registry() == Registry((untrained("a"),), folder=None)
