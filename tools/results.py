@@ -29,7 +29,6 @@ from eeutils.device import choose_device, unrounded_convolutions
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.plots import plot_curves, use_style
-from eeutils.plots.style import log_axis
 from eeutils.scoreboard import (
     Evaluation,
     over_seeds,
@@ -38,6 +37,7 @@ from eeutils.scoreboard import (
 )
 from eeutils.weights import WeightEntry, default_registry, load_predictions, load_weights
 from tools.arguments import refuse_arguments
+from tools.figures import log_axis
 from tools.goals import INFERENCE_ANCHORS, TRAINING_ANCHORS, goals_board
 from tools.pages import RESULTS, refresh_pages
 from tools.tables import frame_as_markdown, shallow_deep_board

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.typing import ColorType
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -71,14 +70,6 @@ def log_shares(ax: Axes) -> None:
     ax.set_yscale("log")
     ax.set_ylim(0.001, 1)
     ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-
-
-def log_axis(ax: Axes) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers at 1, 2, 5, 10, ..."""
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_image(ax: Axes, image: Tensor) -> None:

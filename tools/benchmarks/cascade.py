@@ -41,10 +41,11 @@ from eeutils.engines.registry import find_engine
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import atomic_path, write_text
 from eeutils.models import drop_exits, prepared_for_inference
-from eeutils.plots.style import log_axis, use_style
+from eeutils.plots import use_style
 from eeutils.training import choose_device
 from eeutils.weights import load_weights, weight_entry
 from tools.benchmarks.report import machine, publish, report_path
+from tools.figures import log_axis
 from tools.tables import frame_as_markdown
 
 BUDGET = 0.5
