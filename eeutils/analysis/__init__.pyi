@@ -57,10 +57,7 @@ from .policies import score_of as score_of
 from .predictions import Predictions as Predictions
 from .predictions import predict as predict
 from .risk import GUARANTEE_THRESHOLDS as GUARANTEE_THRESHOLDS
-from .risk import RiskTest as RiskTest
 from .risk import choose_with_guarantee as choose_with_guarantee
-from .risk import measure_gap as measure_gap
-from .risk import measure_risk as measure_risk
 from .thresholds import Choice as Choice
 from .thresholds import Curve as Curve
 from .thresholds import accuracy_cost_curve as accuracy_cost_curve

@@ -7,7 +7,6 @@ however many there are.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from scipy.stats import binom
@@ -21,19 +20,6 @@ from eeutils.errors import require
 # From 1 to 0 in steps that start at a millionth, since scores crowd near 1. Fixed before any data are seen: the
 # guarantee is for thresholds that do not depend on the validation images.
 GUARANTEE_THRESHOLDS = (1.0, *(1 - 10 ** (step / 100 - 6) for step in range(601)))
-
-
-@dataclass(frozen=True)
-class RiskTest:
-    """Measured risk and p-value of every threshold."""
-
-    thresholds: Tensor  # (T,) float64, falling; each is shared by all early exits
-    risk: Tensor  # (T,) float64, mean loss of an image
-    p_values: Tensor  # (T,) float64, for the hypothesis that the true risk is above the largest one accepted
-
-    def certified(self, delta: float) -> int:
-        """Number of thresholds before the first whose p-value is above `delta`."""
-        return int((self.p_values <= delta).long().cumprod(0).sum())
 
 
 def choose_with_guarantee(
@@ -62,39 +48,33 @@ def choose_with_guarantee(
     check_predictions(validation)
     check_one_goal(max_risk=max_risk, max_drop=max_drop)
     require(0 < delta < 1, f"delta must be between 0 and 1, got {delta}")
+    thresholds = checked_thresholds(GUARANTEE_THRESHOLDS if thresholds is None else thresholds)
+    falling = thresholds.sort(descending=True).values
+    scores = score_of(validation.logits[:-1], score)
     if max_drop is None:
-        tested = measure_risk(validation, max_risk, score, thresholds)
+        _, p_values = measure_risk(validation, scores, falling, max_risk)
     else:
-        tested = measure_gap(validation, max_drop, delta, score, thresholds)
-    count = tested.certified(delta)
-    return Choice.of(ThresholdPolicy(float(tested.thresholds[count - 1]) if count else math.inf, score), validation)
+        _, p_values = measure_gap(validation, scores, falling, max_drop, delta)
+    certified = int((p_values <= delta).long().cumprod(0).sum())  # those before the first that fails
+    return Choice.of(ThresholdPolicy(float(falling[certified - 1]) if certified else math.inf, score), validation)
 
 
-def measure_risk(
-    validation: Predictions, max_risk: float, score: str = "confidence", thresholds: Sequence[float] | None = None
-) -> RiskTest:
-    """Measure the share of images spoilt by early exits, with a binomial p-value.
+def measure_risk(validation: Predictions, scores: Tensor, thresholds: Tensor, max_risk: float) -> tuple[Tensor, Tensor]:
+    """Measure the share of images spoilt by early exits with scores (E - 1, N), with a binomial p-value; (T,) each.
 
     The loss of an image is max(0, 1[its early answer is wrong] - 1[the last exit's is wrong]). A sum of n such losses
     is binomial, so P(Binomial(n, max_risk) <= losses) is a p-value for the hypothesis that the risk exceeds `max_risk`.
     """
     require(0 < max_risk < 1, f"max_risk must be between 0 and 1, got {max_risk}")
-    falling = _falling(thresholds)
-    num_images = len(validation.labels)
     lost = validation.correct[-1] & ~validation.correct  # (E, N); none at the last exit
-    losses = count_leaving(lost, score_of(validation.logits[:-1], score), falling).sum(1)
-    p_values = torch.from_numpy(binom.cdf(losses.numpy(), num_images, max_risk))
-    return RiskTest(falling, losses / num_images, p_values)
+    losses, num_images = count_leaving(lost, scores, thresholds).sum(1), len(validation.labels)
+    return losses / num_images, torch.from_numpy(binom.cdf(losses.numpy(), num_images, max_risk))
 
 
 def measure_gap(
-    validation: Predictions,
-    max_drop: float,
-    delta: float = 0.1,
-    score: str = "confidence",
-    thresholds: Sequence[float] | None = None,
-) -> RiskTest:
-    """Measure the loss of accuracy, with a p-value by betting.
+    validation: Predictions, scores: Tensor, thresholds: Tensor, max_drop: float, delta: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Measure the loss of accuracy, with a p-value by betting; arguments and result as for `measure_risk`.
 
     The loss of an image is 1[its early answer is wrong] - 1[the last exit's is wrong]: -1, 0 or 1. A bet that the mean
     loss is below `max_drop` is placed on every image in turn (Waudby-Smith & Ramdas, arXiv 2010.09686). If the mean is
@@ -102,17 +82,16 @@ def measure_gap(
     largest capital on the way, which depends much more on the order of the images than the capital at the end.
     """
     require(0 <= max_drop < 1, f"max_drop must be between 0 and 1, got {max_drop}")
-    falling, scores = _falling(thresholds), score_of(validation.logits[:-1], score)
     order = torch.randperm(len(validation.labels), generator=torch.Generator().manual_seed(0))  # may be sorted by class
     scores, correct = scores[:, order], validation.correct[:, order].double()
     last = torch.ones_like(correct[-1:], dtype=torch.bool)
     gaps, p_values = [], []
-    for threshold in falling.to(scores.dtype):
+    for threshold in thresholds.to(scores.dtype):
         exit_index = torch.cat([scores >= threshold, last]).int().argmax(0)
         gap = correct[-1] - correct.gather(0, exit_index[None])[0]
         gaps.append(gap.mean())
         p_values.append(_betting_p_value((gap + 1) / 2, (max_drop + 1) / 2, delta))
-    return RiskTest(falling, torch.stack(gaps), torch.stack(p_values))
+    return torch.stack(gaps), torch.stack(p_values)
 
 
 def _betting_p_value(losses: Tensor, limit: float, delta: float) -> Tensor:
@@ -123,8 +102,3 @@ def _betting_p_value(losses: Tensor, limit: float, delta: float) -> Tensor:
     before = torch.cat([variances.new_tensor([0.25]), variances[:-1]])  # a bet must not know the image it is placed on
     bets = (2 * math.log(1 / delta) / (len(losses) * before)).sqrt().clamp_max(1)
     return (-(-bets * (losses - limit)).log1p().sum()).exp().clamp_max(1)
-
-
-def _falling(thresholds: Sequence[float] | None) -> Tensor:
-    thresholds = GUARANTEE_THRESHOLDS if thresholds is None else thresholds
-    return checked_thresholds(thresholds).sort(descending=True).values

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from eeutils import Predictions, ThresholdPolicy, choose_with_guarantee, decide
-from eeutils.analysis import RiskTest, measure_gap, measure_risk, score_of
+from eeutils.analysis import risk, score_of
+from eeutils.analysis.risk import measure_gap, measure_risk
 from tests.analysis.tables import from_probs, tables
 
 
@@ -23,19 +24,22 @@ THRESHOLDS = (0.5, 0.85, 1.0, 0.75)
 NO_LOSS, ONE_LOSS = 0.7**5, 0.7**5 + 5 * 0.3 * 0.7**4  # or fewer, of five images at a risk of 0.3
 
 
+def measured(measure, predictions: Predictions, limit: float, thresholds, name: str = "confidence"):
+    """Risks and p-values of early exits at each of `thresholds`."""
+    scores = score_of(predictions.logits[:-1], name)
+    return measure(predictions, scores, torch.tensor(thresholds, dtype=torch.float64), limit)
+
+
 def test_measure_risk_by_hand(table):
-    tested = measure_risk(table, max_risk=0.3, thresholds=THRESHOLDS)
-    assert tested.thresholds.tolist() == [1, 0.85, 0.75, 0.5]
-    assert tested.risk.tolist() == pytest.approx([0, 0, 0.2, 0.2])
-    assert tested.p_values.tolist() == pytest.approx([NO_LOSS, NO_LOSS, ONE_LOSS, ONE_LOSS])
-    assert measure_risk(table, 0.3, thresholds=[0.75, math.inf]).risk.tolist() == pytest.approx([0, 0.2])
+    risk, p_values = measured(measure_risk, table, 0.3, (math.inf, 1, 0.85, 0.75, 0.5))
+    assert risk.tolist() == pytest.approx([0, 0, 0, 0.2, 0.2])
+    assert p_values.tolist() == pytest.approx([NO_LOSS] * 3 + [ONE_LOSS] * 2)
 
 
 def test_measure_gap_by_hand(table):
-    tested = measure_gap(table, max_drop=0.3, thresholds=THRESHOLDS)
-    assert tested.thresholds.tolist() == [1, 0.85, 0.75, 0.5]
-    assert tested.risk.tolist() == pytest.approx([0, -0.2, 0, 0])  # at 0.85 the first image is corrected
-    assert (tested.p_values > 0.3).all()  # five images prove nothing
+    gap, p_values = measured(measure_gap, table, 0.3, (1, 0.85, 0.75, 0.5))
+    assert gap.tolist() == pytest.approx([0, -0.2, 0, 0])  # at 0.85 the first image is corrected
+    assert (p_values > 0.3).all()  # five images prove nothing
 
 
 @pytest.mark.parametrize(
@@ -54,10 +58,10 @@ def test_choose_with_guarantee_uses_the_score_asked_for(table):
     assert choice.policy == ThresholdPolicy(0.75, "margin")
 
 
-def test_certified_stops_at_the_first_failure():
-    p_values = torch.tensor([0.01, 0.2, 0.01], dtype=torch.float64)
-    tested = RiskTest(torch.tensor([1.0, 0.9, 0.8]), torch.zeros(3), p_values)
-    assert [tested.certified(delta) for delta in (0.001, 0.01, 0.1, 0.3)] == [0, 1, 1, 3]
+def test_choose_with_guarantee_stops_at_the_first_threshold_that_fails(table, monkeypatch):
+    monkeypatch.setattr(risk, "measure_risk", lambda *_: (None, torch.tensor([0.01, 0.2, 0.01, 0.01])))
+    for delta, threshold in {0.001: math.inf, 0.01: 1.0, 0.1: 1.0, 0.3: 0.5}.items():
+        assert choose_with_guarantee(table, 0.3, delta, thresholds=THRESHOLDS).policy.thresholds == threshold
 
 
 @pytest.mark.parametrize("goal", ["max_risk", "max_drop"])
@@ -73,14 +77,12 @@ def test_choose_with_guarantee_costs_everything_with_one_exit(table, goal):
 )
 def test_risk_and_gap_agree_with_decide_at_every_threshold(predictions, name, values):
     thresholds = [*values, *score_of(predictions.logits, name).clamp(0, 1).flatten().tolist()]
-    risk, gap = (
-        measure(predictions, 0.2, score=name, thresholds=thresholds) for measure in (measure_risk, measure_gap)
-    )
-    for index, threshold in enumerate(risk.thresholds.tolist()):
+    (risks, _), (gaps, _) = (measured(each, predictions, 0.2, thresholds, name) for each in (measure_risk, measure_gap))
+    for index, threshold in enumerate(thresholds):
         left = decide(predictions, ThresholdPolicy(threshold, name)).predicted
         lost = ((left != predictions.labels).long() - (~predictions.correct[-1]).long()).double()
-        assert risk.risk[index].item() == pytest.approx(float(lost.clamp_min(0).mean()))
-        assert gap.risk[index].item() == pytest.approx(float(lost.mean()))
+        assert risks[index].item() == pytest.approx(float(lost.clamp_min(0).mean()))
+        assert gaps[index].item() == pytest.approx(float(lost.mean()))
 
 
 GRID = tuple(1 - step / 50 for step in range(26))
@@ -103,16 +105,15 @@ def population() -> Predictions:
 )
 def test_choose_with_guarantee_holds_over_many_draws_of_the_validation_images(population, goal, measure, limit, images):
     delta, draws = 0.2, 100
-    whole = measure(population, limit, thresholds=GRID)
-    true_risk = dict(zip(whole.thresholds.tolist(), whole.risk.tolist(), strict=True)) | {math.inf: 0.0}
+    true_risk = dict(zip(GRID, measured(measure, population, limit, GRID)[0].tolist(), strict=True)) | {math.inf: 0.0}
     assert max(true_risk.values()) > limit + 0.02  # otherwise there is nothing to control
     guaranteed, measured_only = [], []
     for picked in torch.randint(3000, (draws, images), generator=torch.Generator().manual_seed(2)):
         drawn = population.take(picked)
         choice = choose_with_guarantee(drawn, **{goal: limit}, delta=delta, thresholds=GRID)
         guaranteed.append(choice.policy.thresholds)
-        tested = measure(drawn, limit, thresholds=GRID)
-        measured_only.append(float(tested.thresholds[tested.risk <= limit][-1]))
+        risks, _ = measured(measure, drawn, limit, GRID)
+        measured_only.append(min(threshold for threshold, each in zip(GRID, risks, strict=True) if each <= limit))
 
     def broken(thresholds: list[float]) -> int:
         return sum(true_risk[threshold] > limit for threshold in thresholds)
