@@ -10,7 +10,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -65,12 +65,8 @@ class Session:
     the network that you trained in notebook 2 or 3.
     """
 
-    quick: bool  # digits and slim networks instead of CIFAR-10 and the shipped weights
-
-    @staticmethod
-    def from_environment() -> "Session":
-        """Quick if EEUTILS_QUICK is 1."""
-        return Session(quick=os.environ.get("EEUTILS_QUICK") == "1")
+    # Digits and slim networks instead of CIFAR-10 and the shipped weights.
+    quick: bool = field(default_factory=lambda: os.environ.get("EEUTILS_QUICK") == "1")
 
     @cached_property
     def data(self) -> ImageData:
@@ -171,7 +167,7 @@ def start() -> Session:
 
     use_style()
     set_matplotlib_formats("retina", pil_kwargs={"optimize": True})
-    session = Session.from_environment()
+    session = Session()
     print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, {_device_in_words()}.")
     if session.quick:
         print("Quick mode: digits instead of CIFAR-10, and slim networks trained on the spot.")

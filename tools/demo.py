@@ -52,7 +52,7 @@ FIGURE = Path("runs") / "demo.png"
 def main(args: Sequence[str] = ()) -> None:
     """Measure the networks one by one, then a wider one as a cascade; print and draw it."""
     refuse_arguments("tools.demo", __doc__, args)
-    session = Session.from_environment()
+    session = Session()
     device = choose_device()
     started = time.perf_counter()
     with work_folder(FIGURE):

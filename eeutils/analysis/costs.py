@@ -75,15 +75,6 @@ def exit_costs(net: MultiExitNet, image_shape: tuple[int, int, int]) -> Tensor:
     return measure_costs(net, image_shape).cumulative_macs
 
 
-def remove_hooks(net: MultiExitNet) -> MultiExitNet:
-    """Remove forward hooks from `net`, in place, but those of `torch.nn.utils`, in which pruning computes weights."""
-    for module in net.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")]:
-                del hooks[key]
-    return net
-
-
 def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from threading import RLock
 import torch
 from torch import Tensor
 
-from eeutils.analysis.costs import exit_costs, remove_hooks
+from eeutils.analysis.costs import exit_costs
 from eeutils.data.splits import Split, check_split
 from eeutils.device import choose_device
 from eeutils.engines import PreparedNet
@@ -19,7 +18,7 @@ from eeutils.errors import require
 from eeutils.fields import check_type, described
 from eeutils.files import load_tensors, reading, save_tensors
 from eeutils.models import MultiExitNet
-from eeutils.models.contracts import check_answers, check_exits, checked_answers
+from eeutils.models.contracts import check_answers, check_exits, checked_answers, without_hooks
 from eeutils.models.memory import channels_last, device_and_dtype
 
 _ONE_AT_A_TIME = RLock()
@@ -171,8 +170,8 @@ def predict(
 @torch.inference_mode(False)  # its tensors have no version counter, which shows heads that work in place
 @torch.no_grad()
 def _try_out(net: MultiExitNet, split: Split, device: torch.device | str | None) -> None:
-    """Check a copy of `net` without hooks on one image, as `eeutils.models.contracts.checked_answers` does."""
-    net = remove_hooks(deepcopy(net)).eval()
+    """Check a copy of `net` on one image, as `checked_answers` does."""
+    net = without_hooks(net)
     at = device_and_dtype(net)[0] if device is None else choose_device(device)
     checked_answers(net, next(_batches(net.to(at), split, 1, at)))
 

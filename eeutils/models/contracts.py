@@ -90,16 +90,21 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def on_meta(net: MultiExitNet) -> MultiExitNet:
-    """Return a copy of `net` that computes shapes alone: on the meta device, in evaluation mode, without hooks."""
-    net = check_exits(net)
-    device_and_dtype(net)  # raises if a layer is lazy
+def without_hooks(net: MultiExitNet) -> MultiExitNet:
+    """Return a copy of `net` in evaluation mode that calls no hooks; weights that hooks compute are kept."""
     copy = independent_copy(net)
     make_weights_permanent(copy)
     for module in copy.modules():
         module._forward_pre_hooks.clear()
         module._forward_hooks.clear()
-    return copy.to("meta", torch.float32).eval().requires_grad_(False)
+    return copy.eval()
+
+
+def on_meta(net: MultiExitNet) -> MultiExitNet:
+    """Return a copy of `net` that computes shapes alone: on the meta device, in evaluation mode, without hooks."""
+    net = check_exits(net)
+    device_and_dtype(net)  # raises if a layer is lazy
+    return without_hooks(net).to("meta", torch.float32).requires_grad_(False)
 
 
 @torch.no_grad()  # not inference_mode: there FlopCounterMode breaks on parametrised modules

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from eeutils.errors import require
 
@@ -109,21 +110,12 @@ class MultiExitNet(nn.Module):
 
 def map_tensors(change: Callable[[Tensor], Any], features: Features) -> Any:
     """Return `features` with `change` applied to each tensor; other values stay."""
-    if isinstance(features, Tensor):
-        return change(features)
-    if isinstance(features, Mapping):
-        return type(features)({name: map_tensors(change, each) for name, each in features.items()})
-    if isinstance(features, tuple | list):
-        changed = [map_tensors(change, each) for each in features]
-        return type(features)(*changed) if hasattr(features, "_fields") else type(features)(changed)  # a namedtuple
-    return features
+    return change(features) if isinstance(features, Tensor) else tree_map_only(Tensor, change, features)
 
 
 def tensors_of(features: Features) -> list[Tensor]:
     """Return the tensors in `features`, in order."""
-    tensors: list[Tensor] = []
-    map_tensors(tensors.append, features)
-    return tensors
+    return [leaf for leaf in tree_leaves(features) if isinstance(leaf, Tensor)]
 
 
 def uncompiled(net: nn.Module) -> nn.Module:
