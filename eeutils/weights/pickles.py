@@ -18,7 +18,7 @@ from torch import Tensor
 from eeutils.errors import require
 from eeutils.files import reading
 from eeutils.weights.fetch import check_no_web_page
-from eeutils.weights.unpickler import InertUnpickler, Storage, Stub, View
+from eeutils.weights.unpickler import InertUnpickler, Stub
 
 _MAX_BYTES = 1 << 30  # a ResNet18 has 45 MB
 _MAX_PICKLE = 1 << 20  # the pickle of a whole EfficientNetV2-L has half of it
@@ -55,18 +55,20 @@ def read_pickled_tensors(path: Path | str) -> PickledTensors:
 
 def _read_zip(file: BinaryIO, size: int) -> PickledTensors:
     with zipfile.ZipFile(file) as archive:
-        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        names = archive.namelist()
+        pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         require(len(pickles) == 1, "the zip file has no data.pkl of torch's")
         root = pickles[0].removesuffix("data.pkl")
-        is_little = f"{root}byteorder" not in archive.namelist() or _member(archive, f"{root}byteorder") == b"little"
+        is_little = f"{root}byteorder" not in names or _member(archive, f"{root}byteorder") == b"little"
         require(is_little, "it was written on a big-endian machine")
         require(archive.getinfo(pickles[0]).file_size <= _MAX_PICKLE, "its pickle is too large")
-        unpickler = InertUnpickler(io.BytesIO(_member(archive, pickles[0])))
-        views = _views(unpickler.load(), size)
-        keys = {view.storage.key for view in views.values()}
-        together = sum(archive.getinfo(f"{root}data/{key}").file_size for key in keys)
-        require(together <= size, "its members overlap")
-        return _tensors(views, {key: _member(archive, f"{root}data/{key}") for key in keys}, unpickler)
+        require(sum(each.file_size for each in archive.infolist()) <= size, "its members overlap or are compressed")
+
+        def read_storage(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+            return _row(_member(archive, f"{root}data/{key}"), dtype, numel)
+
+        unpickler = InertUnpickler(io.BytesIO(_member(archive, pickles[0])), read_storage)
+        return _tensors(unpickler.load(), size, unpickler)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -77,35 +79,50 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read_legacy(file: BinaryIO, size: int) -> PickledTensors:
-    (magic, _), (version, _), (system, _) = (_unpickle(file) for _ in range(3))
+    allocated = 0
+
+    def allocate(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        """Make room for a storage, whose content follows the pickle."""
+        nonlocal allocated
+        allocated += numel * dtype.itemsize
+        require(allocated <= size, "its storages are larger than the file")
+        return torch.empty(numel, dtype=dtype)
+
+    def unpickled() -> tuple[Any, InertUnpickler]:
+        start = file.tell()
+        unpickler = InertUnpickler(head := io.BytesIO(file.read(_MAX_PICKLE)), allocate)
+        value = unpickler.load()
+        file.seek(start + head.tell())
+        return value, unpickler
+
+    (magic, _), (version, _), (system, _) = (unpickled() for _ in range(3))
     require((magic, version) == (_LEGACY_MAGIC, _LEGACY_VERSION), "it does not begin as torch's files do")
     is_little = type(system) is dict and system.get("little_endian") is True
     require(is_little, "it was not written on a little-endian machine")
-    (saved, unpickler), (keys, _) = _unpickle(file), _unpickle(file)
-    are_known = type(keys) is list and all(type(key) is str and key in unpickler.storages for key in keys)
+    (saved, unpickler), (keys, _) = unpickled(), unpickled()
+    are_known = type(keys) is list and all(type(key) is str for key in keys) and {*keys} == unpickler.storages.keys()
     require(are_known, "its list of storages does not fit its tensors")
-    contents = {}
     for key in keys:
         storage = unpickler.storages[key]
         (numel,) = struct.unpack("<q", file.read(8))
-        require(numel == storage.numel and storage.num_bytes <= size, "a storage is not as long as its tensors say")
-        contents[key] = file.read(storage.num_bytes)
-    return _tensors(_views(saved, size), contents, unpickler)
+        storage.copy_(_row(file.read(storage.nbytes), storage.dtype, numel))
+    return _tensors(saved, size, unpickler)
 
 
-def _unpickle(file: BinaryIO) -> tuple[Any, InertUnpickler]:
-    """Read the pickle at the file's position, and move behind it."""
-    start = file.tell()
-    unpickler = InertUnpickler(head := io.BytesIO(file.read(_MAX_PICKLE)))
-    value = unpickler.load()
-    file.seek(start + head.tell())
-    return value, unpickler
+def _row(content: bytes, dtype: torch.dtype, numel: int) -> Tensor:
+    require(len(content) == numel * dtype.itemsize, f"a storage has {len(content)} bytes, its tensors say otherwise")
+    if not content:
+        return torch.empty(0, dtype=dtype)
+    if dtype == torch.bool:  # a byte other than 0 and 1 would be an invalid bool
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8) != 0
+    return torch.frombuffer(bytearray(content), dtype=dtype)
 
 
-def _views(saved: Any, size: int) -> dict[str, View]:
+def _tensors(saved: Any, size: int, unpickler: InertUnpickler) -> PickledTensors:
     """Walk depth first, without recursion: parameters, buffers, then the modules inside, as `state_dict()` does."""
     require(type(saved) in (dict, Stub), f"it holds a {type(saved).__name__}, no network")
-    views: dict[str, View] = {}
+    tensors = PickledTensors()
+    tensors.foreign = tuple(sorted(unpickler.foreign))
     waiting, budget = [("", saved)], _BUDGET * size
     while waiting:
         prefix, module = waiting.pop()
@@ -116,15 +133,15 @@ def _views(saved: Any, size: int) -> dict[str, View]:
         inside = []
         for name, value in (item for part in parts for item in part.items()):
             budget -= len(prefix) + len(name)
-            if type(value) is View and name not in hidden:
-                views[prefix + name] = value
-                budget -= value.numel * value.storage.dtype.itemsize
+            if type(value) is Tensor and name not in hidden:
+                tensors[prefix + name] = value
+                budget -= value.nbytes
             elif type(value) in (dict, Stub):
                 inside.append((f"{prefix}{name}.", value))
         waiting.extend(reversed(inside))
     require(budget > 0, "its tensors share too much")
-    require(bool(views), "it holds no tensors")
-    return views
+    require(bool(tensors), "it holds no tensors")
+    return tensors
 
 
 def _parts(module: Any) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -135,22 +152,3 @@ def _parts(module: Any) -> tuple[list[dict[str, Any]], list[Any]]:
     parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
     hidden = state.get("_non_persistent_buffers_set")
     return [part for part in parts if type(part) is dict], hidden if type(hidden) is list else []
-
-
-def _tensors(views: dict[str, View], contents: dict[str, bytes], unpickler: InertUnpickler) -> PickledTensors:
-    rows = {view.storage: _row(view.storage, contents) for view in views.values()}
-    tensors = PickledTensors(
-        (name, rows[view.storage].as_strided(view.size, view.stride, view.offset)) for name, view in views.items()
-    )
-    tensors.foreign = tuple(sorted(unpickler.foreign))
-    return tensors
-
-
-def _row(storage: Storage, contents: dict[str, bytes]) -> Tensor:
-    content = contents.get(storage.key, b"")
-    require(len(content) == storage.num_bytes, f"a storage has {len(content)} bytes instead of {storage.num_bytes}")
-    if not content:
-        return torch.empty(0, dtype=storage.dtype)
-    if storage.dtype == torch.bool:  # a byte other than 0 and 1 would be an invalid bool
-        return torch.frombuffer(bytearray(content), dtype=torch.uint8) != 0
-    return torch.frombuffer(bytearray(content), dtype=storage.dtype)

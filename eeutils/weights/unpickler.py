@@ -2,14 +2,19 @@
 
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from eeutils.errors import require
 
-MAX_NUMBER = 1 << 30  # of a size, stride, offset or length
+ReadStorage = Callable[[str, torch.dtype, int], Tensor]
+"""Key, dtype and length of a storage -> its numbers, a row."""
+
+_MAX_NUMBER = 1 << 30  # of a size, stride, offset or length
 _MAX_ARGUMENTS = 10
 _MAX_DIMENSIONS = 8
 _STORAGE_DTYPES = {
@@ -47,52 +52,26 @@ class Stub:
         pass
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A row of numbers in the file."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor, as a part of a storage."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.size)
-
-    def __post_init__(self) -> None:
-        require(type(self.storage) is Storage, "a tensor is not backed by a storage")
-        for numbers in ((self.offset,), self.size, self.stride):
-            _check_naturals(numbers)
-        last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
-        # A tensor larger than its storage (stride 0) is no parameter, but would be a cheap way to fill the memory.
-        fits = self.numel <= self.storage.numel and (not self.numel or last < self.storage.numel)
-        require(fits, "a tensor reaches beyond its storage")
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """Cut a tensor out of a storage; torch raises if it reaches beyond."""
+    require(type(storage) is Tensor, "a tensor is not backed by a storage")
+    for numbers in ((offset,), size, stride):
+        _check_naturals(numbers)
+    # A tensor larger than its storage (stride 0) is no parameter, but would be a cheap way to fill the memory.
+    require(math.prod(size) <= storage.numel(), "a tensor is larger than its storage")
+    return storage.as_strided(size, stride, offset)
 
 
 def _check_naturals(values: Any) -> None:
     is_short = type(values) is tuple and len(values) <= _MAX_DIMENSIONS
-    are_natural = is_short and all(type(value) is int and 0 <= value <= MAX_NUMBER for value in values)
+    are_natural = is_short and all(type(value) is int and 0 <= value <= _MAX_NUMBER for value in values)
     require(are_natural, "a size, stride, offset or length is out of range")  # the values may be of any length
 
 
 # Calls that are carried out, by functions of ours.
 _BUILDERS = {
-    "torch._utils._rebuild_tensor": View,
-    "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: View(storage, offset, size, stride),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.Size": lambda values=(): values,
@@ -116,10 +95,11 @@ class InertUnpickler(pickle._Unpickler):
     The one in C would not do: it hashes any key of a dict, and allocates a memo as long as the file says.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, read_storage: ReadStorage) -> None:
         super().__init__(file, encoding="utf-8")
+        self.read_storage = read_storage
         self.foreign: set[str] = set()
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Global:
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
@@ -137,8 +117,11 @@ class InertUnpickler(pickle._Unpickler):
         require(is_known, "a storage is of an unknown kind")
         require(all(part is None for part in view), "a storage is part of another one")
         _check_naturals((numel,))
-        storage = Storage(key, _STORAGE_DTYPES[kind.name], numel)
-        require(self.storages.setdefault(key, storage) == storage, "a storage is of two kinds")
+        dtype = _STORAGE_DTYPES[kind.name]
+        if key not in self.storages:
+            self.storages[key] = self.read_storage(key, dtype, numel)
+        storage = self.storages[key]
+        require((storage.dtype, len(storage)) == (dtype, numel), "a storage is of two kinds")
         return storage
 
     def call(self) -> None:

@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from eeutils.errors import IntegrityError
 from eeutils.weights import PickledTensors, read_pickled_tensors
-from eeutils.weights.unpickler import InertUnpickler, Storage, View
+from eeutils.weights.unpickler import InertUnpickler
 
 codecs.lookup("cp437")  # zipfile's own encoding of names: imported now, not while a test watches what is imported
 
@@ -114,11 +114,12 @@ class Calls:
         return self.parts
 
 
-def with_pickle(content: bytes, zipped: bool) -> bytes:
-    """A file of torch's whose object is `content`."""
+def with_pickle(content: bytes, zipped: bool, storage: bytes = b"") -> bytes:
+    """A file of torch's whose object is `content`; a legacy file has no storage unless one is given."""
     if not zipped:
         head = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
-        return head + content + pickle.dumps([], 2)
+        keys = pickle.dumps(["0"] if storage else [], 2)
+        return head + content + keys + (struct.pack("<q", len(storage) // 4) + storage if storage else b"")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", content)
@@ -203,7 +204,8 @@ def hostile(marker: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", hostile(Path("unused")))
 def test_read_pickled_tensors_only_raises_on_a_hostile_file(name, zipped, tmp_path):
     marker = tmp_path / "executed"
-    content = with_pickle(hostile(marker)[name], zipped)
+    opcodes = hostile(marker)[name]
+    content = with_pickle(opcodes, zipped, bytes(64) if b"storage" in opcodes else b"")
     before, attributes = set(sys.modules), dict(vars(IntegrityError))
     with pytest.raises(IntegrityError) as caught:
         read(content, tmp_path)
@@ -373,21 +375,25 @@ plain = st.recursive(
 
 @given(value=plain, protocol=st.integers(0, 5))
 def test_inert_unpickler_gives_plain_values_as_pickle_does(value, protocol):
-    assert InertUnpickler(io.BytesIO(pickle.dumps(value, protocol))).load() == value
+    assert InertUnpickler(io.BytesIO(pickle.dumps(value, protocol)), None).load() == value
 
 
+@FORMATS
 @pytest.mark.parametrize(
     ("offset", "size", "stride", "fits"),
     [
-        (0, (2, 3), (3, 1), True),
-        (1, (2, 3), (3, 1), False),
-        (5, (1,), (1,), True),
-        (6, (1,), (1,), False),
-        (6, (0,), (1,), True),
-        (0, (6,), (0,), True),
-        (0, (7,), (0,), False),
+        (0, (2, 8), (8, 1), True),
+        (1, (2, 8), (8, 1), False),
+        (15, (1,), (1,), True),
+        (16, (1,), (1,), False),
+        (16, (0,), (1,), True),
+        (0, (16,), (0,), True),
+        (0, (17,), (0,), False),
     ],
 )
-def test_view_lies_within_its_storage_of_six_numbers(offset, size, stride, fits):
-    with nullcontext() if fits else pytest.raises(ValueError, match="storage"):
-        View(Storage("0", torch.float32, 6), offset, size, stride)
+def test_read_pickled_tensors_keeps_tensors_within_a_storage_of_sixteen_numbers(
+    offset, size, stride, fits, zipped, tmp_path
+):
+    content = with_pickle(module_with(tensor_opcodes(offset, size, stride)), zipped, bytes(64))
+    with nullcontext() if fits else pytest.raises(IntegrityError, match="storage"):
+        assert read(content, tmp_path)["w"].shape == size
