@@ -84,7 +84,7 @@ def _copy(logits: Tensor) -> Tensor:
 
 
 def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:
-    """Count the images that leave at no early exit by the exit most confident of them, (E,) int64.
+    """Count the images that leave at no early exit, by the exit that is most confident about each, (E,) int64.
 
     Shallow-Deep Networks (arXiv 1810.07052) count the same, except that their last exit has a threshold, too.
     """

@@ -6,7 +6,7 @@ evaluation mode and cut off at the exit.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -73,24 +73,17 @@ class Explanation:
 
     predicted: Tensor  # (N,) int64, the class that the exit predicts
     confidence: Tensor  # (N,) its probability
-    cam: Tensor  # (N, H, W) for the target class
+    cam: Tensor  # (N, H, W), `hires_cam` of that class
     guided_cam: Tensor  # (N, C, H, W), guided backpropagation times that map
 
 
 @torch.inference_mode(False)
-def explain(
-    net: MultiExitNet,
-    images: Tensor,
-    exit_index: int,
-    target: Classes = None,
-    method: Callable[..., Tensor] = hires_cam,
-) -> Explanation:
-    """Compute both maps of one exit and its prediction; `method` is `hires_cam` or `grad_cam`, arguments as there."""
+def explain(net: MultiExitNet, images: Tensor, exit_index: int) -> Explanation:
+    """Compute the prediction of one exit, and the maps of the class that it predicts."""
     alone, copied = _private_copy(net, images, exit_index)
     with torch.no_grad():
         confidence, predicted = alone(copied).softmax(1).max(1)
-    cam = method(net, images, exit_index, target)
-    guided = guided_backprop(net, images, exit_index, target)
+    cam, guided = hires_cam(net, images, exit_index), guided_backprop(net, images, exit_index)
     return Explanation(predicted, confidence, cam, guided * cam[:, None])
 
 

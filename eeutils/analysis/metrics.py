@@ -135,7 +135,7 @@ def draw_images(num_images: int, draws: int, seed: int) -> Tensor:
 
 
 def draw_kinds(counts: Tensor, draws: int, seed: int) -> Tensor:
-    """(draws, K) float64, images of each of K kinds in each bootstrap sample of a set with `counts` (K,) of them."""
+    """(draws, K) float64, number of images of each kind in each bootstrap sample; the set has `counts` (K,)."""
     shares = counts.double().numpy() / int(counts.sum())
     return torch.from_numpy(np.random.default_rng(seed).multinomial(int(counts.sum()), shares, size=draws)).double()
 

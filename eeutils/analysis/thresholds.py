@@ -211,7 +211,7 @@ def check_one_goal(**goals: float | None) -> None:
 
 
 def checked_thresholds(thresholds: Tensor | Sequence[float]) -> Tensor:
-    """Return one or more `thresholds`, each in [0, 1] or infinite, as (T,) float64."""
+    """Return `thresholds` as (T,) float64; raise ValueError unless each is in [0, 1] or infinite."""
     thresholds = torch.as_tensor(thresholds, dtype=torch.float64)
     usable = (thresholds >= 0) & (thresholds <= 1) | (thresholds == math.inf)
     if not usable.all() or not len(thresholds):

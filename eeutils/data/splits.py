@@ -123,7 +123,7 @@ def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
 
 
 def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Split]:
-    """Part `split` in two, the second with `holdout` images; both have every class in proportion, drawn by `seed`."""
+    """Draw `holdout` images by `seed`, every class in proportion; return the other images, then these."""
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     index, labels = torch.arange(len(split)), split.labels.cpu()
@@ -146,7 +146,7 @@ def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Sp
 def split_data(
     name: str, raw: Mapping[str, Tensor], classes: tuple[str, ...], normalization: Normalization, validation_size: int
 ) -> ImageData:
-    """Make a dataset of `eeutils.data.cache.RawData`; hold out the same `validation_size` training images always."""
+    """Make a dataset of `eeutils.data.cache.RawData`; always hold out the same `validation_size` training images."""
 
     def split(part: str) -> Split:
         return Split(raw[f"{part}_images"], raw[f"{part}_labels"].long(), classes, normalization)

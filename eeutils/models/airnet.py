@@ -51,7 +51,7 @@ class Whitening(nn.Conv2d):
 
 
 def whiten(net: MultiExitNet, images: Tensor) -> None:
-    """Set the filters of `Whitening` layers from normalised training images (N, C, H, W), as `fit` does; once."""
+    """Set the filters of `Whitening` layers, once, from normalised training images (N, C, H, W), as `fit` does."""
     for module in net.modules():
         if isinstance(module, Whitening):
             module.whiten(images)

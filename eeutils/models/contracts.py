@@ -86,7 +86,7 @@ def left_alone(features: Features, unit: int, num_units: int) -> Iterator[None]:
 
 
 def _version(tensor: Tensor) -> int:
-    """Count the writes into `tensor`, which tensors of inference mode do not."""
+    """Return how often `tensor` was written into; tensors of inference mode do not count that."""
     return 0 if tensor.is_inference() else tensor._version
 
 

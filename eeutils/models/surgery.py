@@ -61,7 +61,7 @@ def copy_backbone(net: MultiExitNet, donor: MultiExitNet, *, last_exit: bool = T
 
 
 def widen_backbone(net: MultiExitNet, donor: MultiExitNet) -> None:
-    """Copy the units of `donor`, which has the same layers with a half, a third, ... of the channels, into `net`.
+    """Copy the units of `donor`, the same network at a half, a third, ... of the width, into `net`.
 
     A unit of `net` then returns the channels of the donor's unit, each repeated, until it is trained further:
     Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641, section 2.3). The weight of a channel is divided among its

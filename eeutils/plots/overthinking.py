@@ -85,16 +85,11 @@ def plot_destructive_confidence(effect: Destructive, ax: Axes | None = None) -> 
     return ax
 
 
-def plot_images_by_exit(
-    split: Split, predictions: Predictions, columns: int = 12, exits: Sequence[int] | None = None
-) -> plt.Figure:
-    """One row of images per exit: the `columns` most confident ones that it is the first to classify correctly.
-
-    `predictions` are of `split`; `exits` get a row, by default all.
-    """
-    rows = range(predictions.num_exits) if exits is None else exits
-    figure, axes = plt.subplots(len(rows), columns, figsize=(0.75 * columns + 1, 0.85 * len(rows)), squeeze=False)
-    for row, exit_index in zip(axes, rows, strict=True):
+def plot_images_by_exit(split: Split, predictions: Predictions, columns: int = 12) -> plt.Figure:
+    """One row per exit: the `columns` most confident images of `split` that it is the first to classify correctly."""
+    rows = predictions.num_exits
+    figure, axes = plt.subplots(rows, columns, figsize=(0.75 * columns + 1, 0.85 * rows), squeeze=False)
+    for exit_index, row in enumerate(axes):
         positions = first_correct_at(predictions, exit_index)
         name = f"{exit_name(exit_index, predictions.num_exits)}\n{len(positions):,} new"
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)

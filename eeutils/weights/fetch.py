@@ -46,7 +46,7 @@ def local_file(file: StoredFile, folder: Path | None, check_readable: Check | No
 
 
 def verify(path: Path, file: StoredFile, remedy: str = "") -> None:
-    """Raise IntegrityError, its message followed by `remedy`, unless `path` holds `file`."""
+    """Raise IntegrityError, its message ending in `remedy`, unless `path` holds `file`."""
     if file.size not in (None, size := path.stat().st_size):
         raise IntegrityError(f"{path} has {size} bytes, expected {file.size}{remedy}")
     check_no_web_page(path)

@@ -136,7 +136,7 @@ def read_report(folder: Path | str) -> dict[str, Any]:
     """Read `report.json` of a training run."""
     path = Path(folder, "report.json")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: the run did not finish; give the same command to go on with it")
+        raise FileNotFoundError(f"{path} is missing: the run did not finish; run the same command again to resume it")
     return read_json(path)
 
 

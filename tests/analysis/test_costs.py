@@ -247,7 +247,7 @@ def test_measure_seconds_computes_in_the_precision_asked_for():
     seen = []
     net = resnet18(width=2, exit_after=(2,))
     net.units[0].register_forward_hook(lambda unit, given, answer: seen.append((given[0].dtype, answer.dtype)))
-    measure_seconds(net, random_split(2, num_classes=4), batches=1, precision="bf16")
+    measure_seconds(PreparedNet(net, precision="bf16"), random_split(2, num_classes=4), batches=1)
     assert set(seen[2:]) == {(torch.bfloat16, torch.bfloat16)}  # the first two try whether the images fit
     seen.clear()
     measure_seconds(net.double(), random_split(2, num_classes=4), batches=1)
@@ -283,6 +283,7 @@ def test_measure_seconds_refuses(wrong, error):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_measure_seconds_times_a_gpu_by_its_own_clock():
     net = resnet18(width=2, exit_after=(2, 4))
-    seconds = measure_seconds(net, random_split(4, num_classes=4), batch_size=4, batches=3, device="cuda")
+    ready = PreparedNet(net, device="cuda")
+    seconds = measure_seconds(ready, random_split(4, num_classes=4), batch_size=4, batches=3)
     assert (seconds.diff(prepend=torch.zeros(1)) > 0).all()
     assert next(net.parameters()).device.type == "cpu"

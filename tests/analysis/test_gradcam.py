@@ -126,11 +126,11 @@ def test_guided_backprop_agrees_with_its_definition_at_every_exit(name, monkeypa
 
 def test_explain_combines_the_maps():
     net, images = network("resnet18_3exits"), pictures(3)
-    found = explain(net, images, 2, method=grad_cam)
+    found = explain(net, images, 2)
     logits = net(images)[2]
     torch.testing.assert_close(found.confidence, logits.softmax(1).amax(1))
     assert torch.equal(found.predicted, logits.argmax(1))
-    assert torch.equal(found.cam, grad_cam(net, images, 2))
+    assert torch.equal(found.cam, hires_cam(net, images, 2))
     assert torch.equal(found.guided_cam, guided_backprop(net, images, 2) * found.cam[:, None])
     assert explain(net, images[:0], 2).guided_cam.shape == (0, 3, 32, 32)
 
