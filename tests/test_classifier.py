@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from eeutils import (
@@ -176,23 +176,14 @@ def test_classifier_refuses_parts_that_do_not_fit(changes):
         replace(make_classifier(), **changes)
 
 
-def test_load_finds_every_kind_of_damage(tmp_path):
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"eeutils.classifier": '{"classes": []'}])
+def test_classifier_load_refuses_a_file_that_holds_something_else(tmp_path, metadata):
     path = tmp_path / "net.safetensors"
     with pytest.raises(FileNotFoundError):
         Classifier.load(path, make_net())
-    make_classifier(make_net(width=1)).save(path)
-    whole = path.read_bytes()
-    damaged = [whole[:length] for length in (0, len(whole) // 100, len(whole) // 10, -1)]
-    for position in range(0, len(whole), len(whole) // 20):
-        damaged.append(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-    for content in damaged:
-        path.write_bytes(content)
-        with pytest.raises(IntegrityError, match=r"net\.safetensors"):
-            Classifier.load(path, make_net(width=1))
-    for metadata in (None, {"format": "pt"}, {"eeutils.classifier": json.dumps({"classes": []})[:-1]}):
-        save_file({"x": torch.ones(2)}, path, metadata)
-        with pytest.raises(IntegrityError, match=r"net\.safetensors"):
-            Classifier.load(path, make_net())
+    save_tensors(path, {"x": torch.ones(2)}, metadata)
+    with pytest.raises(IntegrityError, match=r"net\.safetensors"):
+        Classifier.load(path, make_net())
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,6 @@ def test_download_onto_a_full_disk_is_a_storage_error(site, tmp_path):
     assert files_in(tmp_path) == {}
 
 
-def test_download_asks_nobody_when_offline(site, tmp_path, monkeypatch):
-    monkeypatch.setenv("EEUTILS_OFFLINE", "1")
-    with pytest.raises(ConnectionError, match="EEUTILS_OFFLINE"):
-        fetch(site.say("/w", CONTENT), tmp_path / "w")
-    assert site.asked == []
-
-
 @pytest.mark.parametrize(
     ("content", "beginning"),
     [

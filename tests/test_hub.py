@@ -1,11 +1,9 @@
-"""Classifiers in folders and repositories, the latter on a small Hub on localhost."""
+"""Classifiers in folders and repositories."""
 
-import base64
-import hashlib
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +12,9 @@ from torch import Tensor
 
 from eeutils import Classifier, MultiExitNet, ThresholdPolicy, create_model, predict, with_exits
 from eeutils.data import Normalization, Split
-from eeutils.errors import IntegrityError
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
+HfApi, hf_hub_download = huggingface_hub.HfApi, huggingface_hub.hf_hub_download
 
 SIZE, CLASSES, NORMALIZATION = 32, ("cat", "dog", "bird"), Normalization((0.5,) * 3, (0.25,) * 3)
 POLICY = ThresholdPolicy((0.35, float("inf")))
@@ -61,78 +59,32 @@ def test_save_pretrained_fills_the_card_from_the_table_of_exits(tmp_path):
     assert 'from_pretrained("photos")' in card.text
 
 
-def test_from_pretrained_finds_damage(tmp_path):
-    make_classifier(of_create_model()).save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match=r"model\.safetensors"):
-        Classifier.from_pretrained(tmp_path)
-
-
 @pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[dict[str, bytes]]:
-    """The files of the one repository of a Hub on localhost."""
-    files: dict[str, bytes] = {}
+def repository(monkeypatch, tmp_path) -> Path:
+    """Folder of the one repository of a Hub that takes and gives files without a network."""
+    folder = tmp_path / "repository"
 
-    class Handler(BaseHTTPRequestHandler):
-        def say(self, body: bytes, status: int = 200, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def upload(_api: HfApi, *, folder_path: Path, **_: object) -> str:
+        shutil.copytree(folder_path, folder)
+        return "commit"
 
-        def do_POST(self) -> None:
-            lines = self.rfile.read(int(self.headers["Content-Length"])).decode().splitlines()
-            answer: dict[str, object] = {"url": f"{server_url}/me/photos", "name": "me/photos", "id": "me/photos"}
-            if "/preupload/" in self.path:
-                asked = json.loads(lines[0])["files"]
-                modes = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in asked]
-                answer = {"files": modes}
-            elif "/commit/" in self.path:
-                values = [each["value"] for each in map(json.loads, lines) if each["key"] == "file"]
-                files.update({each["path"]: base64.b64decode(each["content"]) for each in values})
-                answer = {"commitUrl": f"{server_url}/me/photos/commit/{'0' * 40}", "commitOid": "0" * 40}
-            self.say(json.dumps(answer).encode(), Content_Type="application/json")
+    def download(*given: object, **options: object) -> str:
+        asked = signature(hf_hub_download).bind(*given, **options).arguments
+        assert (asked["repo_id"], asked["token"], asked["revision"]) == ("me/photos", "hf_none", None)
+        return str(folder / asked["filename"])
 
-        def do_GET(self) -> None:
-            name = self.path.partition("/resolve/main/")[2] or self.path.partition(f"/resolve/{'0' * 40}/")[2]
-            if self.path.startswith("/api/"):
-                self.say(json.dumps({"id": "me/photos", "sha": "0" * 40, "siblings": []}).encode())
-            elif name in files:
-                etag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
-                self.say(files[name], ETag=etag, X_Repo_Commit="0" * 40)
-            else:
-                self.say(b"", 404, X_Error_Code="EntryNotFound")
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server_url = f"http://127.0.0.1:{server.server_port}"
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    # HF_ENDPOINT and HF_HUB_CACHE, which are read once.
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server_url)
-    template = server_url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield files
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    for module in ("huggingface_hub.hub_mixin", "eeutils.hub"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    return folder
 
 
-def test_push_to_hub_and_from_pretrained_go_there_and_back(hub):
+def test_push_to_hub_and_from_pretrained_go_there_and_back(repository):
     classifier, images = make_classifier(of_torchvision()), pictures()
-    classifier.push_to_hub("me/photos", token="hf_none")
-    assert hub.keys() == {"README.md", "config.json", "model.safetensors"}
-    assert b'from_pretrained("me/photos")' in hub["README.md"]
+    assert classifier.push_to_hub("me/photos", token="hf_none") == "commit"
+    assert {path.name for path in repository.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert 'from_pretrained("me/photos")' in (repository / "README.md").read_text()
     again = Classifier.from_pretrained("me/photos", token="hf_none", precision="fp32")
     assert again.precision == "fp32"
     assert torch.equal(again(images).predicted, classifier(images).predicted)

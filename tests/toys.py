@@ -2,7 +2,11 @@
 
 import os
 import signal
+import socket
+import subprocess
+import time
 import traceback
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,3 +64,21 @@ def run_in_child(work: Callable[[], object]) -> int:
 def kill_this_process() -> None:
     """End like a process that ran out of memory: nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def free_port() -> int:
+    """Return a port of localhost that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    """Return once `server` answers at `url`."""
+    for _ in range(600):
+        assert server.poll() is None, "the server ended"
+        try:
+            return urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+    raise TimeoutError(url)

@@ -60,17 +60,11 @@ def test_error_indicator_by_hand():
 
 
 def test_indicator_table_by_hand():
-    rows = indicator_table({"confusion": error_indicator(SUSPICION, WRONG, bins=2)})
-    assert rows.loc["confusion"].to_dict() == {
-        "AUROC": pytest.approx(6.5 / 8),
-        "overlap": 2,
-        "overlap of shares": pytest.approx(3 / 4),
-        "suspected right": 1,
-        "trusted wrong": 1,
-        "best split's errors": 1,
-        "AURC": pytest.approx((0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6),
-        "excess AURC": pytest.approx((0.5 / 3 + 1 / 4) / 6),
-    }
+    row = indicator_table({"confusion": error_indicator(SUSPICION, WRONG, bins=2)}).loc["confusion"]
+    counts = ["overlap", "suspected right", "trusted wrong", "best split's errors"]
+    assert row[counts].tolist() == [2, 1, 1, 1]
+    figures = [6.5 / 8, 3 / 4, (0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6, (0.5 / 3 + 1 / 4) / 6]
+    assert row[["AUROC", "overlap of shares", "AURC", "excess AURC"]].tolist() == pytest.approx(figures)
 
 
 answers = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=25)

@@ -1,5 +1,3 @@
-import socket
-
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -8,15 +6,6 @@ from eeutils import list_data, load_data
 from eeutils.data.cifar import CIFAR100
 from eeutils.data.datasets import image_shape_of, num_classes_of
 from eeutils.data.tinyimagenet import TINY_IMAGENET
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("there is no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.mark.parametrize("ask", [load_data, image_shape_of, num_classes_of])
@@ -35,22 +24,12 @@ def test_image_shape_of_and_num_classes_of_agree_with_the_data(cifar10):
     assert (num_classes_of("cifar100"), num_classes_of("tinyimagenet")) == (100, TINY_IMAGENET.num_classes)
 
 
-def test_load_data_digits_needs_no_network_and_no_cache(no_network, tmp_path, monkeypatch):
-    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "cache"))
-    data = load_data("digits")
-    assert data.name == "digits"
-    assert data.classes == tuple("0123456789")
-    assert not (tmp_path / "cache").exists()
-    for split in (data.train, data.val, data.test):
-        assert split.images.dtype == torch.uint8
-        assert split.images.shape[1:] == (3, 32, 32)
-        assert split.labels.unique().tolist() == list(range(10))
-    assert (len(data.train), len(data.val), len(data.test)) == (1_258, 180, 359)
-
-
-def test_load_data_digits_are_scikit_learns():
+def test_load_data_digits_are_scikit_learns_and_need_no_cache(empty_cache, no_network):
     data, source = load_data("digits"), load_digits()
     splits = (data.train, data.val, data.test)
+    assert (data.name, data.classes, data.image_shape) == ("digits", tuple("0123456789"), (3, 32, 32))
+    assert list(map(len, splits)) == [1_258, 180, 359]
+    assert not empty_cache.exists()
     counts = sum(split.labels.bincount(minlength=10) for split in splits)
     assert counts.tolist() == torch.from_numpy(source.target).bincount().tolist()
     ours = torch.cat([split.images.float().mean((1, 2, 3)) for split in splits]).sort().values

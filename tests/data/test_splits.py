@@ -85,15 +85,6 @@ def test_split_batches_yields_all_images_in_order_normalised():
     torch.testing.assert_close(torch.cat([images for images, _ in steps]), (split.images.float() / 255 - 0.5) / 0.25)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
-def test_split_to_leaves_the_first_where_it_is():
-    split = split_of([3, 3])
-    moved = split.to("cuda")
-    assert moved.images.device.type == moved.labels.device.type == "cuda"
-    assert split.images.device.type == split.labels.device.type == "cpu"
-    assert torch.equal(moved.images.cpu(), split.images)
-
-
 @pytest.mark.parametrize(
     "changes",
     [

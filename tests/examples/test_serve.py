@@ -1,10 +1,8 @@
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from PIL import Image
 
 from eeutils import list_weights, load_classifier
+from tests.toys import free_port, wait_for
 
 pytest.importorskip("litserve", reason="litserve is not installed")
 
@@ -26,38 +25,26 @@ def name() -> str:
     return next(name for name in list_weights() if name.startswith("resnet18_3exits-spp-cifar10-w16"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_proxy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def url(name) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(SERVE.parents[1]), "no_proxy": "127.0.0.1"}
     words = [sys.executable, str(SERVE), "--weights", name, "--port", str(port)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     with subprocess.Popen(words, env=environment, **silent) as server:
         address = f"http://127.0.0.1:{port}"
         try:
-            _wait_for(f"{address}/health", server)
+            wait_for(f"{address}/health", server)
             yield f"{address}/predict"
         finally:
             os.killpg(server.pid, signal.SIGKILL)  # its workers, too
-
-
-def _wait_for(address: str, server: subprocess.Popen) -> None:
-    for _ in range(600):
-        assert server.poll() is None, "the server ended"
-        try:
-            if requests.get(address, timeout=2).ok:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(address)
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def png(pixels: torch.Tensor) -> bytes:

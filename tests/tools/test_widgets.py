@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from tests.toys import free_port, wait_for
 
 CHROMIUM = shutil.which("chromium")
 browser_driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -29,9 +28,7 @@ PATIENCE_MS = 240_000  # on a busy machine a kernel takes long to import torch
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address and folder of a JupyterLab that runs notebooks in quick mode."""
     folder = tmp_path_factory.mktemp("lab")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     options = [f"--port={port}", f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=", "--no-browser"]
     settings = {"EEUTILS_QUICK": "1", "EEUTILS_CACHE": str(folder / "cache"), "JUPYTER_CONFIG_DIR": str(folder / "etc")}
@@ -39,20 +36,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     command = [sys.executable, "-m", "jupyterlab", "--allow-root", *options]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
         try:
-            _wait_for(f"{address}/api")
+            wait_for(f"{address}/api", server)
             yield address, folder
         finally:
             server.terminate()
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"{url} does not answer")
 
 
 @pytest.fixture(scope="module")
