@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from eeutils import MultiExitNet, create_model, recipe
-from eeutils.data import Normalization
 from eeutils.files import sha256_of_file
 from eeutils.train import TrainingRun, train
-from eeutils.weights import Registry, StoredFile, WeightEntry
+from eeutils.weights import Registry, StoredFile
+from tests.toys import toy_entry
 from tools.publish import halved
 from tools.registry_file import save_registry, with_entry
 
@@ -38,24 +38,11 @@ def tiny_registry(tmp_path, tiny_net) -> Registry:
     file = folder / "tiny" / "weights.safetensors"
     file.parent.mkdir(parents=True)
     save_file(halved(tiny_net.state_dict()), file)
-    slim = WeightEntry(
-        name="resnet18_3exits-spp-toy-w4",
-        model="resnet18_3exits",
-        model_args=TINY_ARGS,
-        data="toy",
-        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
-        status="trained",
-        weights=StoredFile("tiny/weights.safetensors", sha256_of_file(file), file.stat().st_size, ("repository",)),
-    )
-    full = WeightEntry(
-        name="resnet18_3exits-spp-toy",
-        model="resnet18_3exits",
-        model_args={**TINY_ARGS, "width": 64},
-        data="toy",
-        normalization=slim.normalization,
-        status="not trained",
-        command="train --width 64 && publish",
-    )
+    weights = StoredFile("tiny/weights.safetensors", sha256_of_file(file), file.stat().st_size)
+    made_of = {"model": "resnet18_3exits", "model_args": TINY_ARGS}
+    slim = toy_entry("resnet18_3exits-spp-toy-w4", **made_of, weights=weights)
+    missing = {"status": "not trained", "weights": None, "command": "train --width 64 && publish"}
+    full = toy_entry("resnet18_3exits-spp-toy", **made_of, **missing)
     registry = with_entry(with_entry(Registry((), folder), slim), full)
     save_registry(registry)
     return registry

@@ -8,13 +8,8 @@ import torch
 
 from eeutils import Predictions
 from eeutils.scoreboard import Evaluation, Spread, over_seeds, scoreboard
+from tests.analysis.tables import answering
 from tools.tables import shallow_deep_board
-
-
-def table(predicted: list[list[int]], labels: list[int], costs: list[float]) -> Predictions:
-    """Exits that predict classes with logit 4 against 0."""
-    logits = 4.0 * torch.nn.functional.one_hot(torch.tensor(predicted), 3).float()
-    return Predictions(logits, torch.tensor(labels), torch.tensor(costs, dtype=torch.float64))
 
 
 def giving(first: list[float], last: list[float]) -> Predictions:
@@ -45,16 +40,16 @@ def test_scoreboard_by_hand():
 
 
 def test_scoreboard_chooses_thresholds_on_validation_alone():
-    val = table([[0, 1, 2], [0, 1, 2]], [0, 1, 2], costs=[1.0, 2.0])
-    wrong_on_test = table([[1, 2, 0], [0, 1, 2]], [0, 1, 2], costs=[1.0, 2.0])
+    val = answering([[0, 1, 2], [0, 1, 2]], [0, 1, 2], costs=[1.0, 2.0])
+    wrong_on_test = answering([[1, 2, 0], [0, 1, 2]], [0, 1, 2], costs=[1.0, 2.0])
     row = scoreboard({"two": Evaluation(val, wrong_on_test)}).loc["two"]
     assert (row["cascade"], row["cascade cost (%)"]) == (0.0, 50.0)
 
 
 def test_shallow_deep_board_by_hand():
     """The first exit costs 40 %; the last has two images wrong, of which the second has one right."""
-    test = table([[0, 1, 0, 0, 0], [0, 1, 2, 0, 0], [0, 1, 1, 0, 1]], [0, 1, 2, 0, 2], costs=[2e6, 4e6, 5e6])
-    val = table([[0, 1, 2]] * 3, [0, 1, 2], costs=[2e6, 4e6, 5e6])
+    test = answering([[0, 1, 0, 0, 0], [0, 1, 2, 0, 0], [0, 1, 1, 0, 1]], [0, 1, 2, 0, 2], costs=[2e6, 4e6, 5e6])
+    val = answering([[0, 1, 2]] * 3, [0, 1, 2], costs=[2e6, 4e6, 5e6])
     row = shallow_deep_board({"net": Evaluation(val, test)}).loc["net"]
     assert math.isnan(row["at 25%"])
     assert (row["at 50%"], row["at 75%"], row["last exit"]) == (60.0, 60.0, 60.0)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eeutils.data import Normalization, Split
+from eeutils.weights import StoredFile, WeightEntry
 
 
 def random_split(count: int, size: int = 8, *, channels: int = 3, num_classes: int = 10) -> Split:
@@ -24,6 +25,13 @@ def random_split(count: int, size: int = 8, *, channels: int = 3, num_classes: i
     images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
     normalization = Normalization((0.5,) * channels, (0.25,) * channels)
     return Split(images, torch.arange(count) % num_classes, tuple(map(str, range(num_classes))), normalization)
+
+
+def toy_entry(name: str, **changes) -> WeightEntry:
+    """A trained network in the registry, with a file that is nowhere."""
+    parts = {"model": "resnet18", "model_args": {"width": 4}, "data": "toy", "status": "trained"}
+    parts |= {"normalization": Normalization((0.5,) * 3, (0.25,) * 3), "weights": StoredFile("net/file", "0" * 64, 1)}
+    return WeightEntry(name=name, **parts | changes)
 
 
 def write_pictures(root: Path, classes: Sequence[str] = ("cats", "dogs"), count: int = 20) -> Path:

@@ -1,5 +1,7 @@
 """Small tables of predictions."""
 
+from collections.abc import Sequence
+
 import torch
 from hypothesis import strategies as st
 
@@ -12,6 +14,12 @@ def from_probs(probs: list, labels: list[int] | None = None, costs: list[float] 
     labels = torch.zeros(probs.shape[1], dtype=torch.int64) if labels is None else torch.tensor(labels)
     costs = torch.arange(1, len(probs) + 1) if costs is None else torch.tensor(costs)
     return Predictions(probs.log().float(), labels, costs.double())
+
+
+def answering(answers: list[list[int]], labels: list[int], costs: Sequence[float], sure: object = 4.0) -> Predictions:
+    """Exits that predict `answers` (E, N) of three classes, with the logits `sure` against 0."""
+    logits = torch.as_tensor(sure)[..., None] * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
+    return Predictions(logits, torch.tensor(labels), torch.tensor(costs, dtype=torch.float64))
 
 
 def random_table(shape: tuple[int, int, int], seed: int = 0, scale: float = 2.0) -> Predictions:

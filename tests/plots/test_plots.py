@@ -14,6 +14,7 @@ from eeutils.analysis import Explanation, NetworkCosts, destructive, error_indic
 from eeutils.data import Normalization, Split
 from eeutils.plots.style import network_looks
 from eeutils.training import History
+from tests.analysis.tables import answering
 
 HISTORY = History(
     tuple(
@@ -37,22 +38,17 @@ def split() -> Split:
     return Split(images, torch.tensor([0, 1, 2, 0, 1, 0]), ("a", "b", "c"), Normalization((0.5,) * 3, (0.2,) * 3))
 
 
-def answering(answers: list[list[int]], labels: list[int], sure: object = 2.0) -> Predictions:
-    """Exits that predict `answers` of three classes, with the logits `sure`; costs double from exit to exit."""
-    logits = torch.as_tensor(sure)[..., None] * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
-    return Predictions(logits, torch.tensor(labels), 1e6 * 2.0 ** torch.arange(len(answers)).double())
-
-
 @pytest.fixture
 def two_exits() -> Predictions:
-    return answering([[0, 1, 0, 0], [0, 1, 2, 0]], [0, 1, 2, 2])
+    return answering([[0, 1, 0, 0], [0, 1, 2, 0]], [0, 1, 2, 2], [1e6, 2e6])
 
 
 @pytest.fixture
 def three_exits() -> Predictions:
     """On the images of `split`: right at 1+2+3, 1, 2, 2+3, 3, nowhere."""
     answers = [[0, 1, 0, 1, 0, 1], [0, 2, 2, 0, 0, 1], [0, 2, 0, 0, 1, 1]]
-    return answering(answers, [0, 1, 2, 0, 1, 0], [[5, 3, 1, 1, 1, 1], [5, 1, 2, 3, 1, 1], [5, 2, 4, 3, 2, 1]])
+    costs = [1e6, 2e6, 4e6]
+    return answering(answers, [0, 1, 2, 0, 1, 0], costs, [[5, 3, 1, 1, 1, 1], [5, 1, 2, 3, 1, 1], [5, 2, 4, 3, 2, 1]])
 
 
 def shown_in(axes: list[plt.Axes]) -> list[int]:
@@ -103,7 +99,7 @@ def test_plot_poolings_counts_values():
 
 
 def test_plot_shrinking_batch_counts_images():
-    table = answering([[0] * 4] * 3, [0] * 4, [[9, 9, 0, 0], [9, 9, 9, 0], [9, 9, 9, 9]])
+    table = answering([[0] * 4] * 3, [0] * 4, [1, 2, 4], [[9, 9, 0, 0], [9, 9, 9, 0], [9, 9, 9, 9]])
     ax = plots.plot_shrinking_batch(decide(table, ThresholdPolicy(0.9)), batch_size=4)
     assert [text.get_text() for text in ax.texts] == ["4", "2 leave", "2", "1 leave", "1", "1 leave"]
 

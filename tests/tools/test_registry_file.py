@@ -1,28 +1,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eeutils.data import Normalization
-from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry
+from eeutils.weights import Registry, StoredFile, TrainingRecord
 from eeutils.weights.registry import REGISTRY_FILE
+from tests.toys import toy_entry
 from tools.registry_file import save_registry, with_entry
 
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(tuple)
 words = st.text(st.characters(codec="utf-8"), max_size=10)
 
 
-def untrained(name: str, **changes) -> WeightEntry:
-    return WeightEntry(name, "resnet18", {"width": 4}, "toy", Normalization((0.5,), (0.25,)), "not trained", **changes)
-
-
 @given(note=words, test=shares, seconds=st.floats(0, 1e6), size=st.integers(0, 1 << 40))
 def test_save_registry_writes_what_load_reads(note, test, seconds, size, tmp_path_factory):
-    entry = WeightEntry(
-        name="x",
-        model="resnet18",
-        model_args={"width": 4, "pool": "avg"},
-        data="toy",
-        normalization=Normalization((0.5,), (0.25,)),
-        status="trained",
+    entry = toy_entry(
+        "x",
         note=note,
         weights=StoredFile("x/w.safetensors", "00" * 32, size, ("repository", "https://host/x", "drive:abc")),
         predictions={"test": StoredFile("x/p.safetensors", "11" * 32, size)},
@@ -36,7 +27,7 @@ def test_save_registry_writes_what_load_reads(note, test, seconds, size, tmp_pat
 
 
 def test_save_registry_writes_the_same_bytes_whatever_the_order(tmp_path):
-    one, two = untrained("a"), untrained("b", note="é")
+    one, two = toy_entry("a"), toy_entry("b", note="é")
     for order in ((one, two), (two, one)):
         registry = Registry((), tmp_path / order[0].name)
         for entry in (*order, order[0]):

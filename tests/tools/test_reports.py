@@ -1,15 +1,16 @@
 """Tables, pages, goals and compute: what results/ and the README are made of."""
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 import pytest
-import torch
 
 from eeutils import Predictions
-from eeutils.data import Normalization
 from eeutils.scoreboard import Evaluation, Spread
-from eeutils.weights import Registry, StoredFile, TrainingRecord, WeightEntry
+from eeutils.weights import Registry, TrainingRecord, WeightEntry
+from tests.analysis.tables import answering
+from tests.toys import toy_entry
 from tools import demo, pages, results
 from tools.goals import GOALS, Goal, at_exit, goals_board, within_macs, within_share
 from tools.numbers import shown_numbers, unsupported
@@ -73,23 +74,10 @@ def test_unsupported_lists_numbers_that_were_not_shown(prose, missing):
     assert unsupported(prose, shown) == missing
 
 
-FILE = StoredFile("net/file", "0" * 64, 1)
-
-
 def entry(name: str, macs: int, command: str, **config: object) -> WeightEntry:
     record = TrainingRecord("slim", config, "CPU", {}, 1.0, 1.0)
-    return WeightEntry(
-        name=name,
-        model="resnet18",
-        model_args={},
-        data="cifar10",
-        normalization=Normalization((0.5,), (0.25,)),
-        status="trained",
-        command=f"python -m eeutils.train {command}",
-        weights=FILE,
-        macs=(macs // 2, macs),
-        training=record,
-    )
+    command = f"python -m eeutils.train {command}"
+    return toy_entry(name, data="cifar10", command=command, macs=(macs // 2, macs), training=record)
 
 
 PLAIN = entry("plain", 10**9, "slim --model resnet18", epochs=2, trained="all")
@@ -114,19 +102,13 @@ LABELS = [0, 1, 2, 0]
 PFLOP = {"net": 0.5, "one": 0.5, "two": 2.0}
 
 
-def table(answers: list[list[int]], costs: tuple[float, ...] = (1e6, 2e6)) -> Predictions:
-    """Exits that name `answers`, all equally sure."""
-    logits = 4.0 * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
-    return Predictions(logits, torch.tensor(LABELS), torch.tensor(costs, dtype=torch.float64))
-
-
-def with_right(first: int, last: int, costs: tuple[float, ...] = (1e6, 2e6)) -> Predictions:
+def with_right(first: int, last: int, costs: Sequence[float] = (1e6, 2e6)) -> Predictions:
     """Two exits that are right on so many of the four images."""
 
     def answers(right: int) -> list[int]:
         return [label if index < right else (label + 1) % 3 for index, label in enumerate(LABELS)]
 
-    return table([answers(first), answers(last)], costs)
+    return answering([answers(first), answers(last)], LABELS, costs)
 
 
 def both(predictions: Predictions) -> Evaluation:

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import one_hot
 
 from eeutils import Predictions
-from eeutils.data import Normalization
 from eeutils.weights import Registry, StoredFile, WeightEntry
+from tests.toys import toy_entry
 from tools import pages, results
 
 
@@ -33,16 +33,10 @@ def two_exits(right: tuple[int, int], sure: tuple[int, ...] = (0, 1)) -> Predict
 
 
 PUBLISHED = {"val": two_exits((2, 4)), "test": two_exits((2, 3))}
-FILE = StoredFile("net/file", "0" * 64, 1)
-ENTRY = WeightEntry(
-    name="resnet18_2exits-spp-toy-s1",
+ENTRY = toy_entry(
+    "resnet18_2exits-spp-toy-s1",
     model="resnet18_2exits",
-    model_args={},
-    data="toy",
-    normalization=Normalization((0.5,), (0.25,)),
-    status="trained",
-    weights=FILE,
-    predictions={"val": FILE, "test": FILE},
+    predictions=dict.fromkeys(PUBLISHED, StoredFile("net/file", "0" * 64, 1)),
     accuracy={split: tuple(table.accuracy.tolist()) for split, table in PUBLISHED.items()},
     macs=(1_000_000, 2_000_000),
 )

@@ -1,22 +1,14 @@
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from eeutils import create_model, list_models
-from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
-from eeutils.weights import Registry, StoredFile, WeightEntry, default_registry
+from eeutils.weights import Registry, StoredFile, default_registry
 from eeutils.weights import registry as registry_module
 from eeutils.weights.registry import REGISTRY_FILE
+from tests.toys import toy_entry
 from tools.registry_file import save_registry
-
-NORMALIZATION = Normalization((0.5,), (0.25,))
-
-
-def untrained(name: str, **changes) -> WeightEntry:
-    return WeightEntry(name, "resnet18", {"width": 4}, "toy", NORMALIZATION, "not trained", **changes)
-
 
 BROKEN = [b"", b"[1]", b'{"a": 1}', b'{"a": {"model": "x"}}', b'{"a": {"colour": "red"}}', b"\xff", b"[" * 100_000]
 
@@ -37,7 +29,7 @@ def test_stored_file_cannot_leave_the_folder(path):
 @pytest.mark.parametrize("wrong", [{"status": "trained"}, {"status": "measured"}, {"status": "finished"}])
 def test_weight_entry_has_the_files_that_its_status_promises(wrong):
     with pytest.raises(ValueError, match=repr(wrong["status"])):
-        replace(untrained("a"), **wrong)
+        toy_entry("a", weights=None, **wrong)
 
 
 # The registry of the repository.
@@ -67,7 +59,7 @@ def test_default_registry_of_an_installed_package_is_its_own(tmp_path, monkeypat
     package = site_packages / "eeutils"
     (site_packages / "weights").mkdir(parents=True)
     (site_packages / "weights" / REGISTRY_FILE).write_text("somebody else's")
-    save_registry(Registry((untrained("a"),), package))
+    save_registry(Registry((toy_entry("a"),), package))
     monkeypatch.setattr(registry_module, "__file__", str(package / "weights" / "registry.py"))
     monkeypatch.setattr(registry_module.resources, "files", {"eeutils": package}.__getitem__)
-    assert default_registry() == Registry((untrained("a"),), folder=None)
+    assert default_registry() == Registry((toy_entry("a"),), folder=None)
