@@ -60,7 +60,7 @@ def test_classifier_normalises_and_agrees_with_a_cascade(threshold):
         {"image_shape": (3, 8, 8), "net": make_net().to(memory_format=torch.channels_last)},
     ],
 )
-def test_save_and_load_give_the_same_answers(tmp_path, options):
+def test_classifier_save_and_load_give_the_same_answers(tmp_path, options):
     path, images = tmp_path / "deep" / "net.safetensors", pictures(20)
     classifier = make_classifier(**options)
     before = classifier(images)
@@ -83,7 +83,7 @@ def test_classifier_does_not_change_with_the_network_it_was_made_of(tmp_path):
     assert torch.equal(classifier(images).logits, before)
 
 
-def test_load_rebuilds_a_network_of_create_model(tmp_path):
+def test_classifier_load_rebuilds_a_network_of_create_model(tmp_path):
     path, images = tmp_path / "net.safetensors", pictures(20)
     arguments = {"width": 4, "exit_after": [2, 4], "num_classes": 3}
     net = create_model("resnet18", **arguments).eval()
@@ -95,7 +95,7 @@ def test_load_rebuilds_a_network_of_create_model(tmp_path):
 
 
 @pytest.mark.parametrize("origin", [None, Origin("own", "net", {})])
-def test_load_asks_for_a_network_that_nothing_rebuilds(tmp_path, origin):
+def test_classifier_load_asks_for_a_network_that_nothing_rebuilds(tmp_path, origin):
     net = make_net()
     net.origin = origin
     make_classifier(net).save(tmp_path / "net.safetensors")
@@ -103,7 +103,7 @@ def test_load_asks_for_a_network_that_nothing_rebuilds(tmp_path, origin):
         Classifier.load(tmp_path / "net.safetensors")
 
 
-def test_load_refuses_a_rebuilt_network_that_answers_otherwise(tmp_path):
+def test_classifier_load_refuses_a_rebuilt_network_that_answers_otherwise(tmp_path):
     path, arguments = tmp_path / "net.safetensors", {"width": 4, "exit_after": (2, 4), "num_classes": 3}
     net = create_model("resnet18", **arguments).eval()
     net.units[0].append(nn.Tanh())  # has no weights
@@ -123,7 +123,7 @@ def in_pieces(net: MultiExitNet) -> nn.Module:
 
 
 @pytest.mark.parametrize("compiled", [whole, in_pieces])
-def test_save_names_the_weights_of_a_compiled_network_as_if_it_were_not(tmp_path, compiled):
+def test_classifier_save_names_the_weights_of_a_compiled_network_as_if_it_were_not(tmp_path, compiled):
     path, state = tmp_path / "net.safetensors", make_net().state_dict()
     make_classifier(compiled(make_net())).save(path)
     assert load_file(path).keys() == state.keys()
@@ -198,7 +198,7 @@ def test_classifier_load_refuses_a_file_that_holds_something_else(tmp_path, meta
         {"origin": {"library": "eeutils", "name": "resnet18", "arguments": {"width": "x"}}},
     ],
 )
-def test_load_refuses_odd_metadata_under_a_good_checksum(tmp_path, wrong):
+def test_classifier_load_refuses_odd_metadata_under_a_good_checksum(tmp_path, wrong):
     path = tmp_path / "net.safetensors"
     make_classifier(make_net(width=1), image_shape=(3, 8, 8)).save(path)
     tensors, metadata = load_tensors(path)
@@ -208,7 +208,7 @@ def test_load_refuses_odd_metadata_under_a_good_checksum(tmp_path, wrong):
         Classifier.load(path)
 
 
-def test_load_needs_the_registered_score_of_the_policy(tmp_path, monkeypatch):
+def test_classifier_load_needs_the_registered_score_of_the_policy(tmp_path, monkeypatch):
     path, net = tmp_path / "net.safetensors", make_net(1)
     before = weights(net)
 

@@ -3,13 +3,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from eeutils.device import (
-    choose_device,
-    default_device,
-    share_of_peak,
-    tuned_convolutions,
-    unrounded_convolutions,
-)
+from eeutils.device import choose_device, default_device, share_of_peak, tuned_convolutions, unrounded_convolutions
 
 CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -63,12 +57,9 @@ def switches():
 
 @pytest.mark.parametrize(
     ("setting", "tf32", "expected"),
-    [
-        (tuned_convolutions, True, {"benchmark": True}),
-        (unrounded_convolutions, True, {"allow_tf32": False}),
-    ],
+    [(tuned_convolutions, True, {"benchmark": True}), (unrounded_convolutions, True, {"allow_tf32": False})],
 )
-def test_switches_are_put_back(switches, setting, tf32, expected):
+def test_tuned_convolutions_and_unrounded_convolutions_put_switches_back(switches, setting, tf32, expected):
     CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, tf32, not tf32
     before = switches()
     with suppress(KeyError), setting():

@@ -158,7 +158,7 @@ def test_work_folder_is_emptied_unless_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("write", [atomic_path, exclusive, work_folder])
-def test_writing_to_an_unwritable_folder_is_a_storage_error(tmp_path, write):
+def test_storing_names_an_unwritable_folder(tmp_path, write):
     (tmp_path / "regular").write_text("a file, not a folder")
     target = tmp_path / "regular" / "folder" / "file.txt"
     with pytest.raises(StorageError, match="EEUTILS_CACHE") as caught, write(target):
@@ -178,7 +178,7 @@ LARGE = {"x": torch.zeros(2**19)}
         lambda path: save_state(path, LARGE),
     ],
 )
-def test_writing_to_a_full_disk_is_a_storage_error_and_keeps_the_old_file(small_disk, write):
+def test_storing_names_a_full_disk_and_keeps_the_old_file(small_disk, write):
     target = small_disk() / "file.bin"
     target.write_bytes(b"old")
     with pytest.raises(StorageError, match="No space left") as caught:
@@ -189,7 +189,7 @@ def test_writing_to_a_full_disk_is_a_storage_error_and_keeps_the_old_file(small_
 
 
 @pytest.mark.parametrize("write", [atomic_path, exclusive])
-def test_writing_to_a_read_only_disk_is_a_storage_error(small_disk, write):
+def test_storing_names_a_read_only_disk(small_disk, write):
     with pytest.raises(StorageError, match="Read-only"), write(small_disk("ro") / "file.bin"):
         pass
     assert list(small_disk().iterdir()) == []
@@ -258,7 +258,7 @@ def test_load_tensors_takes_files_of_other_libraries(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("load", [load_tensors, load_state, read_json])
-def test_loading_tells_a_missing_file_from_a_damaged_one(tmp_path, load):
+def test_reading_tells_a_missing_file_from_a_damaged_one(tmp_path, load):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "missing")
     with pytest.raises(IsADirectoryError):
@@ -332,7 +332,7 @@ def read(path: Path, kind: str) -> object:
 
 @pytest.mark.parametrize("kind", ["tensors", "state"])
 @given(data=st.data())
-def test_loading_finds_flipped_bits(kind, data, tmp_path_factory):
+def test_load_tensors_and_load_state_find_flipped_bits(kind, data, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     content = bytearray(saved(folder, kind))
     expected = read(folder / kind, kind)
@@ -348,7 +348,7 @@ def test_loading_finds_flipped_bits(kind, data, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["tensors", "state"])
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_loading_finds_a_truncated_file(kind, share, tmp_path_factory):
+def test_load_tensors_and_load_state_find_a_truncated_file(kind, share, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     content = saved(folder, kind)
     (folder / "cut").write_bytes(content[: int(len(content) * share)])
@@ -363,7 +363,7 @@ def test_read_json_says_which_file_is_damaged(tmp_path, content):
         read_json(tmp_path / "file.json")
 
 
-def test_sha256_of_a_tensor_is_that_of_its_bytes(tmp_path):
+def test_sha256_of_tensor_is_that_of_its_bytes(tmp_path):
     tensor = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
     (tmp_path / "bytes").write_bytes(bytes(range(24)))
     expected = hashlib.sha256(bytes(range(24))).hexdigest()

@@ -29,7 +29,7 @@ def error_of(capsys, *args: str) -> str:
     return str(exit.value.code) + "".join(capsys.readouterr())
 
 
-def test_main_writes_files_and_reads_those_of_a_finished_run(tmp_path, capsys, monkeypatch):
+def test_train_main_writes_files_and_reads_those_of_a_finished_run(tmp_path, capsys, monkeypatch):
     args = [*TINY, "--train.epochs", "1", "--out", str(tmp_path / "run")]
     cli.main(args)
     folder = tmp_path / "run"
@@ -84,13 +84,13 @@ def test_train_needs_a_trained_backbone_for_exits(capsys, monkeypatch, tmp_path,
         (["--out", __file__], "cannot write"),
     ],
 )
-def test_main_names_a_wrong_value(capsys, tmp_path, args, named):
+def test_train_main_names_a_wrong_value(capsys, tmp_path, args, named):
     shown = error_of(capsys, *TINY, *(() if "--out" in args else ("--out", str(tmp_path))), *args)
     assert named in " ".join(shown.replace("│", " ").split())  # long lines are broken in a frame
     assert "Traceback" not in shown
 
 
-def test_main_ends_with_an_exit_code_and_a_line(tmp_path):
+def test_train_main_ends_with_an_exit_code_and_a_line(tmp_path):
     done = subprocess.run([*COMMAND, *TINY, "--model", "resnet19"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -142,7 +142,7 @@ def test_train_exits_for_other_classes_on_a_frozen_backbone(monkeypatch, tmp_pat
     assert all(torch.equal(tensor, trained[name]) for name, tensor in backbone.items())
 
 
-def test_main_leaves_a_checkpoint_when_interrupted(tmp_path):
+def test_train_main_leaves_a_checkpoint_when_interrupted(tmp_path):
     args, checkpoint = [*COMMAND, *TINY, "--train.epochs", "100000", "--out", str(tmp_path)], tmp_path / "checkpoint.pt"
     # A shell starts background jobs, and all that they start, with Ctrl-C ignored.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

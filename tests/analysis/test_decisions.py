@@ -39,7 +39,7 @@ def test_decide_by_hand(table, thresholds, exits, accuracy, mean_cost):
     assert decisions.exit_rates.tolist() == [exits.count(index) / 4 for index in range(3)]
 
 
-def test_exit_rates_by_class_by_hand():
+def test_decisions_exit_rates_by_class_by_hand():
     exits, labels = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1])
     rates = Decisions(exits, labels, labels, torch.tensor([1.0, 2.0])).exit_rates_by_class(["cat", "dog"])
     assert {name: shares.tolist() for name, shares in rates.items()} == {
@@ -90,13 +90,13 @@ def test_decide_keeps_the_table_from_a_policy_that_writes(table, two_in_a_row, i
     ("fallback", "thresholds", "predicted", "relative_cost"),
     [("most_confident", math.inf, [0, 0, 1, 1], 1), ("last", (math.inf, 0.85), [0, 0, 1, 1], 14 / 16)],
 )
-def test_fallbacks_by_hand(table, fallback, thresholds, predicted, relative_cost):
+def test_decide_with_a_fallback_by_hand(table, fallback, thresholds, predicted, relative_cost):
     decisions = decide(table, ThresholdPolicy(thresholds), fallback)
     assert decisions.predicted.tolist() == predicted
     assert decisions.relative_cost == relative_cost
 
 
-def test_fallback_most_confident_compares_probabilities_and_takes_the_first_of_equals():
+def test_fallback_logits_most_confident_compares_probabilities_and_takes_the_first_of_equals():
     most, less = torch.tensor([[[0.5, 0.45, 0.05]], [[0.45, 0.3, 0.25]]]).log()
     assert torch.equal(fallback_logits(torch.stack([less + 3, most]), "most_confident"), most)
     tied = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])

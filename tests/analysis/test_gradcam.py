@@ -6,15 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eeutils import MultiExitNet, create_model
-from eeutils.analysis import (
-    central_share,
-    explain,
-    grad_cam,
-    guided_backprop,
-    hires_cam,
-    map_correlation,
-    map_spread,
-)
+from eeutils.analysis import central_share, explain, grad_cam, guided_backprop, hires_cam, map_correlation, map_spread
 from eeutils.models import create_exit
 
 NETWORKS = {
@@ -136,7 +128,7 @@ def test_explain_combines_the_maps():
 
 
 @each_way_in
-def test_maps_explain_the_predicted_class_unless_another_is_given(method):
+def test_gradcam_explains_the_predicted_class_unless_another_is_given(method):
     net, images = network("resnet18_3exits"), pictures(3)
     predicted = net(images)[1].argmax(1)
     default = method(net, images, 1)
@@ -156,7 +148,7 @@ def state_of(net: MultiExitNet) -> list:
 
 @pytest.mark.parametrize("target", [None, 10], ids=["fine", "an error"])
 @each_way_in
-def test_maps_leave_network_and_images_as_they_were(method, target):
+def test_gradcam_leaves_network_and_images_as_they_were(method, target):
     net, images = network("vgg16_sdn").train(), pictures(2).requires_grad_()
     net.units[1].eval()
     for parameter in net.parameters():
@@ -170,7 +162,7 @@ def test_maps_leave_network_and_images_as_they_were(method, target):
 
 
 @each_way_in
-def test_maps_are_the_same_in_training_mode_frozen_and_in_inference_mode(method):
+def test_gradcam_is_the_same_in_training_mode_frozen_and_in_inference_mode(method):
     net, images = network("wideresnet32_4_sdn"), pictures(2)
     expected = method(net, images, 6)
     assert torch.equal(method(net.train(), images, 6), expected)  # no dropout, no statistics of the batch
@@ -179,13 +171,13 @@ def test_maps_are_the_same_in_training_mode_frozen_and_in_inference_mode(method)
 
 
 @pytest.mark.parametrize("target", [10, -1, [0, 12], [0], torch.tensor([0.0, 1.0])], ids=str)
-def test_maps_refuse_other_classes(target):
+def test_gradcam_refuses_other_classes(target):
     with pytest.raises(ValueError, match="target"):
         grad_cam(network("resnet18_3exits"), pictures(2), 1, target)
 
 
 @each_way_in
-def test_maps_refuse_other_images_exits_and_features(method):
+def test_gradcam_refuses_other_images_exits_and_features(method):
     net = network("resnet18_3exits")
     for images, exit_index in ((torch.zeros(2, 1, 32, 32), 1), (torch.zeros(2, 3, 32, 32), -1)):
         with pytest.raises(ValueError, match="1"):

@@ -23,7 +23,7 @@ from tests.analysis.tables import random_table, tables
 ALONE, SHARED = ["confidence", "entropy", "margin"], ["ensemble", "geometric"]
 
 
-def test_scores_by_hand():
+def test_confidence_margin_and_certainty_by_hand():
     logits = torch.tensor([0.7, 0.2, 0.1]).log()
     entropy = -(0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1))
     assert confidence(logits).item() == pytest.approx(0.7)
@@ -31,7 +31,7 @@ def test_scores_by_hand():
     assert certainty(logits).item() == pytest.approx(1 - entropy / math.log(3), abs=1e-6)
 
 
-def test_scores_over_several_exits_by_hand():
+def test_score_of_several_exits_by_hand():
     logits = torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.2, 0.8]]]).log()
     mean = [0.9, (0.1 + 0.6) / 2, (0.1 + 0.6 + 0.8) / 3]  # of the class that the exit predicts
     assert score_of(logits, "ensemble")[:, 0].tolist() == pytest.approx(mean)
@@ -45,7 +45,7 @@ def test_scores_over_several_exits_by_hand():
     scale=st.floats(0, 1e4),
     name=st.sampled_from(ALONE + SHARED),
 )
-def test_scores_lie_in_0_to_1_and_ignore_other_images_and_later_exits(shape, seed, scale, name):
+def test_score_of_lies_in_0_to_1_and_ignores_other_images_and_later_exits(shape, seed, scale, name):
     logits = random_table(shape, seed, scale).logits
     scores = score_of(logits, name)
     assert ((scores >= 0) & (scores <= 1 + 1e-6)).all()
@@ -85,7 +85,7 @@ def test_check_policy_compares_the_number_of_thresholds():
 
 
 @given(predictions=tables(max_exits=6), count=st.integers(1, 6))
-def test_patience_and_agreement_image_by_image(predictions, count):
+def test_patience_policy_and_agreement_policy_image_by_image(predictions, count):
     last = predictions.num_exits - 1
     patient, agreed = (decide(predictions, policy) for policy in (PatiencePolicy(count), AgreementPolicy(count)))
     for image, classes in enumerate(predictions.predicted.T.tolist()):
@@ -96,7 +96,7 @@ def test_patience_and_agreement_image_by_image(predictions, count):
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "2", None])
-def test_patience_and_agreement_refuse_other_counts(value):
+def test_patience_policy_and_agreement_policy_refuse_other_counts(value):
     for policy in (PatiencePolicy, AgreementPolicy):
         with pytest.raises(ValueError, match=repr(value)):
             policy(value)

@@ -15,7 +15,7 @@ from eeutils.analysis.predictions import collect_logits
 from eeutils.errors import IntegrityError
 from eeutils.models import resnet18
 from tests.analysis.tables import random_table
-from tests.toys import random_split
+from tests.toys import changed, random_split, weights
 
 
 def table(logits=None, labels=None, costs=None) -> Predictions:
@@ -47,7 +47,7 @@ def test_predictions_by_hand():
 
 
 @given(k=st.integers(1, 5), seed=st.integers(0, 99))
-def test_top_k_agrees_with_sorting(k, seed):
+def test_predictions_top_k_agrees_with_sorting(k, seed):
     predictions = random_table((2, 7, 5), seed)
     best = predictions.logits.argsort(-1, descending=True)[..., :k].tolist()
     labels = predictions.labels.tolist()
@@ -56,7 +56,7 @@ def test_top_k_agrees_with_sorting(k, seed):
     assert torch.equal(predictions.top_k(1), predictions.accuracy)
 
 
-def test_take_selects_images_by_position_and_by_mask():
+def test_predictions_take_selects_images_by_position_and_by_mask():
     predictions = table(labels=torch.tensor([1, 0, 0]))
     by_position, by_mask = predictions.take(torch.tensor([0, 2])), predictions.take(torch.tensor([True, False, True]))
     assert by_position.predicted.tolist() == by_mask.predicted.tolist() == [[0, 1], [0, 0]]
@@ -81,7 +81,7 @@ def test_predictions_refuse_impossible_fields(field, value):
         table(**{field: value})
 
 
-def test_save_and_load_round_to_half_precision(tmp_path):
+def test_predictions_save_and_load_round_to_half_precision(tmp_path):
     before = random_table((3, 20, 12))
     before.save(str(tmp_path / "new folder" / "table.safetensors"))
     after = Predictions.load(str(tmp_path / "new folder" / "table.safetensors"))
@@ -90,13 +90,13 @@ def test_save_and_load_round_to_half_precision(tmp_path):
     assert torch.equal(after.costs, before.costs)
 
 
-def test_save_refuses_logits_beyond_half_precision(tmp_path):
+def test_predictions_save_refuses_logits_beyond_half_precision(tmp_path):
     with pytest.raises(ValueError, match="100000"):
         table(logits=torch.full((2, 3, 2), 1e5)).save(tmp_path / "table")
     assert not list(tmp_path.iterdir())
 
 
-def test_load_refuses_other_content(tmp_path):
+def test_predictions_load_refuses_other_content(tmp_path):
     tensors = {"logits": torch.zeros(2, 3, 2), "labels": torch.zeros(3), "costs": torch.tensor([1.0, 2.0]).double()}
     for content in (tensors | {"labels": torch.full((3,), 7)}, {"logits": tensors["logits"]}):
         save_file(content, tmp_path / "other")
@@ -135,24 +135,24 @@ def test_predict_leaves_the_network_as_it_was_also_when_it_fails(batch_size):
     net = small_net().train()
     net.units.eval()  # as while only the exits are trained
     modes = [module.training for module in net.modules()]
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before = weights(net)
     if batch_size:
         predict(net, random_split(4), batch_size=batch_size)
     else:
         with pytest.raises(ValueError, match="0"):
             predict(net, random_split(4), batch_size=batch_size)
     assert [module.training for module in net.modules()] == modes
-    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert changed(net, before) == set()
 
 
 def test_predict_in_threads_takes_turns_on_a_network_in_training_mode():
     net, split = small_net().train(), random_split(30)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before = weights(net)
     expected = predict(small_net().eval(), split, batch_size=3).logits
     with ThreadPoolExecutor(4) as pool:
         tables = list(pool.map(lambda _: predict(net, split, batch_size=3).logits, range(4)))
     assert all(torch.equal(each, expected) for each in tables)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert changed(net, before) == set()
     assert all(module.training for module in net.modules())
 
 

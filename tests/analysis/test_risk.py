@@ -75,7 +75,7 @@ def test_choose_with_guarantee_costs_everything_with_one_exit(table, goal):
     name=st.sampled_from(["confidence", "entropy", "margin", "ensemble", "geometric"]),
     values=st.lists(st.floats(0, 1), min_size=1, max_size=4),
 )
-def test_risk_and_gap_agree_with_decide_at_every_threshold(predictions, name, values):
+def test_measure_risk_and_measure_gap_agree_with_decide(predictions, name, values):
     thresholds = [*values, *score_of(predictions.logits, name).clamp(0, 1).flatten().tolist()]
     (risks, _), (gaps, _) = (measured(each, predictions, 0.2, thresholds, name) for each in (measure_risk, measure_gap))
     for index, threshold in enumerate(thresholds):

@@ -53,7 +53,7 @@ def test_accuracy_cost_curve_by_hand(table):
 
 
 @given(predictions=tables(), score=SCORES, values=st.lists(st.floats(0, 1), min_size=1, max_size=5))
-def test_sweeps_agree_with_decide_at_every_threshold(predictions, score, values):
+def test_accuracy_cost_curve_and_exit_rates_at_agree_with_decide(predictions, score, values):
     ties = score_of(predictions.logits, score).clamp(0, 1).flatten().tolist()
     thresholds = [*values, 0.9, 0.0, 1.0, 1.0, math.inf, *ties]
     curve, rates = (sweep(predictions, thresholds, score) for sweep in (accuracy_cost_curve, exit_rates_at))

@@ -232,7 +232,7 @@ def test_load_cifar100_caches_a_local_copy(offline, root100, files100, tmp_path,
     assert left_behind() == ["cifar100.safetensors"]
 
 
-def test_cifar10_split_is_the_published_one(cifar10):
+def test_load_cifar10_splits_as_published(cifar10):
     """All results rest on this split."""
     sha256 = {
         "images": hashlib.sha256(cifar10.val.images.numpy()).hexdigest(),

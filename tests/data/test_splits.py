@@ -45,8 +45,7 @@ def test_stratified_holdout_depends_on_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("counts", "holdout"),
-    [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 11), ([100, 2], 97)],
+    ("counts", "holdout"), [([9, 1], 5), ([5, 5], 1), ([5, 5], 9), ([5, 5], 0), ([5, 5], 11), ([100, 2], 97)]
 )
 def test_stratified_holdout_refuses_to_lose_a_class(counts, holdout):
     with pytest.raises(ValueError, match=rf"'\d' has {min(counts)}"):

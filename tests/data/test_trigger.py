@@ -67,8 +67,7 @@ def test_poisoned_does_not_draw_as_batches_do(seed):
 
 
 @pytest.mark.parametrize(
-    ("target", "share", "named"),
-    [(3, 0.5, "3"), (0, 0.0, "0.0"), (0, 1.5, "1.5"), (0, 0.001, "0.001")],
+    ("target", "share", "named"), [(3, 0.5, "3"), (0, 0.0, "0.0"), (0, 1.5, "1.5"), (0, 0.001, "0.001")]
 )
 def test_poisoned_refuses_targets_shares_and_sizes(target, share, named):
     with pytest.raises(ValueError, match=named):

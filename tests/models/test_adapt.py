@@ -22,6 +22,7 @@ from eeutils.analysis import measure_costs
 from eeutils.data import Normalization, Split
 from eeutils.models import Origin, prepared_for_inference, stage_modules
 from eeutils.models.adapt import rebuild
+from tests.toys import changed, weights
 
 SIZE = 32
 
@@ -97,11 +98,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Sequence[str], int]] = {
     ),
     "mobilenet_v3": (mobilenet_v3, ("features.1", "features.3"), SIZE),
     "resnet": (resnet, ("layer1.0.conv1", "layer3"), SIZE),
-    "shufflenet": (
-        lambda: tv.ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 16], num_classes=5),
-        ("stage2", "stage3"),
-        SIZE,
-    ),
+    "shufflenet": (lambda: tv.ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 16], num_classes=5), ("stage2", "stage3"), SIZE),
     "swin": (swin, ("features.1", "features.3"), SIZE),
     "vit": (vit, ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"), SIZE),
     "timm_coatnet": (lambda: timms("test_coatnet"), ("stages.0", "stages.2"), 160),
@@ -129,7 +126,7 @@ def random_images(count: int = 2, size: int = SIZE) -> Tensor:
 def test_with_exits_answers_and_costs_as_the_network_does(name):
     build, after, size = ARCHITECTURES[name]
     network = build().eval()
-    state = deepcopy(network.state_dict())
+    before = weights(network)
     net, images = with_exits(network, after, image_size=size), random_images(size=size)
     assert [tuple(answer.shape) for answer in net(images)] == [(2, 5)] * (len(after) + 1)
     assert torch.equal(net(images)[-1], network(images))
@@ -139,7 +136,7 @@ def test_with_exits_answers_and_costs_as_the_network_does(name):
     assert float(costs.unit_macs.sum() + costs.exit_macs[-1]) == counter.get_total_flops() / 2
     for given, folded in zip(net(images), prepared_for_inference(net)(images), strict=True):
         assert torch.allclose(given, folded, 1e-3, 1e-4)
-    assert all(torch.equal(state[key], tensor) for key, tensor in network.state_dict().items())
+    assert changed(network, before) == set()
 
 
 @pytest.mark.parametrize("name", ["densenet", "swin", "timm_resnet"])
@@ -245,11 +242,11 @@ def test_with_exits_refuses_networks_whose_steps_vary(body):
 def test_with_exits_leaves_auxiliary_classifiers_out():
     network = tv.GoogLeNet(5, init_weights=False).train()
     net = with_exits(network, ["conv2"], image_size=75)
-    before = deepcopy(network.state_dict())
+    before = weights(network)
     assert [tuple(answer.shape) for answer in net(random_images(2, 75))] == [(2, 5)] * 2
     assert net.training
     assert not any("aux" in name.lower() for name, _ in net.named_parameters())
-    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
+    assert changed(network, before) == set()
 
 
 def channels_last(own: Own, x: Tensor) -> Tensor:

@@ -70,12 +70,7 @@ def as_map(features: Features) -> Tensor:
 
 @pytest.mark.parametrize(
     ("build", "exit_index"),
-    [
-        (densenet, 0),
-        (swin, 0),
-        (vit, 0),
-        (lambda: with_exits(ChannelsLast(), ["first"], image_size=SIZE), 1),
-    ],
+    [(densenet, 0), (swin, 0), (vit, 0), (lambda: with_exits(ChannelsLast(), ["first"], image_size=SIZE), 1)],
 )
 def test_grad_cam_reads_maps_of_every_layout(build, exit_index, data):
     net, images = build().eval(), data.normalization(data.test.images[:2])

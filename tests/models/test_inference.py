@@ -48,13 +48,13 @@ KEPT = {"wideresnet32_4": 16, "airnet": 3}
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_prepared_networks_have_no_norm_after_a_convolution(name):
+def test_prepared_for_inference_leaves_no_norm_after_a_convolution(name):
     family = name.removesuffix("_sdn").removesuffix("_3exits")
     prepared = answers_the_same(with_statistics(create_model(name, width=2)), size=32)
     assert norms(prepared) == KEPT.get(family, 0)
 
 
-def test_prepared_units_are_folded_unless_an_exit_reads_between_them():
+def test_prepared_for_inference_folds_units_unless_an_exit_reads_between_them():
     units = [*layers(), *layers()[:2]]
     prepared = answers_the_same(with_statistics(MultiExitNet(units, {3: head(), 4: head()})))
     assert [type(unit) for unit in prepared.units] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]
@@ -62,7 +62,7 @@ def test_prepared_units_are_folded_unless_an_exit_reads_between_them():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("change", [lambda conv: prune.random_unstructured(conv, "weight", 0.5), weight_norm])
-def test_prepared_pruned_and_weight_normed_networks_cost_and_answer_as_they_are(net, change):
+def test_prepared_for_inference_keeps_answers_and_costs_of_pruned_and_weight_normed_networks(net, change):
     change(net.units[0][0])
     prepared = answers_the_same(net)
     assert norms(prepared) == 0

@@ -3,13 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune, weight_norm
 
-from eeutils.models.memory import (
-    channels_last,
-    check_weights,
-    independent_copy,
-    make_weights_permanent,
-    named_weights,
-)
+from eeutils.models.memory import channels_last, check_weights, independent_copy, make_weights_permanent, named_weights
 
 
 @pytest.fixture

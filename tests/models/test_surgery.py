@@ -92,8 +92,7 @@ def as_if_trained(model: str, width: int) -> MultiExitNet:
 
 
 @pytest.mark.parametrize(
-    ("model", "factor"),
-    [("resnet18_3exits", 3), ("resnet56", 2), ("mobilenet", 2), ("wideresnet32_4", 2)],
+    ("model", "factor"), [("resnet18_3exits", 3), ("resnet56", 2), ("mobilenet", 2), ("wideresnet32_4", 2)]
 )
 def test_widen_backbone_repeats_each_channel_of_each_unit(model, factor):
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # ResNet56 is deep enough to multiply rounding

@@ -85,7 +85,7 @@ def test_execute_runs_in_the_notebooks_folder_and_is_quick_only_if_asked(tmp_pat
 
 
 @pytest.mark.parametrize("source", ["import warnings; warnings.warn('careful')", "1 / 0", "import os; os.getcwd()"])
-def test_main_leaves_a_notebook_that_complains(source, tmp_path, capsys):
+def test_notebooks_main_leaves_a_notebook_that_complains(source, tmp_path, capsys):
     path = save(tmp_path, source)
     before = path.read_bytes()
     assert main([str(path)]) == 1
@@ -93,7 +93,7 @@ def test_main_leaves_a_notebook_that_complains(source, tmp_path, capsys):
     assert "was left as it was" in capsys.readouterr().err
 
 
-def test_main_writes_a_good_notebook_which_then_stays_the_same(tmp_path):
+def test_notebooks_main_writes_a_good_notebook_which_then_stays_the_same(tmp_path):
     """Figures are PNG; bars are dropped, and what pandas numbers at random and objects show of their address."""
     table = "import pandas as pd\npd.DataFrame({'a': [1.0]}).style.format('{:.2f}')"
     figure = "import matplotlib.pyplot as plt\nfrom tqdm.auto import tqdm\nfor _ in tqdm(range(2)): plt.plot([1, 2]);"

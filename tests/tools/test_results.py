@@ -14,7 +14,7 @@ from tests.toys import toy_entry
 from tools import pages, results
 
 
-def test_differences_names_the_cell():
+def test_results_differences_names_the_cell():
     board = pd.DataFrame({"cascade": [88.0, 87.0], "exit 1": [float("nan"), 70.0]}, index=["one", "two"])
     other = board + pd.DataFrame({"cascade": [0.1, 0.5], "exit 1": [0.0, 0.0]}, index=["one", "two"])
     assert results._differences(board, other) == ["two, cascade: 87.00 is published, 87.50 came out"]
@@ -68,7 +68,7 @@ def recompute(tmp_path, monkeypatch):
     return run
 
 
-def test_main_writes_tables_that_agree(recompute, tmp_path):
+def test_results_main_writes_tables_that_agree(recompute, tmp_path):
     untrained = replace(ENTRY, name="resnet18-avg-toy", status="not trained", weights=None)
     assert recompute(PUBLISHED, ENTRY, untrained) == 0
     board = (tmp_path / "results" / "scoreboard.md").read_text()
@@ -91,12 +91,12 @@ def test_main_writes_tables_that_agree(recompute, tmp_path):
         ({**PUBLISHED, "test": two_exits((2, 3), (2, 3))}, "cascade: 75.00 is published, 50.00 came out"),
     ],
 )
-def test_main_names_differences_and_writes_nothing(recompute, tmp_path, capsys, computed, message):
+def test_results_main_names_differences_and_writes_nothing(recompute, tmp_path, capsys, computed, message):
     assert recompute(computed, ENTRY) > 0
     assert message in capsys.readouterr().err
     assert {path.name for path in tmp_path.rglob("*.*")} == {"README.md"}
 
 
-def test_main_chooses_on_published_validation(recompute):
+def test_results_main_chooses_on_published_validation(recompute):
     # As right as published, exit by exit, but a threshold chosen here would let nobody leave.
     assert recompute({**PUBLISHED, "val": two_exits((2, 4), (2, 3))}, ENTRY) == 0

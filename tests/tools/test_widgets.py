@@ -65,7 +65,7 @@ def up_to_its_controls(path: Path) -> nbformat.NotebookNode:
     "path",
     [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path != WITH_CONTROLS[0])) for path in WITH_CONTROLS],
 )
-def test_every_control_changes_the_figure(path, lab, browser):
+def test_explore_changes_the_figure_with_every_control(path, lab, browser):
     address, folder = lab
     nbformat.write(up_to_its_controls(path), folder / path.name)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})

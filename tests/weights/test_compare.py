@@ -74,7 +74,7 @@ def test_mapped_tensors_of_unscaled_pyramids_compute_the_same():
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_compare_names_every_tensor_once():
+def test_compare_with_names_every_tensor_once():
     net = create_model("resnet18_2exits", width=4, num_classes=3)
     tensors = slim_torchvision_resnet(num_classes=5).state_dict() | {"extra.thing": torch.ones(1)}
     report = compare_with(net, tensors)
@@ -98,7 +98,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrapped", WRAPPERS.values(), ids=WRAPPERS)
-def test_compare_passes_over_the_prefixes_of_wrappers(wrapped):
+def test_compare_with_passes_over_the_prefixes_of_wrappers(wrapped):
     net = create_model("resnet18", width=2)
     report = compare_with(net, wrapped(net))
     assert report.shapes_fit

@@ -67,10 +67,7 @@ def test_local_file_damaged_in_the_cache_is_fetched_again(site, cache, damage):
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [
-        ({"body": HTML}, "answered a web page, not weights"),
-        ({"body": CONTENT[:-1] + b"x"}, "sha256"),
-    ],
+    [({"body": HTML}, "answered a web page, not weights"), ({"body": CONTENT[:-1] + b"x"}, "sha256")],
     ids=["web page", "bit rot"],
 )
 def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, answer, reason):

@@ -1,4 +1,4 @@
-"""Tensors of files into networks; test_load.py has those that do not fit."""
+"""Tensors of files into networks."""
 
 import pytest
 import torch
@@ -50,11 +50,15 @@ def test_put_tensors_passes_between_compiled_and_plain_networks():
     assert not compiled.units[0][0].weight.any()
 
 
-def test_put_tensors_refuses_integers_for_floats():
+def test_put_tensors_names_all_that_does_not_fit():
     net = make_net()
-    quantized = stored_tensors(net) | {"exits.0.2.bias": torch.ones(3, dtype=torch.int8)}
-    with pytest.raises(ValueError, match=r"exits\.0\.2\.bias torch\.int8"):
-        put_tensors(net, quantized, "a file")
+    tensors = stored_tensors(net) | {"exits.0.2.bias": torch.ones(3, dtype=torch.int8), "stranger": torch.ones(1)}
+    tensors["units.0.0.bias"] = torch.ones(7)
+    del tensors["units.0.1.bias"]
+    with pytest.raises(ValueError, match="a file") as caught:
+        put_tensors(net, tensors, "a file")
+    for named in ("exits.0.2.bias torch.int8", "stranger", "units.0.0.bias (7,) instead of (4,)", "units.0.1.bias"):
+        assert named in str(caught.value)
 
 
 def test_stored_tensors_share_no_memory():
