@@ -60,10 +60,11 @@ def test_error_indicator_by_hand():
 
 
 def test_indicator_table_by_hand():
-    row = indicator_table({"confusion": error_indicator(SUSPICION, WRONG, bins=2)}).loc["confusion"]
+    suspicion = torch.tensor([0.0, 0.1, 0.2, 0.7, 0.8, 1.0])  # wrong ones 0.6 on average, right ones 0.4
+    row = indicator_table({"confusion": error_indicator(suspicion, WRONG, bins=2)}).loc["confusion"]
     counts = ["overlap", "suspected right", "trusted wrong", "best split's errors"]
-    assert row[counts].tolist() == [2, 1, 1, 1]
-    figures = [6.5 / 8, 3 / 4, (0.5 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6, (0.5 / 3 + 1 / 4) / 6]
+    assert row[counts].tolist() == [2, 2, 1, 1]
+    figures = [6 / 8, 1, (1 / 3 + 1 / 4 + 1 / 5 + 2 / 6) / 6, (1 / 3 + 1 / 4) / 6]
     assert row[["AUROC", "overlap of shares", "AURC", "excess AURC"]].tolist() == pytest.approx(figures)
 
 

@@ -30,8 +30,9 @@ def test_save_registry_writes_the_same_bytes_whatever_the_order(tmp_path):
     one, two = toy_entry("a"), toy_entry("b", note="é")
     for order in ((one, two), (two, one)):
         registry = Registry((), tmp_path / order[0].name)
-        for entry in (*order, order[0]):
+        for entry in (toy_entry("a", note="old"), *order):
             registry = with_entry(registry, entry)
+        assert registry.names == ["a", "b"]
         save_registry(registry)
     first, second = ((tmp_path / name / REGISTRY_FILE).read_bytes() for name in "ab")
     assert first == second

@@ -38,6 +38,7 @@ class Odd(nn.Module):
         self.inner.tied.weight = nn.Parameter(torch.arange(16.0).view(4, 4).t())  # strided
         self.tied = self.inner.tied
         self.register_buffer("kept", torch.tensor([True, False, True]))
+        self.register_buffer("bytes", torch.tensor([0, 2, 255], dtype=torch.uint8))
         self.register_buffer("dropped", torch.ones(2), persistent=False)
         self.register_buffer("part", torch.arange(10)[3:7])  # of a larger storage
         self.register_buffer("small", torch.ones(2, 2, dtype=torch.float16))
@@ -192,6 +193,7 @@ def hostile(marker: Path) -> dict[str, bytes]:
         "lengths differ": tensor_opcodes(size=(2, 2)),
         "many dimensions": tensor_opcodes(size=(1,) * 70, stride=(1,) * 70),
         "unknown storage": tensor_opcodes(kind="EvilStorage"),
+        "storage of two kinds": tensor_opcodes() + b"0" + tensor_opcodes(kind="LongStorage", numel=8),
     }
     return (
         {name: pickle.dumps(value, 2) for name, value in called.items()}
@@ -214,6 +216,12 @@ def test_read_pickled_tensors_only_raises_on_a_hostile_file(name, zipped, tmp_pa
     assert "antigravity" not in sys.modules
     assert set(sys.modules) == before
     assert dict(vars(IntegrityError)) == attributes
+
+
+@pytest.mark.parametrize(("numel", "named"), [(16, "list of storages"), (1 << 28, "larger than the file")])
+def test_read_pickled_tensors_makes_no_room_for_storages_that_are_not_there(numel, named, tmp_path):
+    with pytest.raises(IntegrityError, match=named):
+        read(with_pickle(module_with(tensor_opcodes(numel=numel)), zipped=False), tmp_path)
 
 
 def test_inert_unpickler_reads_files_that_harm_pythons_own(tmp_path):
