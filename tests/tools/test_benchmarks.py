@@ -84,16 +84,6 @@ def test_ablation_runs_and_resumes(tmp_path, monkeypatch):
     assert (first["changed"].tolist(), first["seed"].tolist()) == (few, [3] * len(few))
 
 
-def test_shrink_images_ends_after_the_steps_of_training():
-    seen, net = [], torch.nn.Conv2d(1, 1, 1)
-    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    ablation._shrink_images(net, steps=2)
-    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    for training in (True, False, True, True):
-        net.train(training)(torch.rand(2, 1, 8, 8))
-    assert seen == [8, 6, 8, 8, 8, 6, 8, 8]
-
-
 def test_hard_images_have_the_highest_losses():
     data = load_data("digits")
     net = resnet18(width=2, **ablation._fitting(data))
