@@ -42,7 +42,7 @@ def prepare(net: MultiExitNet, images: Tensor, settings: Settings) -> Stages:
     stages = []
     for index, model in enumerate(models):
         model = _as_computed(model, begins_with_images=index == 0, in_bf16=in_bf16)
-        stages.append(_Stage(lru_cache(partial(_compiled, core, model, config))))
+        stages.append(_Stage(_once(partial(_compiled, core, model, config))))
     return Stages(_read, tuple(stages), _take)
 
 
@@ -50,6 +50,17 @@ def _compiled(core: ov.Core, model: ov.Model, config: dict[str, object], num_ima
     model = model.clone()
     model.reshape({given: [num_images, *list(given.partial_shape)[1:]] for given in model.inputs})
     return core.compile_model(model, "CPU", config)
+
+
+def _once(compiled: Callable[[int], ov.CompiledModel]) -> Callable[[int], ov.CompiledModel]:
+    """`compiled`, called once for each number of images, however many threads ask."""
+    known, lock = lru_cache(compiled), threading.Lock()
+
+    def ask(num_images: int) -> ov.CompiledModel:
+        with lock:
+            return known(num_images)
+
+    return ask
 
 
 def _as_computed(model: ov.Model, *, begins_with_images: bool, in_bf16: bool) -> ov.Model:

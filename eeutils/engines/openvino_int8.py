@@ -65,26 +65,33 @@ def _as_integers(features: ov.Output) -> ov.Output:
 
     Features of several scales, or that a layer reads as floats, stay as they are.
     """
-    readers = [each.get_node() for each in features.get_target_inputs()]
-    if len(readers) != 1 or readers[0].get_type_name() != "FakeQuantize":
+    quantizers = [each.get_node() for each in features.get_target_inputs()]
+    ranges = {_range(each) for each in quantizers}
+    if len(ranges) != 1 or (only := ranges.pop()) is None:
         return features
-    quantizer = readers[0]
-    limits = [quantizer.input_value(index).get_node() for index in range(1, 5)]
-    if quantizer.get_attributes()["levels"] != _LEVELS or any(limit.get_output_size() != 1 for limit in limits):
-        return features
-    if any(limit.get_type_name() != "Constant" or limit.data.size > 1 for limit in limits):
-        return features
-    low, high, out_low, out_high = [limit.data.item() for limit in limits]
+    low, high = only
     scale = (high - low) / (_LEVELS - 1)
     first = round(low / scale)
-    if (low, high) != (out_low, out_high) or first not in (0, -128) or abs(low / scale - first) > 1e-3:
+    if first not in (0, -128) or abs(low / scale - first) > 1e-3:
         return features
     bounds = [ops.constant(np.float32(value)) for value in (low, high, first, first + _LEVELS - 1)]
     integers = ops.convert(ops.fake_quantize(features, *bounds, _LEVELS), ov.Type.i8 if first else ov.Type.u8)
     integers.set_friendly_name(f"{features.get_node().get_friendly_name()}/integers{features.get_index()}")
     floats = ops.multiply(ops.convert(integers, ov.Type.f32), ops.constant(np.float32(scale)))
-    redirect(quantizer.output(0), floats.output(0))
+    for quantizer in quantizers:
+        redirect(quantizer.output(0), floats.output(0))
     return integers.output(0)
+
+
+def _range(reader: ov.Node) -> tuple[float, float] | None:
+    """The least and the largest value that `reader` rounds features to, or None if it does anything else."""
+    if reader.get_type_name() != "FakeQuantize" or reader.get_attributes()["levels"] != _LEVELS:
+        return None
+    limits = [reader.input_value(index).get_node() for index in range(1, 5)]
+    if any(limit.get_type_name() != "Constant" or limit.data.size > 1 for limit in limits):
+        return None
+    low, high, out_low, out_high = [limit.data.item() for limit in limits]
+    return (low, high) if (low, high) == (out_low, out_high) else None
 
 
 def _stage(whole: ov.Model, position: int, cuts: Sequence[Sequence[Place]]) -> ov.Model:

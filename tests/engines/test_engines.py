@@ -2,6 +2,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from eeutils.data import Normalization, Split
 from eeutils.engines import Engine, PreparedNet, list_engines, register_engine
 from eeutils.engines.registry import _REGISTERED, import_extra
 from eeutils.engines.torch_engine import prepare
-from eeutils.models import MultiExitNet, create_exit
+from eeutils.models import MultiExitNet, create_exit, resnet18
 
 PACKAGES = {"openvino": ("openvino", "onnxscript"), "onnxruntime": ("onnxruntime", "onnxscript")}
 
@@ -278,3 +279,16 @@ def test_openvino_in_int8_answers_the_same_without_an_early_exit():
     result = Cascade(ready, policy).run(split, batch_size=23)
     assert torch.equal(result.exit_index, decide(table, policy).exit_index)
     assert torch.equal(result.predicted, decide(table, policy).predicted)
+
+
+def test_openvino_in_int8_hands_on_integers_that_several_layers_read():
+    engine_or_skip("openvino")
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    torch.manual_seed(0)
+    net = resnet18(width=4, exit_after=(2,), num_classes=4).eval()
+    split = make_split(size=(8, 8))
+    stages = PreparedNet(net, "openvino", precision="int8", calibration=split).stages_for(torch.zeros(1, 3, 8, 8))
+
+    (features,), _ = stages.run[0](stages.read(torch.zeros(1, 3, 8, 8)))
+
+    assert features.data.dtype == np.uint8
