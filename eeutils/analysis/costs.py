@@ -79,7 +79,17 @@ def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def measure_seconds(net: MultiExitNet | PreparedNet, split: Split, *, batch_size: int = 1, batches: int = 50) -> Tensor:
+def measure_seconds(
+    net: MultiExitNet | PreparedNet,
+    split: Split,
+    *,
+    batch_size: int = 1,
+    batches: int = 50,
+    device: torch.device | str | None = None,
+    engine: str = "torch",
+    precision: str | None = None,
+    calibration: Split | None = None,
+) -> Tensor:
     """Return the (E,) float64 seconds of one image up to each exit, all heads passed included: `Predictions.costs`.
 
     Multiply-adds are a rough guide to time, which depends on the machine, the precision and the batch size. With these
@@ -93,14 +103,17 @@ def measure_seconds(net: MultiExitNet | PreparedNet, split: Split, *, batch_size
     that shrink on their way.
 
     Args:
-        net: the network, which is not changed, or a `eeutils.engines.PreparedNet` for another engine or device.
+        net: the network, which is not changed, or a `eeutils.engines.PreparedNet`.
         split: images to compute: those of its first four batches, again and again.
         batch_size: images at a time, as they will come to the cascade.
         batches: timed runs, after a few that are not.
+        device: where to compute; by default where the network is.
+        engine, precision, calibration: see `Cascade`.
     """
     check_split(split)
     check_range("batches", batches, 1)
-    net = net if isinstance(net, PreparedNet) else PreparedNet(net)
+    if not isinstance(net, PreparedNet):
+        net = PreparedNet(net, engine, precision=precision, device=device, calibration=calibration)
     given = [images for images, _ in islice(split.batches(batch_size, net.device), _DISTINCT)]
     whole = [images for images in given if len(images) == len(given[0])]  # the last one may be smaller
     stages = stage_seconds(net, list(islice(cycle(whole), _WARM_UP + batches)), scored=True)

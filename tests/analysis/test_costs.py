@@ -247,7 +247,7 @@ def test_measure_seconds_computes_in_the_precision_asked_for():
     seen = []
     net = resnet18(width=2, exit_after=(2,))
     net.units[0].register_forward_hook(lambda unit, given, answer: seen.append((given[0].dtype, answer.dtype)))
-    measure_seconds(PreparedNet(net, precision="bf16"), random_split(2, num_classes=4), batches=1)
+    measure_seconds(net, random_split(2, num_classes=4), batches=1, precision="bf16")
     assert set(seen[2:]) == {(torch.bfloat16, torch.bfloat16)}  # the first two try whether the images fit
     seen.clear()
     measure_seconds(net.double(), random_split(2, num_classes=4), batches=1)
