@@ -1,10 +1,10 @@
 """Compute that went into a network's training."""
 
+from eeutils.data.augmentation import SMALL_SIDE
 from eeutils.train import parsed
 from eeutils.weights import Registry, WeightEntry
 
 _TRAINING_IMAGES = {"cifar10": 45_000}  # the rest is for validation
-_SAVED_BY_SMALL_IMAGES = 7 / 16
 
 
 def training_pflop(entry: WeightEntry, registry: Registry) -> float:
@@ -17,7 +17,7 @@ def training_pflop(entry: WeightEntry, registry: Registry) -> float:
         KeyError: if the size of the training split is not known.
     """
     config = entry.training.config
-    share = 1 - _SAVED_BY_SMALL_IMAGES * config.get("small_images", 0.0)
+    share = 1 - (1 - SMALL_SIDE**2) * config.get("small_images", 0.0)
     passes = 3 if config.get("trained", "all") == "all" else 1
     images = _TRAINING_IMAGES[entry.data] * config["epochs"] * share
     start = parsed(list(entry.training_arguments)).start_from

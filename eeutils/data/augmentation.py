@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from eeutils.errors import require
 from eeutils.fields import Natural, Rule, check_choice, check_fields, check_range, check_type, described
 
+SMALL_SIDE = 0.75  # of images with which a run may begin, as a share of their side
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -119,8 +121,8 @@ def augmented_batch(
 
 
 def shrunk(images: Tensor) -> Tensor:
-    """Return normalised images (N, C, H, W) at 3/4 of their height and width."""
-    return nn.functional.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
+    """Return normalised images (N, C, H, W) at `SMALL_SIDE` of their height and width."""
+    return nn.functional.interpolate(images, scale_factor=SMALL_SIDE, mode="bilinear", antialias=True)
 
 
 def _flip_and_translate(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:

@@ -87,11 +87,11 @@ def plot_destructive_confidence(effect: Destructive, ax: Axes | None = None) -> 
 
 def plot_images_by_exit(split: Split, predictions: Predictions, columns: int = 12) -> plt.Figure:
     """One row per exit: the `columns` most confident images of `split` that it is the first to classify correctly."""
-    rows = predictions.num_exits
-    figure, axes = plt.subplots(rows, columns, figsize=(0.75 * columns + 1, 0.85 * rows), squeeze=False)
+    num_exits = predictions.num_exits
+    figure, axes = plt.subplots(num_exits, columns, figsize=(0.75 * columns + 1, 0.85 * num_exits), squeeze=False)
     for exit_index, row in enumerate(axes):
         positions = first_correct_at(predictions, exit_index)
-        name = f"{exit_name(exit_index, predictions.num_exits)}\n{len(positions):,} new"
+        name = f"{exit_name(exit_index, num_exits)}\n{len(positions):,} new"
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for ax in row:
             ax.set(xticks=[], yticks=[])

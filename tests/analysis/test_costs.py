@@ -283,7 +283,6 @@ def test_measure_seconds_refuses(wrong, error):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_measure_seconds_times_a_gpu_by_its_own_clock():
     net = resnet18(width=2, exit_after=(2, 4))
-    ready = PreparedNet(net, device="cuda")
-    seconds = measure_seconds(ready, random_split(4, num_classes=4), batch_size=4, batches=3)
+    seconds = measure_seconds(net, random_split(4, num_classes=4), batch_size=4, batches=3, device="cuda")
     assert (seconds.diff(prepend=torch.zeros(1)) > 0).all()
     assert next(net.parameters()).device.type == "cpu"
