@@ -22,7 +22,7 @@ import torch
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
 from eeutils.errors import DataUnavailableError, require
-from eeutils.files import cache_dir
+from eeutils.files import cache_dir, exclusive
 from eeutils.models import MultiExitNet, copy_backbone, create_model
 from eeutils.plots import use_style
 from eeutils.scoreboard import Evaluation
@@ -158,7 +158,8 @@ class Session:
             copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))
             how = replace(how, trained="early_exits", loss=LossConfig(weights="equal"))
         kept = cache_dir() / "quick" / f"{self.weights_name(network)}-{_digest(net, how)}.pt"
-        return net, fit(net, self.data, how, checkpoint=kept, progress=False)
+        with redirect_stderr(StringIO()), exclusive(kept.with_suffix("")):  # notebooks run at a time wait in silence
+            return net, fit(net, self.data, how, checkpoint=kept, progress=False)
 
 
 def start() -> Session:

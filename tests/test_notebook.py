@@ -1,6 +1,7 @@
 """Sessions of notebooks: data, networks, quick mode."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -74,6 +75,14 @@ def test_weights_name_passes_unusual_weights_over(registry, changes):
     registry(trained("resnet18_sdn", "mixed", 16, **changes))
     with pytest.raises(ValueError, match="'resnet18_sdn-mixed'"):
         Session(quick=False).weights_name("resnet18_sdn-mixed")
+
+
+def test_session_trains_a_quick_network_once_for_notebooks_that_ask_at_a_time(empty_cache, one_epoch):
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(Session(quick=True).network, "resnet18-avg") for _ in range(3)]
+    first, *others = [each.result() for each in asked]
+    assert all(changed(other, weights(first)) == set() for other in others)
+    assert len(list(empty_cache.rglob("*.pt"))) == 1
 
 
 def test_session_trains_exits_alone_on_the_plain_network(empty_cache, one_epoch):
