@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from eeutils.models import MultiExitNet, StageModule, stage_modules
 from eeutils.models.multiexit import Features, map_tensors, tensors_of
 
 OPSET = 18
+_EXPORTER = threading.Lock()  # torch.export fails if two threads ask it at once
 
 
 class _Flat(nn.Module):
@@ -82,7 +84,7 @@ def _exported(part: nn.Module, x: Features, name: str = "x") -> bytes:
 
 def onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], **names_and_shapes: Any) -> bytes:
     """`module` as an ONNX model, without anything about this machine in it."""
-    with _quiet():
+    with _EXPORTER, _quiet():
         program = torch.onnx.export(
             module, inputs, opset_version=OPSET, external_data=False, verbose=False, **names_and_shapes
         )

@@ -94,6 +94,13 @@ def test_every_engine_answers_as_the_table(ready, batch_size):
     assert torch.equal(result.predicted, expected.predicted)
 
 
+def test_every_engine_answers_as_the_table_when_rules_are_asked_part_by_part(ready):
+    split = make_split(300)
+    policy = halving(make_net(), split)
+    result = Cascade(ready, policy).run(split, batch_size=300)
+    assert torch.equal(result.exit_index, decide(predict(make_net(), split), policy).exit_index)
+
+
 def test_every_engine_gives_its_table_and_its_seconds(ready):
     split, table = make_split(), predict(make_net(), make_split())
     own = predict(ready, split, costs=measure_seconds(ready, split, batch_size=8, batches=2))
@@ -119,6 +126,16 @@ def test_eight_threads_get_the_answers_of_one(ready):
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.exit_index, other.exit_index)
         torch.testing.assert_close(one.logits, other.logits)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_networks_are_made_ready_in_several_threads_at_once(name):
+    images = torch.zeros(1, 3, 9, 7)
+    nets = [PreparedNet(make_net(), engine_or_skip(name)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda net: net.logits(images), nets)
+    for other in others:
+        assert torch.equal(other, first)
 
 
 def test_answers_stay_when_the_cascade_is_asked_again(ready):
