@@ -16,9 +16,6 @@ from eeutils.data.splits import Split, check_split
 from eeutils.engines import PreparedNet, Stages
 from eeutils.models import MultiExitNet
 
-# For a softmax of more rows torch wakes its other threads, which then go on spinning, on the cores of an engine.
-_ROWS_IN_ONE_THREAD = 128
-
 
 @dataclass(frozen=True)
 class CascadeResult:
@@ -164,7 +161,7 @@ class Cascade:
             if index == last:
                 groups.append((rows, fallback_logits(history, self.fallback), self._exits[index]))
                 break
-            leaves = self._leaving(history)
+            leaves = leaving(self._rule, history)
             num_leaving = int(leaves.count_nonzero() if len(leaves) > 1 else leaves)
             if num_leaving == len(leaves):
                 groups.append((rows, logits, self._exits[index]))
@@ -175,12 +172,6 @@ class Cascade:
                 rows = staying if rows is None else rows[staying]
                 x, answers = stages.take(x, staying), [answer[staying] for answer in answers]
         return groups
-
-    def _leaving(self, history: Tensor) -> Tensor:
-        if history.device.type != "cpu" or history[..., 0].numel() <= _ROWS_IN_ONE_THREAD:
-            return leaving(self._rule, history)
-        parts = history.split(max(1, _ROWS_IN_ONE_THREAD // len(history)), dim=1)
-        return torch.cat([leaving(self._rule, part) for part in parts])
 
 
 def _in_use(policy: Policy, fallback: str, num_exits: int) -> tuple[list[int], Policy]:

@@ -94,13 +94,6 @@ def test_every_engine_answers_as_the_table(ready, batch_size):
     assert torch.equal(result.predicted, expected.predicted)
 
 
-def test_every_engine_answers_as_the_table_when_rules_are_asked_part_by_part(ready):
-    split = make_split(300)
-    policy = halving(make_net(), split)
-    result = Cascade(ready, policy).run(split, batch_size=300)
-    assert torch.equal(result.exit_index, decide(predict(make_net(), split), policy).exit_index)
-
-
 def test_every_engine_gives_its_table_and_its_seconds(ready):
     split, table = make_split(), predict(make_net(), make_split())
     own = predict(ready, split, costs=measure_seconds(ready, split, batch_size=8, batches=2))
