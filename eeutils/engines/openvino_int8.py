@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
@@ -16,6 +17,7 @@ Place = tuple[str, int]
 """An output in a model: the name of its operation, and which of the outputs it is."""
 
 _LEVELS = 256
+_QUANTIZER = threading.Lock()  # it keeps state between calls, and standard output belongs to all threads
 
 
 def quantized(stages: Sequence[ov.Model], images: Tensor) -> list[ov.Model]:
@@ -27,7 +29,7 @@ def quantized(stages: Sequence[ov.Model], images: Tensor) -> list[ov.Model]:
     nncf.set_log_level(logging.ERROR)
     whole, cuts = _joined(stages)
     singles = np.split(images.numpy(), len(images))
-    with redirect_stdout(io.StringIO()):  # its progress bars
+    with _QUANTIZER, redirect_stdout(io.StringIO()):  # its progress bars
         whole = nncf.quantize(
             whole,
             nncf.Dataset(singles),
