@@ -107,16 +107,23 @@ class _Stage(threading.local):
         self.compiled = compiled
         self.requests: dict[int, ov.InferRequest] = {}
         self.room: list[ov.Tensor] = []
+        self.single: tuple[ov.InferRequest, Tensors, Tensor] | None = None  # a request, and its outputs for one image
 
     def __call__(self, features: Tensors) -> tuple[Tensors, Tensor]:
         num_images = features[0].shape[0]
-        if num_images > 1:
-            *handed_on, logits = self._in_parts(features, num_images)
-        else:
-            request = self._request(1)
-            _infer(request, features)
-            *handed_on, logits = [request.get_output_tensor(index) for index in range(self.num_outputs)]
+        if num_images == 1:
+            return self._alone(features)
+        *handed_on, logits = self._in_parts(features, num_images)
         return handed_on, torch.from_numpy(logits.data)
+
+    def _alone(self, features: Tensors) -> tuple[Tensors, Tensor]:
+        if self.single is None:
+            request = self.compiled(1).create_infer_request()
+            *handed_on, logits = [request.get_output_tensor(index) for index in range(len(request.model_outputs))]
+            self.single = request, handed_on, torch.from_numpy(logits.data)
+        request, handed_on, logits = self.single
+        _infer(request, features)
+        return handed_on, logits
 
     def _in_parts(self, features: Tensors, num_images: int) -> Tensors:
         room, start = self._room_for(num_images), 0
@@ -132,7 +139,6 @@ class _Stage(threading.local):
     def _request(self, num_images: int) -> ov.InferRequest:
         if num_images not in self.requests:
             self.requests[num_images] = self.compiled(num_images).create_infer_request()
-            self.num_outputs = len(self.requests[num_images].model_outputs)
         return self.requests[num_images]
 
     def _room_for(self, num_images: int) -> list[ov.Tensor]:

@@ -135,6 +135,13 @@ def test_prepared_networks_are_made_in_several_threads_at_once(name, precision):
     assert torch.equal(one, other)
 
 
+def test_prepared_net_answers_one_image_before_and_after_several(ready):
+    images = make_split(7).normalization(make_split(7).images)
+    expected = make_net()(images)[-1]
+    for rows in (slice(0, 1), slice(0, 7), slice(3, 4), slice(0, 5), slice(6, 7)):
+        torch.testing.assert_close(ready.logits(images[rows])[-1], expected[rows], rtol=1e-4, atol=1e-5)
+
+
 def test_answers_stay_when_the_cascade_is_asked_again(ready):
     cascade = Cascade(ready, ThresholdPolicy(0.0))
     first = cascade(torch.zeros(2, 3, 9, 7))
