@@ -78,24 +78,6 @@ def compiled() -> Callable[[Forward], tuple[Forward, list[torch.fx.GraphModule]]
     return compile_and_list
 
 
-@dataclass(frozen=True)
-class TwoInARow:
-    """Custom policy: leave when an exit predicts the class that the exit before it predicted."""
-
-    def leaves(self, logits: Tensor) -> Tensor:
-        classes = logits.argmax(-1)
-        return classes[-1] == classes[-2] if len(classes) > 1 else torch.zeros_like(classes[-1], dtype=torch.bool)
-
-    def check(self, num_exits: int) -> None:
-        if num_exits < 2:
-            raise ValueError("two exits are needed to agree")
-
-
-@pytest.fixture
-def two_in_a_row() -> type[TwoInARow]:
-    return TwoInARow
-
-
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""

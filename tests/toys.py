@@ -1,4 +1,4 @@
-"""Small splits, pictures and processes that several test modules share."""
+"""Small splits, networks, pictures and processes that several test modules share."""
 
 import os
 import signal
@@ -7,7 +7,9 @@ import subprocess
 import time
 import traceback
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from eeutils.analysis import Decisions, Predictions, ThresholdPolicy, score_of
+from eeutils.cascade import CascadeResult
 from eeutils.data import Normalization, Split
+from eeutils.models import MultiExitNet, create_exit
 from eeutils.weights import StoredFile, WeightEntry
 
 
@@ -25,6 +30,84 @@ def random_split(count: int, size: int = 8, *, channels: int = 3, num_classes: i
     images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
     normalization = Normalization((0.5,) * channels, (0.25,) * channels)
     return Split(images, torch.arange(count) % num_classes, tuple(map(str, range(num_classes))), normalization)
+
+
+class Carrying(nn.Module):
+    """Images -> a map of four channels, and the images themselves for a unit behind the exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"map": self.convolution(x), "images": x}
+
+
+class Joined(nn.Module):
+    """`layers` on the map that is carried, or on map and images together."""
+
+    def __init__(self, *layers: nn.Module, with_images: bool = False) -> None:
+        super().__init__()
+        self.layers, self.with_images = nn.Sequential(*layers), with_images
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return self.layers(torch.cat([x["map"], x["images"]], 1) if self.with_images else x["map"])
+
+
+def carrying_net() -> MultiExitNet:
+    """Two stages that are quick to convert, with a dict between them that the first exit would overwrite."""
+    torch.manual_seed(0)
+    exits = {0: Joined(nn.ReLU(inplace=True), create_exit("spp", 4, 4)), 1: create_exit("mixed", 4, 4)}
+    return MultiExitNet([Carrying(), Joined(nn.Conv2d(7, 4, 3), nn.ReLU(), with_images=True)], exits).eval()
+
+
+def cut_by_layers() -> MultiExitNet:
+    """Units as in `list(vgg16().features)`: one overwrites the input of an exit, a head that of the next unit."""
+    units = [nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True)]
+    early, middle, last = (create_exit("avg", 8, 4) for _ in range(3))
+    return MultiExitNet(units, {0: early, 2: nn.Sequential(nn.ReLU(inplace=True), *middle), 4: last})
+
+
+def with_statistics(net: MultiExitNet) -> MultiExitNet:
+    """Return `net` in evaluation mode, with norms that change their input."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return net.eval()
+
+
+@dataclass(frozen=True)
+class TwoInARow:
+    """Custom policy: leave when an exit predicts the class that the exit before it predicted."""
+
+    def leaves(self, logits: Tensor) -> Tensor:
+        classes = logits.argmax(-1)
+        return classes[-1] == classes[-2] if len(classes) > 1 else torch.zeros_like(classes[-1], dtype=torch.bool)
+
+    def check(self, num_exits: int) -> None:
+        if num_exits < 2:
+            raise ValueError("two exits are needed to agree")
+
+
+def between_scores(scores: Tensor, share: float = 0.5) -> float:
+    """A threshold that this share of the images (N,) does not reach, halfway between two scores."""
+    ordered = torch.cat([torch.zeros(1), scores.sort().values, torch.ones(1)]).double()
+    place = int(share * len(scores))
+    return float(ordered[place : place + 2].mean().clamp(0, 1))
+
+
+def dividing(table: Predictions, score: str = "confidence", share: float = 0.5) -> ThresholdPolicy:
+    """The thresholds that this share of the images does not reach at each exit."""
+    return ThresholdPolicy(tuple(between_scores(each, share) for each in score_of(table.logits[:-1], score)), score)
+
+
+def assert_same_answers(result: CascadeResult | Decisions, expected: CascadeResult | Decisions) -> None:
+    """Every image leaves at the same exit, with the same class."""
+    assert torch.equal(result.exit_index, expected.exit_index)
+    assert torch.equal(result.predicted, expected.predicted)
 
 
 def toy_entry(name: str, **changes) -> WeightEntry:
@@ -54,6 +137,14 @@ def changed(net: nn.Module, before: dict[str, Tensor]) -> set[str]:
     state = net.state_dict()
     assert state.keys() == before.keys()
     return {name for name, tensor in state.items() if not torch.equal(tensor, before[name])}
+
+
+@contextmanager
+def unchanged(net: nn.Module) -> Iterator[None]:
+    """Assert that the parameters and buffers stay bit-equal."""
+    before = weights(net)
+    yield
+    assert changed(net, before) == set()
 
 
 def run_in_child(work: Callable[[], object]) -> int:

@@ -10,6 +10,7 @@ from eeutils import Predictions, ThresholdPolicy, decide
 from eeutils.analysis import Decisions, accuracy_cost_curve, score_of, with_fallback
 from eeutils.analysis.decisions import fallback_logits, unconfident_counts
 from tests.analysis.tables import from_probs, random_table, tables
+from tests.toys import TwoInARow
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def test_decide_takes_the_first_exit_whose_score_suffices(predictions, threshold
     [[True] * 4, torch.tensor([1, 0, 1, 0]), torch.ones(4, 1).bool()],
     ids=lambda answer: type(answer).__name__,
 )
-def test_decide_refuses_a_policy_that_returns_anything_but_a_bool_per_image(table, answer, two_in_a_row):
-    class Careless(two_in_a_row):
+def test_decide_refuses_a_policy_that_returns_anything_but_a_bool_per_image(table, answer):
+    class Careless(TwoInARow):
         def leaves(self, logits: Tensor) -> Tensor:
             return answer
 
@@ -74,8 +75,8 @@ def test_decide_refuses_a_policy_that_returns_anything_but_a_bool_per_image(tabl
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_decide_keeps_the_table_from_a_policy_that_writes(table, two_in_a_row, inference):
-    class Scaling(two_in_a_row):
+def test_decide_keeps_the_table_from_a_policy_that_writes(table, inference):
+    class Scaling(TwoInARow):
         def leaves(self, logits: Tensor) -> Tensor:
             return logits.mul_(2).softmax(-1).amax(-1)[-1] > 0.9
 

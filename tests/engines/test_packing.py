@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.engines.packing import PackedConv2d, with_packed_convolutions
+from eeutils.engines.packing import PackedConv2d, _can_be_packed, with_packed_convolutions
 from eeutils.models import MultiExitNet, create_exit
 
 
@@ -35,7 +35,7 @@ def test_packed_convolutions_answer_the_same(kwargs, count):
 @pytest.mark.parametrize(
     "conv", [nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular").double()]
 )
-def test_other_convolutions_stay_as_they_are(conv):
+def test_packed_convolutions_are_no_other_kinds(conv):
     assert type(with_packed_convolutions(net_of(conv)).units[0]) is nn.Conv2d
 
 
@@ -44,3 +44,13 @@ def test_packed_convolutions_keep_what_networks_read():
     packed = with_packed_convolutions(net_of(conv)).units[0]
     assert torch.equal(packed.weight, conv.weight)
     assert (packed.out_channels, packed.stride) == (8, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("channels", "packed"), [((3, 32), True), ((32, 64), True), ((96, 96), False), ((64, 48), False)]
+)
+def test_can_be_packed_is_true_where_channels_are_powers_of_two(channels, packed):
+    """Elsewhere oneDNN may fall into a slow kernel for one image."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("oneDNN is not there")
+    assert _can_be_packed(nn.Conv2d(*channels, 3)) == packed

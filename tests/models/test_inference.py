@@ -6,30 +6,16 @@ from torch.nn.utils import prune, weight_norm
 from eeutils import Cascade, MultiExitNet, ThresholdPolicy, create_model, list_models
 from eeutils.analysis import exit_costs
 from eeutils.models import map_tensors, prepared_for_inference, resnet18, stage_modules
+from tests.toys import carrying_net, with_statistics
 
 
 def norms(net: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
-def with_statistics(net: nn.Module) -> nn.Module:
-    """Return `net` in evaluation mode, with norms that change their input."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return net.eval()
-
-
 @pytest.fixture
 def net() -> MultiExitNet:
     return with_statistics(resnet18(width=4, exit_after=(2, 4), pool="spp"))
-
-
-def head() -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def layers() -> list[nn.Module]:
@@ -56,7 +42,7 @@ def test_prepared_for_inference_leaves_no_norm_after_a_convolution(name):
 
 def test_prepared_for_inference_folds_units_unless_an_exit_reads_between_them():
     units = [*layers(), *layers()[:2]]
-    prepared = answers_the_same(with_statistics(MultiExitNet(units, {3: head(), 4: head()})))
+    prepared = answers_the_same(with_statistics(MultiExitNet(units, {3: nn.Flatten(), 4: nn.Flatten()})))
     assert [type(unit) for unit in prepared.units] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Conv2d, nn.BatchNorm2d]
 
 
@@ -73,8 +59,8 @@ def test_prepared_for_inference_keeps_answers_and_costs_of_pruned_and_weight_nor
 
 @pytest.mark.parametrize("kind", ["blocks", "tensors carried past an exit"])
 @torch.no_grad()
-def test_stage_modules_exported_or_not_answer_as_the_network(net, carrying, kind):
-    net = prepared_for_inference(net).to(memory_format=torch.contiguous_format) if kind == "blocks" else carrying
+def test_stage_modules_exported_or_not_answer_as_the_network(net, kind):
+    net = prepared_for_inference(net).to(memory_format=torch.contiguous_format) if kind == "blocks" else carrying_net()
     x, num_images = torch.randn(3, 3, 16, 16), torch.export.Dim("num_images")
     expected, more = net(x), torch.cat([x, x])
     for stage, logits in zip(stage_modules(net), expected, strict=True):

@@ -7,6 +7,7 @@ from torch import nn
 
 from eeutils import MultiExitNet
 from eeutils.models import map_tensors
+from tests.toys import carrying_net, cut_by_layers
 
 
 def test_stages_walked_by_hand_give_the_forward(net, images):
@@ -17,16 +18,6 @@ def test_stages_walked_by_hand_give_the_forward(net, images):
         answers.append(stage.head(x))
     torch.testing.assert_close(answers, net(images), rtol=0, atol=0)
     assert sum(len(stage.units) for stage in net.stages()) == len(net.units)
-
-
-def cut_by_layers() -> MultiExitNet:
-    """Units as in `list(vgg16().features)`: one overwrites the input of an exit, a head that of the next unit."""
-
-    def head(*first: nn.Module) -> nn.Sequential:
-        return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-
-    units = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)]
-    return MultiExitNet(units, {0: head(), 2: head(nn.ReLU(inplace=True)), 4: head()})
 
 
 def out_of_place(net: MultiExitNet) -> MultiExitNet:
@@ -67,11 +58,13 @@ def test_map_tensors_keeps_the_structure(made_of):
     assert type(changed) is type(made_of(2, 3))
 
 
-def test_multi_exit_net_units_may_carry_tensors_past_an_exit(carrying, images):
-    assert [stage.head_reads_a_copy for stage in carrying.stages()] == [True, False]
-    features = carrying.units[0].convolution(images)
-    expected = [features.mean((2, 3)), (features.relu() + images).mean((2, 3))]
-    torch.testing.assert_close(carrying(images), expected)
+def test_multi_exit_net_units_may_carry_tensors_past_an_exit(images):
+    net = carrying_net()
+    assert [stage.head_reads_a_copy for stage in net.stages()] == [True, False]
+    features = net.units[0].convolution(images)
+    joined = net.units[1].layers(torch.cat([features, images], 1))
+    expected = [net.exits["0"].layers(features.clone()), net.exits["1"](joined)]
+    torch.testing.assert_close(net(images), expected)
 
 
 def test_multi_exit_net_orders_exits_by_depth():

@@ -6,7 +6,7 @@ from torch import nn
 
 from eeutils import MultiExitNet, create_model
 from eeutils.models import add_exits, copy_backbone, create_exit, drop_exits, resnet18, truncate, widen_backbone
-from tests.toys import changed, weights
+from tests.toys import changed, weights, with_statistics
 
 
 def test_add_exits_leaves_the_others_answers(net, images):
@@ -82,23 +82,14 @@ def test_copy_and_widen_backbone_name_layers_that_differ(change, donor: Callable
     assert changed(net, before) == set()
 
 
-def as_if_trained(model: str, width: int) -> MultiExitNet:
-    """Build a network whose norms change their input, so that channels differ."""
-    net = create_model(model, width=width).eval().double()
-    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
-        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
-            tensor.uniform_(0.5, 1.5)
-    return net
-
-
 @pytest.mark.parametrize(
     ("model", "factor"), [("resnet18_3exits", 3), ("resnet56", 2), ("mobilenet", 2), ("wideresnet32_4", 2)]
 )
 def test_widen_backbone_repeats_each_channel_of_each_unit(model, factor):
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # ResNet56 is deep enough to multiply rounding
-    donor, net = as_if_trained(model, 2), create_model(model, width=2 * factor).eval().double()
+    donor, net = (create_model(model, width=width).double() for width in (2, 2 * factor))
     heads, wide, narrow = weights(net.exits), x, x
-    widen_backbone(net, donor)
+    widen_backbone(net.eval(), with_statistics(donor))
     for unit, narrow_unit in zip(net.units, donor.units, strict=True):
         wide, narrow = unit(wide), narrow_unit(narrow)
         torch.testing.assert_close(wide, narrow.repeat_interleave(factor, dim=1))
