@@ -1,10 +1,7 @@
 import json
-import signal
 import subprocess
 import sys
-import time
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +12,10 @@ from safetensors.torch import load_file
 from eeutils import MultiExitNet, create_model, list_data, list_models, list_recipes, load_data, predict, recipe
 from eeutils import train as cli
 from eeutils.data import Trigger, stamped
+from eeutils.training import loop
 from eeutils.training.checkpoint import load_checkpoint
+from tests.toys import at_step, interrupt
 
-COMMAND = [sys.executable, "-m", "eeutils.train"]
 TINY = ["digits", "--model", "resnet18_2exits", "--pool", "spp", "--width", "2", "--stem", "imagenet"]
 
 
@@ -91,7 +89,8 @@ def test_train_main_names_a_wrong_value(capsys, tmp_path, args, named):
 
 
 def test_train_main_ends_with_an_exit_code_and_a_line(tmp_path):
-    done = subprocess.run([*COMMAND, *TINY, "--model", "resnet19"], capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, "-m", "eeutils.train", *TINY, "--model", "resnet19"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "'resnet19'" in done.stderr
@@ -142,20 +141,11 @@ def test_train_exits_for_other_classes_on_a_frozen_backbone(monkeypatch, tmp_pat
     assert all(torch.equal(tensor, trained[name]) for name, tensor in backbone.items())
 
 
-def test_train_main_leaves_a_checkpoint_when_interrupted(tmp_path):
-    args, checkpoint = [*COMMAND, *TINY, "--train.epochs", "100000", "--out", str(tmp_path)], tmp_path / "checkpoint.pt"
-    # A shell starts background jobs, and all that they start, with Ctrl-C ignored.
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True, preexec_fn=heeding) as process:
-        try:
-            while not (checkpoint.exists() and load_checkpoint(checkpoint)["epoch"]):
-                assert process.poll() is None
-                time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
-            _, shown = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert str(checkpoint) in shown
-    assert "Traceback" not in shown
-    assert load_checkpoint(checkpoint)["epoch"] >= 1
+def test_train_main_leaves_a_checkpoint_when_interrupted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    at_step(monkeypatch, 1, 2, interrupt)
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*TINY, "--out", str(tmp_path)])
+    assert exit.value.code == 130
+    assert str(tmp_path / "checkpoint.pt") in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from eeutils.analysis import Decisions, Predictions, ThresholdPolicy, score_of
 from eeutils.cascade import CascadeResult
-from eeutils.data import Normalization, Split
+from eeutils.data import Normalization, Split, TrainBatches
 from eeutils.models import MultiExitNet, create_exit
 from eeutils.weights import StoredFile, WeightEntry
 
@@ -140,11 +141,12 @@ def changed(net: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 
 @contextmanager
-def unchanged(net: nn.Module) -> Iterator[None]:
-    """Assert that the parameters and buffers stay bit-equal."""
-    before = weights(net)
+def unchanged(*nets: nn.Module, path: Path | None = None) -> Iterator[None]:
+    """Assert that parameters and buffers stay bit-equal, and the file at `path`."""
+    before, content = [weights(net) for net in nets], path and path.read_bytes()
     yield
-    assert changed(net, before) == set()
+    assert [changed(net, kept) for net, kept in zip(nets, before, strict=True)] == [set()] * len(nets)
+    assert content == (path and path.read_bytes())
 
 
 def run_in_child(work: Callable[[], object]) -> int:
@@ -163,6 +165,30 @@ def run_in_child(work: Callable[[], object]) -> int:
 def kill_this_process() -> None:
     """End like a process that ran out of memory: nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt() -> None:
+    """End as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    """Ask this process to end."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, action: Callable[[], object]) -> None:
+    """Call `action` before this step of the next run that gets there."""
+    original = TrainBatches.epoch
+
+    def epochs(self, number):
+        for index, batch in enumerate(original(self, number)):
+            if (number, index) == (epoch, step):
+                monkeypatch.setattr(TrainBatches, "epoch", original)
+                action()
+            yield batch
+
+    monkeypatch.setattr(TrainBatches, "epoch", epochs)
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from eeutils.analysis.predictions import collect_logits
 from eeutils.errors import IntegrityError
 from eeutils.models import resnet18
 from tests.analysis.tables import random_table
-from tests.toys import changed, random_split, weights
+from tests.toys import random_split, unchanged
 
 
 def table(logits=None, labels=None, costs=None) -> Predictions:
@@ -135,24 +136,17 @@ def test_predict_leaves_the_network_as_it_was_also_when_it_fails(batch_size):
     net = small_net().train()
     net.units.eval()  # as while only the exits are trained
     modes = [module.training for module in net.modules()]
-    before = weights(net)
-    if batch_size:
+    with unchanged(net), nullcontext() if batch_size else pytest.raises(ValueError, match="0"):
         predict(net, random_split(4), batch_size=batch_size)
-    else:
-        with pytest.raises(ValueError, match="0"):
-            predict(net, random_split(4), batch_size=batch_size)
     assert [module.training for module in net.modules()] == modes
-    assert changed(net, before) == set()
 
 
 def test_predict_in_threads_takes_turns_on_a_network_in_training_mode():
     net, split = small_net().train(), random_split(30)
-    before = weights(net)
     expected = predict(small_net().eval(), split, batch_size=3).logits
-    with ThreadPoolExecutor(4) as pool:
+    with unchanged(net), ThreadPoolExecutor(4) as pool:
         tables = list(pool.map(lambda _: predict(net, split, batch_size=3).logits, range(4)))
     assert all(torch.equal(each, expected) for each in tables)
-    assert changed(net, before) == set()
     assert all(module.training for module in net.modules())
 
 

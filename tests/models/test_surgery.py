@@ -6,7 +6,7 @@ from torch import nn
 
 from eeutils import MultiExitNet, create_model
 from eeutils.models import add_exits, copy_backbone, create_exit, drop_exits, resnet18, truncate, widen_backbone
-from tests.toys import changed, weights, with_statistics
+from tests.toys import changed, unchanged, weights, with_statistics
 
 
 def test_add_exits_leaves_the_others_answers(net, images):
@@ -21,12 +21,9 @@ def test_add_exits_leaves_the_others_answers(net, images):
 
 def test_add_exits_copies_network_and_heads(net):
     head = create_exit("avg", 16, 10)
-    before, head_before = weights(net), weights(head)
-    with torch.no_grad():
+    with unchanged(net, head), torch.no_grad():
         for parameter in add_exits(net, {6: head}).parameters():
             parameter.zero_()
-    assert changed(net, before) == set()
-    assert changed(head, head_before) == set()
 
 
 @pytest.mark.parametrize(("exit_index", "num_units"), [(0, 3), (1, 5), (2, 9)])
@@ -76,24 +73,21 @@ def test_copy_backbone_copies_the_units_and_the_last_exit(last_exit):
 )
 def test_copy_and_widen_backbone_name_layers_that_differ(change, donor: Callable[[], MultiExitNet], got):
     net = resnet18(width=4)
-    before = weights(net)
-    with pytest.raises(ValueError, match=got):
+    with unchanged(net), pytest.raises(ValueError, match=got):
         change(net, donor())
-    assert changed(net, before) == set()
 
 
 @pytest.mark.parametrize(
     ("model", "factor"), [("resnet18_3exits", 3), ("resnet56", 2), ("mobilenet", 2), ("wideresnet32_4", 2)]
 )
 def test_widen_backbone_repeats_each_channel_of_each_unit(model, factor):
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # ResNet56 is deep enough to multiply rounding
+    wide = narrow = torch.randn(2, 3, 32, 32, dtype=torch.float64)  # ResNet56 is deep enough to multiply rounding
     donor, net = (create_model(model, width=width).double() for width in (2, 2 * factor))
-    heads, wide, narrow = weights(net.exits), x, x
-    widen_backbone(net.eval(), with_statistics(donor))
+    with unchanged(net.exits):
+        widen_backbone(net.eval(), with_statistics(donor))
     for unit, narrow_unit in zip(net.units, donor.units, strict=True):
         wide, narrow = unit(wide), narrow_unit(narrow)
         torch.testing.assert_close(wide, narrow.repeat_interleave(factor, dim=1))
-    assert changed(net.exits, heads) == set()
 
 
 def test_widen_backbone_gives_copies_gradients_that_differ(net, images):

@@ -1,3 +1,4 @@
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from eeutils.files import exclusive, save_state
 from eeutils.training import LossConfig
 from eeutils.training.checkpoint import load_checkpoint
 from eeutils.training.optimizer import trained_part
-from tests.toys import changed, weights
+from tests.toys import changed, unchanged, weights
 
 EARLY = {"trained": "early_exits", "optimizer": "adam", "learning_rate": 0.01, "epochs": 1}
 
@@ -47,15 +48,6 @@ def test_checkpoint_net_is_the_average_and_raw_what_is_trained(tiny_net, tiny_da
     assert not torch.equal(state["net"]["units.0.0.weight"], state["raw"]["units.0.0.weight"])
 
 
-def test_fit_refuses_a_damaged_checkpoint(finished, tiny_net, tiny_data, tiny_config, path):
-    path.write_bytes(path.read_bytes()[:-100])
-    net = tiny_net()
-    before = weights(net)
-    with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
-        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert changed(net, before) == set()
-
-
 def test_load_checkpoint_refuses_another_file(path):
     for write in (
         lambda: save_state(path, {"net": {}}),
@@ -71,14 +63,13 @@ def test_load_checkpoint_refuses_another_file(path):
         load_checkpoint(path)
 
 
-def test_fit_names_who_trains_into_the_checkpoint(tiny_net, tiny_data, tiny_config, path):
-    import os
-
+def test_fit_refuses_a_checkpoint_that_is_damaged_or_in_use(finished, tiny_net, tiny_data, tiny_config, path):
     net = tiny_net()
-    before = weights(net)
-    with exclusive(path), pytest.raises(StorageError, match=rf"{os.getpid()}.*checkpoint\.pt"):
-        fit(net, tiny_data, tiny_config(), checkpoint=path, progress=False)
-    assert changed(net, before) == set()
+    with unchanged(net, path=path), exclusive(path), pytest.raises(StorageError, match=rf"{os.getpid()}.*{path.name}"):
+        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:-100])
+    with unchanged(net, path=path), pytest.raises(IntegrityError, match=path.name):
+        fit(net, tiny_data, tiny_config(epochs=1), checkpoint=path, progress=False)
 
 
 def with_training(data: ImageData, **changes: Callable[[Tensor], Tensor]) -> ImageData:
@@ -87,14 +78,13 @@ def with_training(data: ImageData, **changes: Callable[[Tensor], Tensor]) -> Ima
     return replace(data, train=replace(data.train, **fields))
 
 
+def in_all_splits(data: ImageData, **changes: object) -> ImageData:
+    return replace(data, **{name: replace(getattr(data, name), **changes) for name in ("train", "val", "test")})
+
+
 def another_pixel(images: Tensor) -> Tensor:
     images[-1, -1, -1, -1] ^= 1
     return images
-
-
-def normalized(data: ImageData, normalization: Normalization) -> ImageData:
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    return replace(data, **{name: replace(split, normalization=normalization) for name, split in splits.items()})
 
 
 OTHER_DATA = {
@@ -102,26 +92,21 @@ OTHER_DATA = {
     "images": lambda data: with_training(data, images=another_pixel),
     "labels": lambda data: with_training(data, labels=lambda x: x.roll(1)),
     "shape": lambda data: replace(data, train=data.train.take(slice(0, 100))),
-    "normalization": lambda data: normalized(data, Normalization((0.4,) * 3, (0.2,) * 3)),
+    "normalization": lambda data: in_all_splits(data, normalization=Normalization((0.4,) * 3, (0.2,) * 3)),
 }
 
 
 @pytest.mark.parametrize("other", OTHER_DATA)
 def test_fit_refuses_a_checkpoint_of_other_data(finished, tiny_net, tiny_data, tiny_config, path, other):
     net = tiny_net()
-    before, content = weights(net), path.read_bytes()
-    with pytest.raises(ValueError, match=rf"other data \(tiny: other .*{other}"):
+    with unchanged(net, path=path), pytest.raises(ValueError, match=rf"other data \(tiny: other .*{other}"):
         fit(net, OTHER_DATA[other](tiny_data), tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert changed(net, before) == set()
-    assert path.read_bytes() == content
 
 
 def test_fit_takes_the_same_data_in_another_form(finished, tiny_net, tiny_data, tiny_config, path):
     same = with_training(tiny_data, images=lambda x: x.contiguous(memory_format=torch.channels_last))
-    words = np.array(tiny_data.classes)
-    splits = {name: replace(getattr(same, name), classes=words) for name in ("train", "val", "test")}
-    again = fit(tiny_net(), replace(same, **splits), tiny_config(epochs=1), checkpoint=path, progress=False)
-    assert again == finished
+    same = in_all_splits(same, classes=np.array(tiny_data.classes))
+    assert fit(tiny_net(), same, tiny_config(epochs=1), checkpoint=path, progress=False) == finished
 
 
 def zero_one_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
@@ -138,13 +123,9 @@ def zero_one_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
     ],
 )
 def test_fit_refuses_a_checkpoint_of_another_run(finished, tiny_net, tiny_data, tiny_config, path, changes, named):
-    net, content = tiny_net(**changes.get("net", {})), path.read_bytes()
-    before = weights(net)
-    config = tiny_config(**{"epochs": 1, **changes.get("config", {})})
-    with pytest.raises(ValueError, match=named):
+    net, config = tiny_net(**changes.get("net", {})), tiny_config(**{"epochs": 1, **changes.get("config", {})})
+    with unchanged(net, path=path), pytest.raises(ValueError, match=named):
         fit(net, tiny_data, config, checkpoint=path, progress=False, **changes.get("fit", {}))
-    assert changed(net, before) == set()
-    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("kind", ["units.0.0.weight", "units.0.1.running_mean", "exits.8.linear.bias"])
@@ -152,11 +133,8 @@ def test_fit_refuses_a_checkpoint_of_exits_on_another_network(tiny_net, tiny_dat
     fit(tiny_net(), tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
     net = tiny_net()
     net.state_dict()[kind].view(-1)[0] += 1e-3
-    before, content = weights(net), path.read_bytes()
-    with pytest.raises(ValueError, match=f"{kind} differs"):
+    with unchanged(net, path=path), pytest.raises(ValueError, match=f"{kind} differs"):
         fit(net, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
-    assert changed(net, before) == set()
-    assert path.read_bytes() == content
 
 
 def test_fit_resumes_exits_whatever_they_were(tiny_net, tiny_data, tiny_config, path):

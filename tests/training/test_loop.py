@@ -1,5 +1,4 @@
 import math
-import os
 import signal
 import threading
 from operator import mul
@@ -23,33 +22,12 @@ from eeutils.training.loop import _Run
 from eeutils.training.losses import exit_losses, exit_weights
 from eeutils.training.optimizer import trained_part
 from eeutils.training.parallel import Workers
-from tests.toys import changed, weights
+from tests.toys import at_step, changed, interrupt, terminate, weights
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 EARLY = {"trained": "early_exits", "loss": LossConfig(weights="equal")}
 ADAM = {**EARLY, "optimizer": "adam", "learning_rate": 0.01, "schedule": "steps", "drops": (0.6,)}
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def at_step(monkeypatch, epoch: int, step: int, action) -> None:
-    """Call `action` before this step of the next run that gets there."""
-    original = TrainBatches.epoch
-
-    def epochs(self, number):
-        for index, batch in enumerate(original(self, number)):
-            if (number, index) == (epoch, step):
-                monkeypatch.setattr(TrainBatches, "epoch", original)
-                action()
-            yield batch
-
-    monkeypatch.setattr(TrainBatches, "epoch", epochs)
 
 
 @pytest.fixture
@@ -60,22 +38,14 @@ def path(tmp_path) -> Path:
 def test_fit_learns_and_records_history(tiny_net, tiny_data, tiny_config):
     net = tiny_net()
     frame = fit(net, tiny_data, tiny_config(epochs=6), progress=False).frame()
-    assert list(frame.columns) == [
-        "learning_rate",
-        "train_loss",
-        *(f"train_loss_exit{number}" for number in (1, 2, 3)),
-        *(f"val_accuracy_exit{number}" for number in (1, 2, 3)),
-        "images_per_second",
-        "seconds",
-    ]
+    losses, accuracies = ([f"{kind}_exit{number}" for number in (1, 2, 3)] for kind in ("train_loss", "val_accuracy"))
+    assert list(frame) == ["learning_rate", "train_loss", *losses, *accuracies, "images_per_second", "seconds"]
     assert frame.index.tolist() == list(range(1, 7))
     assert frame["train_loss"].iloc[-1] < 0.8 * frame["train_loss"].iloc[0]
-    exits = frame[["train_loss_exit1", "train_loss_exit2", "train_loss_exit3"]]
-    assert (exits @ [0.2, 0.3, 0.5]).tolist() == pytest.approx(frame["train_loss"].tolist(), rel=1e-5)
+    assert (frame[losses] @ [0.2, 0.3, 0.5]).tolist() == pytest.approx(frame["train_loss"].tolist(), rel=1e-5)
     assert (frame[["images_per_second", "seconds"]] > 0).all(axis=None)
     assert not net.training
-    accuracy = predict(net, tiny_data.val).accuracy.tolist()
-    assert frame.iloc[-1][[f"val_accuracy_exit{number}" for number in (1, 2, 3)]].tolist() == pytest.approx(accuracy)
+    assert frame.iloc[-1][accuracies].tolist() == pytest.approx(predict(net, tiny_data.val).accuracy.tolist())
 
 
 def test_fit_first_step_is_sgd_on_the_weighted_loss(tiny_net, tiny_data, tiny_config):
@@ -334,7 +304,7 @@ def test_fit_keeps_the_memory_format(tiny_net, tiny_data, tiny_config, memory_fo
     assert all(tensor.is_contiguous(memory_format=memory_format) for tensor in net.parameters() if tensor.ndim == 4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.parametrize("compiled", ["yes", "no"])
 @pytest.mark.parametrize("trained", ["all", "exits", "early_exits"])
 def test_fit_learns_on_a_gpu(tiny_net, tiny_data, tiny_config, trained, compiled):

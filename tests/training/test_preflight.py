@@ -7,7 +7,7 @@ from eeutils.models import resnet18
 from eeutils.training import LossConfig
 from eeutils.training.optimizer import trained_part
 from eeutils.training.preflight import autocast_dtype, check_fit, should_compile
-from tests.toys import changed, weights
+from tests.toys import unchanged
 
 
 @pytest.mark.parametrize(
@@ -21,19 +21,14 @@ from tests.toys import changed, weights
 )
 def test_fit_names_a_misfit_before_training(tiny_net, tiny_data, tiny_config, tmp_path, net, config, named):
     built = tiny_net(**net)
-    before = weights(built)
-    with pytest.raises(ValueError, match=named):
+    with unchanged(built), pytest.raises(ValueError, match=named):
         fit(built, tiny_data, tiny_config(**config), checkpoint=tmp_path / "checkpoint.pt", progress=False)
-    assert changed(built, before) == set()
     assert not list(tmp_path.iterdir())
 
 
-def test_fit_refuses_a_loss_of_another_shape(tiny_net, tiny_data, tiny_config):
+def test_fit_refuses_a_loss_of_another_shape_and_other_than_float32(tiny_net, tiny_data, tiny_config):
     with pytest.raises(ValueError, match=r"^loss .*\(3,\) or \(\), got \(16, 4\)|^loss .*got \(2, 4\)"):
         fit(tiny_net(), tiny_data, tiny_config(), loss=lambda logits, labels: logits[0], progress=False)
-
-
-def test_fit_trains_float32_only(tiny_net, tiny_data, tiny_config):
     with pytest.raises(ValueError, match="float64"):
         fit(tiny_net().double(), tiny_data, tiny_config(), progress=False)
 
