@@ -46,7 +46,7 @@ oldest: $(READY) ## run the tests with the oldest versions that pyproject.toml a
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/python -m uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest $(ON_ALL_CORES) -m "not slow" --ignore tests/test_setup.py
+	$(OLDEST)/bin/python -m pytest $(ON_ALL_CORES) -m "not slow"
 
 lint: $(READY) ## check style and format of code and notebooks
 	$(PY) -m ruff check .

@@ -20,9 +20,8 @@ TINY_ARGS = {"num_classes": 3, "width": 4, "pool": "spp", "exit_after": [2, 4]}
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("EEUTILS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "weights"
+def cache(empty_cache) -> Path:
+    return empty_cache / "weights"
 
 
 @pytest.fixture

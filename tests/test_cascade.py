@@ -20,6 +20,7 @@ from eeutils.data import Normalization, Split
 from eeutils.device import unrounded_convolutions
 from eeutils.models import MultiExitNet, create_exit, resnet18
 from tests.toys import (
+    Applies,
     assert_same_answers,
     between_scores,
     carrying_net,
@@ -113,13 +114,12 @@ def test_cascade_takes_no_other_policy_later():
 
 
 def test_cascade_passes_errors_of_large_batches_on():
-    class Forgetful(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if len(x) > 3:
-                raise RuntimeError("out of memory")
-            return x
+    def few_only(x: Tensor) -> Tensor:
+        if len(x) > 3:
+            raise RuntimeError("out of memory")
+        return x
 
-    cascade = Cascade(MultiExitNet([Forgetful()], {0: create_exit("avg", 3, 10)}), NEVER)
+    cascade = Cascade(MultiExitNet([Applies(few_only)], {0: create_exit("avg", 3, 10)}), NEVER)
     cascade.run(random_split(3))
     with pytest.raises(RuntimeError, match="out of memory"):
         cascade.run(random_split(4))
@@ -364,18 +364,11 @@ def test_cascade_keeps_norms_without_statistics():
     torch.testing.assert_close(result.logits, predict(net, split).logits[-1], rtol=1e-3, atol=1e-4)
 
 
-class Named(nn.Sequential):
-    """A head that answers a dict."""
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": super().forward(x)}
-
-
 @pytest.mark.parametrize(
     ("heads", "answers"),
     [
         ((create_exit("avg", 8, 1), create_exit("avg", 8, 1)), r"\(3, 1\)"),
-        ((Named(create_exit("avg", 8, 4)), create_exit("avg", 8, 4)), "dict"),
+        ((Applies(lambda x: {"logits": x.mean((2, 3))}), create_exit("avg", 8, 4)), "dict"),
         ((nn.Sequential(create_exit("avg", 8, 1), nn.Flatten(0)), create_exit("avg", 8, 4)), r"\(3,\)"),
         ((create_exit("avg", 8, 4), create_exit("avg", 8, 1)), r"\(3, 1\)"),
     ],
@@ -397,18 +390,14 @@ def test_cascade_refuses_units_that_do_not_keep_images_first():
         Cascade(net, policy).run(split)
 
 
-def test_cascade_runs_a_compiled_network_uncompiled(compiled):
+def test_cascade_runs_a_compiled_network_uncompiled(graphs):
     net, split = make_net(3), random_split(20)
-    wrapped, graphs = compiled(net)
-    cascade = Cascade(wrapped, ThresholdPolicy(0.15))
+    cascade = Cascade(torch.compile(net), ThresholdPolicy(0.15))
     assert type(cascade.net) is MultiExitNet
     assert torch.equal(answers(cascade, split).logits, answers(Cascade(net, ThresholdPolicy(0.15)), split).logits)
     with pytest.raises(ValueError, match=r"\(1, 8, 8\)"):
         cascade(torch.zeros(2, 1, 8, 8))
     assert not graphs
-
-
-# Precisions and devices.
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -436,12 +425,9 @@ def test_cascade_computes_in_the_precision_asked_for_as_predict_does():
 
 
 def test_cascade_keeps_several_precisions():
-    class Widened(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.float()
-
     half, whole = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
-    net = MultiExitNet([half.bfloat16(), Widened(), whole], {unit: create_exit("avg", 3, 4) for unit in (1, 2)})
+    units = [half.bfloat16(), Applies(lambda x: x.float()), whole]
+    net = MultiExitNet(units, {unit: create_exit("avg", 3, 4) for unit in (1, 2)})
     split = random_split(6, num_classes=4)
     torch.testing.assert_close(answers(Cascade(net, NEVER), split).logits, predict(net, split).logits[-1])
 

@@ -24,7 +24,7 @@ from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
 from eeutils.files import load_tensors, save_tensors
 from eeutils.models import Origin, resnet18
-from tests.toys import unchanged
+from tests.toys import random_split, unchanged
 
 CLASSES = ("cat", "dog", "bird")
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -41,7 +41,7 @@ def make_classifier(net: nn.Module | None = None, policy: ThresholdPolicy | None
 
 
 def pictures(count: int, size: int = 8) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    return random_split(count, size).images
 
 
 @pytest.mark.parametrize("threshold", [0.4, 1.0])

@@ -56,11 +56,11 @@ def switches():
 
 
 @pytest.mark.parametrize(
-    ("setting", "tf32", "expected"),
-    [(tuned_convolutions, True, {"benchmark": True}), (unrounded_convolutions, True, {"allow_tf32": False})],
+    ("setting", "expected"),
+    [(tuned_convolutions, {"benchmark": True}), (unrounded_convolutions, {"allow_tf32": False})],
 )
-def test_tuned_convolutions_and_unrounded_convolutions_put_switches_back(switches, setting, tf32, expected):
-    CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, tf32, not tf32
+def test_tuned_convolutions_and_unrounded_convolutions_put_switches_back(switches, setting, expected):
+    CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, True, False
     before = switches()
     with suppress(KeyError), setting():
         assert switches() == before | expected

@@ -3,13 +3,14 @@ import hashlib
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from eeutils import download as download_module
-from eeutils.download import download, web_page
-from eeutils.errors import IntegrityError, StorageError
+from eeutils.download import Source, check_hash, download, first_that_delivers, web_page
+from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
 from tests.toys import run_in_child
 
 CONTENT = bytes(range(256)) * 40
@@ -143,3 +144,52 @@ def test_download_onto_a_full_disk_is_a_storage_error(site, tmp_path):
 def test_web_page_is_told_by_how_it_begins(tmp_path, content, beginning):
     (tmp_path / "file").write_bytes(content)
     assert web_page(tmp_path / "file") == beginning
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    """Names of the sources that were asked, in order."""
+    return []
+
+
+def source(name: str, asked: list[str], error: BaseException | None = None) -> Source[str]:
+    """Make a source that delivers its name, or raises `error`."""
+
+    def fetch() -> str:
+        asked.append(name)
+        if error is not None:
+            raise error
+        return name
+
+    return Source(name, fetch, remedy=f"mend {name}")
+
+
+def test_first_that_delivers_names_reasons_and_remedies(asked):
+    sources = [source("first", asked, OSError("unplugged")), source("second", asked, ValueError())]
+    with pytest.raises(DataUnavailableError, match=r"(?s)first: unplugged.*mend first.*second: ValueError.*Do without"):
+        first_that_delivers("a letter", sources, "Do without.")
+
+
+def test_first_that_delivers_warns_of_a_slow_source_unless_it_is_the_only_one(asked, recwarn):
+    slow = replace(source("site", asked), slow="hours")
+    first_that_delivers("a letter", [slow])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"(?s)site: hours.*copy: is not there.*mend copy"):
+        first_that_delivers("a letter", [source("copy", asked, FileNotFoundError("is not there")), slow])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("disk full")], ids=["interrupt", "full disk"])
+def test_first_that_delivers_stops_at_interrupts_and_full_disks(asked, error):
+    with pytest.raises(type(error)):
+        first_that_delivers("a letter", [source("one", asked, error), source("next", asked)])
+    assert asked == ["one"]
+
+
+@pytest.mark.parametrize(("content", "named"), [(b"other", "file"), (b"<html>sign in", "web page")])
+def test_check_hash_refuses_another_file(tmp_path, content, named):
+    path, md5 = tmp_path / "file", hashlib.md5(b"this").hexdigest()
+    path.write_bytes(b"this")
+    check_hash(path, "md5", md5)
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=named):
+        check_hash(path, "md5", md5)

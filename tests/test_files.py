@@ -43,9 +43,6 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*")}
 
 
-# Folders.
-
-
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -60,9 +57,6 @@ def test_cache_dir_follows_the_environment(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cache_dir() == expected
-
-
-# Writing.
 
 
 def test_atomic_path_syncs_before_it_renames(tmp_path, monkeypatch):
@@ -142,11 +136,9 @@ def test_work_folder_is_emptied_unless_resumed(tmp_path):
         assert names_in(tmp_path) == set()
 
 
-# A path below a regular file cannot be written by anyone, root included.
-
-
 @pytest.mark.parametrize("write", [atomic_path, exclusive, work_folder])
 def test_storing_names_an_unwritable_folder(tmp_path, write):
+    """A path below a regular file cannot be written by anyone, root included."""
     (tmp_path / "regular").write_text("a file, not a folder")
     target = tmp_path / "regular" / "folder" / "file.txt"
     with pytest.raises(StorageError, match="EEUTILS_CACHE") as caught, write(target):
@@ -170,9 +162,6 @@ def test_storing_names_a_read_only_disk(small_disk, write):
     with pytest.raises(StorageError, match="Read-only"), write(small_disk("ro") / "file.bin"):
         pass
     assert list(small_disk().iterdir()) == []
-
-
-# Locks.
 
 
 def test_exclusive_without_waiting_names_the_holder_and_is_free_when_that_is_killed(tmp_path):
@@ -207,9 +196,6 @@ def test_exclusive_keeps_other_processes_out_and_says_that_it_waits(tmp_path, ca
                 time.sleep(0.01)
         assert [process.result() for process in processes] == [0, 0, 0]
     assert log.read_text().split() == ["in", "out"] * 3
-
-
-# Content and its checksums.
 
 
 def test_save_tensors_writes_any_memory_order_and_metadata(tmp_path):

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision.models as tv
-from torch import Tensor
 
 from eeutils import Classifier, MultiExitNet, ThresholdPolicy, create_model, predict, with_exits
-from eeutils.data import Normalization, Split
+from eeutils.data import Normalization
+from tests.toys import random_split
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 HfApi, hf_hub_download = huggingface_hub.HfApi, huggingface_hub.hf_hub_download
@@ -32,13 +32,9 @@ def make_classifier(net: MultiExitNet) -> Classifier:
     return Classifier(net.eval(), CLASSES, NORMALIZATION, POLICY, image_shape=(3, SIZE, SIZE))
 
 
-def pictures() -> Tensor:
-    return torch.randint(0, 256, (20, 3, SIZE, SIZE), dtype=torch.uint8)
-
-
 @pytest.mark.parametrize("build", [of_create_model, of_torchvision])
 def test_from_pretrained_gives_the_answers_of_what_save_pretrained_kept(tmp_path, build):
-    classifier, images = make_classifier(build()), pictures()
+    classifier, images = make_classifier(build()), random_split(20, SIZE).images
     classifier.save_pretrained(tmp_path / "photos")
     again = Classifier.from_pretrained(tmp_path / "photos")
     assert (again.classes, again.policy, again.net.origin) == (CLASSES, POLICY, classifier.net.origin)
@@ -46,8 +42,8 @@ def test_from_pretrained_gives_the_answers_of_what_save_pretrained_kept(tmp_path
 
 
 def test_save_pretrained_fills_the_card_from_the_table_of_exits(tmp_path):
-    net, images = of_create_model().eval(), pictures()
-    predictions = predict(net, Split(images, torch.arange(20) % 3, CLASSES, NORMALIZATION))
+    net = of_create_model().eval()
+    predictions = predict(net, random_split(20, SIZE, num_classes=3))
     make_classifier(net).save_pretrained(tmp_path / "photos", predictions=predictions)
     card = huggingface_hub.ModelCard.load(tmp_path / "photos" / "README.md")
     rows = [line.strip("| ").split(" | ") for line in card.text.splitlines() if line.startswith("| ")]
@@ -81,7 +77,7 @@ def repository(monkeypatch, tmp_path) -> Path:
 
 
 def test_push_to_hub_and_from_pretrained_go_there_and_back(repository):
-    classifier, images = make_classifier(of_torchvision()), pictures()
+    classifier, images = make_classifier(of_torchvision()), random_split(20, SIZE).images
     assert classifier.push_to_hub("me/photos", token="hf_none") == "commit"
     assert {path.name for path in repository.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert 'from_pretrained("me/photos")' in (repository / "README.md").read_text()

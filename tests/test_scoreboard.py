@@ -4,29 +4,20 @@ import math
 
 import pandas as pd
 import pytest
-import torch
 
-from eeutils import Predictions
 from eeutils.scoreboard import Evaluation, Spread, over_seeds, scoreboard
-from tests.analysis.tables import answering
+from tests.analysis.tables import answering, right_with
 from tools.tables import shallow_deep_board
-
-
-def giving(first: list[float], last: list[float]) -> Predictions:
-    """Two exits that give these probabilities to the right one of two classes."""
-    probs = torch.tensor([first, last], dtype=torch.float64)
-    labels = torch.zeros(len(first), dtype=torch.int64)
-    return Predictions(torch.stack([probs, 1 - probs], -1).log().float(), labels, torch.tensor([1e6, 2e6]).double())
 
 
 def test_scoreboard_by_hand():
     # On validation the first exit is right where it is most confident. The labels are most likely with weights 0.24 and
     # 0.76: the derivative of log(0.05 + 0.9 w) + 3 log(0.9 - 0.8 w) is zero at w = 0.69 / 2.88.
-    val = giving([0.95, 0.1, 0.1, 0.1], [0.05, 0.9, 0.9, 0.9])
+    val = right_with([[0.95, 0.1, 0.1, 0.1], [0.05, 0.9, 0.9, 0.9]])
     first = [0.97, 0.3, 0.1, 0.9, 0.2, 0.6, 0.03, 0.2]  # right on 1, 4, 6; the first and the seventh leave here
     last = [0.4, 0.6, 0.8, 0.9, 0.9, 0.45, 0.7, 0.3]  # right on 2, 3, 4, 5, 7
     # Half and half are right on 1, 4, 5, 6; 0.24 and 0.76 on 1, 2, 3, 4, 5, 7; the cascade on 1, 2, 3, 4, 5.
-    row = scoreboard({"two": Evaluation(val, giving(first, last))}).loc["two"]
+    row = scoreboard({"two": Evaluation(val, right_with([first, last]))}).loc["two"]
     assert row.to_dict() == {
         "exit 1": 37.5,
         "last exit": 62.5,

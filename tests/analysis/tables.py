@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from eeutils import Predictions
 
 
-def from_probs(probs: list, labels: list[int] | None = None, costs: list[float] | None = None) -> Predictions:
+def from_probs(probs: list, labels: Sequence[int] | None = None, costs: Sequence[float] | None = None) -> Predictions:
     """A table whose softmax is `probs` (E, N, C); all labels 0 and costs 1, 2, ... unless given."""
     probs = torch.tensor(probs, dtype=torch.float64)
     labels = torch.zeros(probs.shape[1], dtype=torch.int64) if labels is None else torch.tensor(labels)
@@ -16,9 +16,14 @@ def from_probs(probs: list, labels: list[int] | None = None, costs: list[float] 
     return Predictions(probs.log().float(), labels, costs.double())
 
 
+def right_with(probs: list[list[float]], costs: Sequence[float] = (1e6, 2e6)) -> Predictions:
+    """Exits that give `probs` (E, N) to the right one of two classes."""
+    return from_probs([[[right, 1 - right] for right in of_exit] for of_exit in probs], costs=costs)
+
+
 def answering(answers: list[list[int]], labels: list[int], costs: Sequence[float], sure: object = 4.0) -> Predictions:
     """Exits that predict `answers` (E, N) of three classes, with the logits `sure` against 0."""
-    logits = torch.as_tensor(sure)[..., None] * torch.nn.functional.one_hot(torch.tensor(answers), 3).float()
+    logits = torch.as_tensor(sure)[..., None] * torch.nn.functional.one_hot(torch.tensor(answers).long(), 3).float()
     return Predictions(logits, torch.tensor(labels), torch.tensor(costs, dtype=torch.float64))
 
 

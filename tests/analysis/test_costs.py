@@ -17,7 +17,7 @@ from eeutils.data import Split
 from eeutils.engines import PreparedNet
 from eeutils.models import create_exit, resnet18, resnet18_3exits, truncate
 from eeutils.models.contracts import checked_answers
-from tests.toys import random_split, unchanged
+from tests.toys import Applies, random_split, unchanged
 
 
 def macs_by_hand(net: MultiExitNet, image_shape: tuple[int, int, int]) -> float:
@@ -67,16 +67,14 @@ class Custom(nn.Module):
         return self.conv(x, x.new_zeros(len(x), 18, 6, 6))
 
 
-class Attention(nn.Module):
+def attention(x: Tensor) -> Tensor:
     """(N, C, H, W) -> the same, over the H x W places."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).mT
-        return F.scaled_dot_product_attention(tokens, tokens, tokens).mT.unflatten(2, x.shape[2:])
+    tokens = x.flatten(2).mT
+    return F.scaled_dot_product_attention(tokens, tokens, tokens).mT.unflatten(2, x.shape[2:])
 
 
 def test_measure_costs_counts_attention_and_no_custom_operators():
-    net = MultiExitNet([Custom(), Attention()], {1: nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
+    net = MultiExitNet([Custom(), Applies(attention)], {1: create_exit("avg", 4, 2)})
     assert measure_costs(net, (3, 8, 8)).unit_macs.tolist() == [0, 2 * 36 * 36 * 4]
 
 
@@ -100,8 +98,8 @@ def test_measure_costs_leaves_the_network_as_it_was_and_calls_no_hook():
     assert all(module._forward_hooks and module._forward_pre_hooks for module in net.modules())
 
 
-def small(head: nn.Module | None = None) -> MultiExitNet:
-    return MultiExitNet([nn.Conv2d(3, 4, 3)], {0: head or nn.Sequential(nn.Flatten(), nn.Linear(144, 2))})
+def small() -> MultiExitNet:
+    return MultiExitNet([nn.Conv2d(3, 4, 3)], {0: create_exit("avg", 4, 2)})
 
 
 def test_measure_costs_ignores_precision_freezing_parametrisation_and_pruning():
@@ -115,56 +113,28 @@ def test_measure_costs_ignores_precision_freezing_parametrisation_and_pruning():
     assert torch.equal(exit_costs(pruned, (3, 8, 8)), expected)
 
 
-class OnlyWithNumbers(nn.Module):
-    """Looks at the values in the map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if float(x.sum()) < 0 else -x
+def by_value(x: Tensor) -> Tensor:
+    return x if float(x.sum()) < 0 else -x
 
 
-class OnlySquare(nn.Module):
-    """Asserts."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[2] == x.shape[3], "Wrong height!"
-        return x
+def square(x: Tensor) -> Tensor:
+    assert x.shape[2] == x.shape[3], "Wrong height!"
+    return x
 
 
-@pytest.mark.parametrize(
-    ("unit", "message"), [(OnlyWithNumbers(), "OnlyWithNumbers"), (OnlySquare(), r"\(3, 8, 4\).*OnlySquare")]
-)
-def test_measure_costs_names_units_that_cannot_be_counted(unit, message):
+@pytest.mark.parametrize(("function", "message"), [(by_value, "unit 0.*Applies"), (square, r"\(3, 8, 4\).*Applies")])
+def test_measure_costs_names_units_that_cannot_be_counted(function, message):
     with pytest.raises(ValueError, match=message):
-        exit_costs(MultiExitNet([unit], {0: nn.Flatten()}), (3, 8, 4))
+        exit_costs(MultiExitNet([Applies(function)], {0: nn.Flatten()}), (3, 8, 4))
 
 
-class Written(nn.Module):
-    """Writes into its input by `change`."""
-
-    def __init__(self, change) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.change(x)
-        return x
+CENTRED, CLAMPED = Applies(lambda x: x.sub_(x.mean((2, 3), keepdim=True))), Applies(lambda x: x.clamp_(max=1.0))
 
 
-CENTRED = Written(lambda x: x.sub_(x.mean((2, 3), keepdim=True)))
-
-
-def with_head(*first: nn.Module) -> MultiExitNet:
-    early, late = (nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
-    return MultiExitNet([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], {0: nn.Sequential(*first, *early), 1: late})
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [[CENTRED], [Written(lambda x: x.flatten(1).clamp_(max=1.0))], [nn.Dropout(0.1), nn.ReLU6(inplace=True)]],
-    ids=str,
-)
+@pytest.mark.parametrize("layers", [[CENTRED], [nn.Flatten(), CLAMPED], [nn.Dropout(0.1), nn.ReLU6(inplace=True)]])
 def test_measure_costs_names_an_early_exit_that_works_in_place(layers):
-    net = with_head(*layers)
+    early, late = nn.Sequential(*layers, nn.Flatten(), nn.Linear(144, 2)), create_exit("avg", 4, 2)
+    net = MultiExitNet([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], {0: early, 1: late})
     for inference in (False, True):
         with torch.inference_mode(inference), pytest.raises(ValueError, match="after unit 0"):
             measure_costs(net, (3, 8, 8))
@@ -254,9 +224,9 @@ def test_measure_seconds_computes_in_the_precision_asked_for():
 
 
 def test_measure_seconds_takes_a_network_that_cannot_be_counted():
-    net = MultiExitNet([OnlyWithNumbers(), nn.Conv2d(3, 3, 3)], {0: head(), 1: head()})
+    net = MultiExitNet([Applies(by_value), nn.Conv2d(3, 3, 3)], {0: head(), 1: head()})
     split = random_split(10, num_classes=4)
-    with pytest.raises(ValueError, match=r"OnlyWithNumbers.*measure_seconds"):
+    with pytest.raises(ValueError, match=r"Applies.*measure_seconds"):
         predict(net, split)
     predictions = predict(net, split, costs=measure_seconds(net, split, batches=2))
     policy = choose_thresholds(predictions, budget=1.0).policy

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from eeutils import MultiExitNet, create_model
 from eeutils.analysis import central_share, explain, grad_cam, guided_backprop, hires_cam, map_correlation, map_spread
 from eeutils.models import create_exit
+from tests.toys import Applies
 
 NETWORKS = {
     "resnet18_3exits": {"width": 4, "pool": "spp"},
@@ -187,19 +188,8 @@ def test_gradcam_refuses_other_images_exits_and_features(method):
         grad_cam(flat, torch.randn(2, 3, 4, 4), 0)
 
 
-class Block(nn.Module):
-    """Applies ReLU once as a module and once as a function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.relu = nn.Conv2d(3, 4, 1), nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.relu(self.conv(x)) - 0.1)
-
-
 def test_guided_backprop_refuses_relu_functions():
-    net = net_of(Block(), head=create_exit("avg", 4, 10))
+    net = net_of(nn.Conv2d(3, 4, 1), nn.ReLU(), Applies(lambda x: F.relu(x - 0.1)), head=create_exit("avg", 4, 10))
     with pytest.raises(ValueError, match="1 functions"):
         guided_backprop(net, pictures(1), 0)
     assert grad_cam(net, pictures(1), 0).shape == (1, 32, 32)

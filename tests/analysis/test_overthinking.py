@@ -101,19 +101,10 @@ def test_wasteful_and_destructive_agree_with_a_loop_over_images(predictions):
     assert (weights * by_class).sum() / weights.sum() == pytest.approx(spared.relative_cost)
 
 
-def with_mistakes(right: int, destroyed: tuple[int, int], wrong: tuple[int, int]) -> Predictions:
-    """Two exits and two classes; of each class images right at the first exit only, and wrong at both."""
-    labels, firsts, lasts = [0] * right, [0] * right, [0] * right
-    for label in (0, 1):
-        count, lost = destroyed[label], wrong[label]
-        labels += [label] * (count + lost)
-        firsts += [label] * count + [1 - label] * lost
-        lasts += [1 - label] * (count + lost)
-    return predicting([firsts, lasts], [[0.9] * len(labels)] * 2, labels, [1, 2], num_classes=2)
-
-
 def test_share_interval_agrees_with_drawing_images():
-    effect = destructive(with_mistakes(right=30, destroyed=(7, 0), wrong=(5, 0)))
+    # Of 42 images of class 0, both exits get 30 right, and the first one gets seven more.
+    answers = [[0] * 37 + [1] * 5, [0] * 30 + [1] * 12]
+    effect = destructive(predicting(answers, [[0.9] * 42] * 2, [0] * 42, [1, 2], num_classes=2))
     kinds = torch.tensor([0] * 30 + [1] * 7 + [2] * 5)
     drawn = kinds[torch.randint(42, (4000, 42), generator=torch.Generator().manual_seed(0))]
     shares = (drawn == 1).sum(1).double() / (drawn > 0).sum(1)

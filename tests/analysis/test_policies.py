@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eeutils import Cascade, MultiExitNet, Predictions, ThresholdPolicy, choose_thresholds, decide
+from eeutils import Cascade, MultiExitNet, Predictions, ThresholdPolicy, choose_thresholds, decide, predict
 from eeutils.analysis import (
     AgreementPolicy,
     PatiencePolicy,
@@ -22,6 +22,7 @@ from eeutils.analysis import (
 )
 from eeutils.analysis.policies import check_policy, latest_score
 from tests.analysis.tables import random_table, tables
+from tests.toys import TwoInARow, assert_same_answers, random_split
 
 ALONE, SHARED = ["confidence", "entropy", "margin"], ["ensemble", "geometric"]
 
@@ -123,22 +124,16 @@ def make_net(images: Tensor) -> MultiExitNet:
 @pytest.mark.parametrize("fallback", ["last", "most_confident"])
 @pytest.mark.parametrize(
     "policy",
-    [PatiencePolicy(1), AgreementPolicy(3), ThresholdPolicy(0.62, "ensemble"), ThresholdPolicy(0.62, "geometric")],
+    [PatiencePolicy(1), AgreementPolicy(3), *(ThresholdPolicy(0.62, score) for score in SHARED), TwoInARow()],
     ids=str,
 )
 def test_policies_agree_on_the_table_and_in_the_cascade(policy, fallback):
-    images = torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    net = make_net(images)
-    with torch.no_grad():
-        logits = torch.stack(net(images))
-    predictions = Predictions(logits, torch.zeros(40, dtype=torch.int64), torch.arange(1, 6).double())
-    decisions = decide(predictions, policy, fallback)
+    split = random_split(40, 4, num_classes=3)
+    net = make_net(split.normalization(split.images))
+    decisions = decide(predict(net, split), policy, fallback)
     assert len(decisions.exit_index.unique()) > 2  # otherwise this shows little
     assert 4 in decisions.exit_index
-    cascade = Cascade(net, policy, fallback=fallback)
-    results = [cascade(batch) for batch in images.split(13)]
-    assert torch.equal(torch.cat([result.exit_index for result in results]), decisions.exit_index)
-    assert torch.equal(torch.cat([result.predicted for result in results]), decisions.predicted)
+    assert_same_answers(Cascade(net, policy, fallback=fallback).run(split, batch_size=13), decisions)
 
 
 @pytest.fixture

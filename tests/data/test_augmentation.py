@@ -135,12 +135,7 @@ def test_augmented_batch_draws_colour_factors_evenly():
 
 def test_augmented_batch_is_that_of_published_results():
     """Resumed runs and published results rest on these draws."""
-    batch = augment(
-        random_images(8, 3, 16, 16),
-        Augmentation(cutout=5),
-        seed=3,
-        normalization=Normalization((0.5,) * 3, (0.25,) * 3),
-    )
+    batch = augment(random_images(8, 3, 16, 16), Augmentation(cutout=5), 3, Normalization((0.5,) * 3, (0.25,) * 3))
     assert hashlib.sha256(batch.contiguous().numpy()).hexdigest()[:16] == "5f2cbb9cfd0104dc"
 
 

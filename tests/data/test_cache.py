@@ -1,6 +1,4 @@
-import hashlib
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from eeutils.data.cache import Content, RawData, as_bytes, as_names, cached_data, verify_content
 from eeutils.download import Source
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
+from eeutils.files import sha256_of_tensor
 from tests.toys import kill_this_process, run_in_child
 
 
@@ -31,9 +30,7 @@ def altered() -> RawData:
 
 
 def content_of(data: RawData) -> dict[str, Content]:
-    return {
-        part: Content(tuple(tensor.shape), hashlib.sha256(tensor.numpy()).hexdigest()) for part, tensor in data.items()
-    }
+    return {part: Content(tuple(tensor.shape), sha256_of_tensor(tensor)) for part, tensor in data.items()}
 
 
 CONTENT = content_of(small_data())
@@ -143,21 +140,16 @@ def test_cached_data_reads_from_a_read_only_disk(small_disk, monkeypatch):
 
 
 def test_cached_data_lets_one_of_two_who_ask_fetch(empty_cache):
-    """The source delivers after both have asked."""
     asked: list[str] = []
-    both = threading.Barrier(2)
 
     def fetch() -> RawData:
         asked.append("slow")
         time.sleep(0.2)
         return small_data()
 
-    def ask() -> RawData:
-        both.wait()
-        return cached_data("small", CONTENT, lambda folder: [Source("slow", fetch, "")])
-
     with ThreadPoolExecutor(2) as pool:
-        answers = [each.result() for each in [pool.submit(ask), pool.submit(ask)]]
+        sources = lambda folder: [Source("slow", fetch, "")]  # noqa: E731
+        answers = list(pool.map(lambda _: cached_data("small", CONTENT, sources), range(2)))
     assert all(same(answer, small_data()) for answer in answers)
     assert asked == ["slow"]
 

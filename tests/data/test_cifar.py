@@ -19,6 +19,7 @@ from eeutils.data.cache import Content, RawData
 from eeutils.data.cifar import CIFAR10_CLASSES as CLASSES
 from eeutils.data.cifar import NpmPackage, fetch_npm_mirror, fetch_official_site, read_torchvision_folder
 from eeutils.errors import IntegrityError
+from eeutils.files import sha256_of_tensor
 
 NAMES = tuple(f"class_{number:03d}" for number in range(100))
 
@@ -181,16 +182,10 @@ def test_fetch_npm_mirror_refuses_another_answer(registry, package, tmp_path, pa
         fetch_npm_mirror(tmp_path, package)
 
 
-# The whole way: sources, content, cache, splits.
-
-
 @pytest.fixture
 def small_content(small_raw, monkeypatch, offline) -> None:
     """`small_raw` is what CIFAR-10 should be, with 50 images to validate."""
-    content = {
-        part: Content(tuple(tensor.shape), hashlib.sha256(tensor.numpy()).hexdigest())
-        for part, tensor in small_raw.items()
-    }
+    content = {part: Content(tuple(tensor.shape), sha256_of_tensor(tensor)) for part, tensor in small_raw.items()}
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
     monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, content=content, validation_size=50))
 
@@ -234,11 +229,6 @@ def test_load_cifar100_caches_a_local_copy(offline, root100, files100, tmp_path,
 
 def test_load_cifar10_splits_as_published(cifar10):
     """All results rest on this split."""
-    sha256 = {
-        "images": hashlib.sha256(cifar10.val.images.numpy()).hexdigest(),
-        "labels": hashlib.sha256(cifar10.val.labels.byte().numpy()).hexdigest(),
-    }
-    assert sha256 == {
-        "images": "2d28c831477e854e761b189f3ba40eebbf71c93d70ef76485b9ceddb3360cc54",
-        "labels": "ffd93d66415dceb0b35946123e083eaa00963a21532e01f6f6d48b41d75f867b",
-    }
+    images, labels = sha256_of_tensor(cifar10.val.images), sha256_of_tensor(cifar10.val.labels.byte())
+    assert images == "2d28c831477e854e761b189f3ba40eebbf71c93d70ef76485b9ceddb3360cc54"
+    assert labels == "ffd93d66415dceb0b35946123e083eaa00963a21532e01f6f6d48b41d75f867b"

@@ -10,14 +10,15 @@ from torchvision.transforms.functional import pil_to_tensor
 from eeutils import data_from_folder, data_from_hf, data_from_tensors, data_from_torchvision, load_image
 from eeutils.data import Normalization
 from eeutils.errors import IntegrityError
+from tests.toys import random_split
 
 CLASSES = ("red", "blue")
 THEIRS = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
 
-def tensors(size: int = 100):
-    images = torch.randint(0, 256, (size, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return images, torch.arange(size) % 2, CLASSES
+def tensors() -> tuple:
+    split = random_split(100, num_classes=2)
+    return split.images, split.labels, CLASSES
 
 
 def test_data_from_tensors_splits_by_shares():
@@ -65,24 +66,22 @@ def folder(tmp_path) -> Path:
     return root
 
 
-def assert_right(data, classes=("blue", "red")) -> None:
+def assert_right(data, *sizes: int, classes=("blue", "red")) -> None:
+    """Splits of these sizes, in which red images are red and blue ones blue."""
+    splits = (data.train, data.val, data.test)
     assert data.classes == classes
-    for split in (data.train, data.val, data.test):
-        red, blue = (
-            split.images[split.labels == classes.index("red")],
-            split.images[split.labels == classes.index("blue")],
-        )
+    assert tuple(map(len, splits)) == sizes
+    for split in splits:
+        red, blue = (split.images[split.labels == classes.index(name)] for name in ("red", "blue"))
         assert red[:, 0].min() == blue[:, 2].min() == 250
         assert red[:, 2].max() == blue[:, 0].max() == 0
 
 
 def test_data_from_folder_reads_a_folder_per_class(folder):
     data = data_from_folder(folder, size=16, val_share=0.2)
-    assert data.name == "colours"
-    assert [len(split) for split in (data.train, data.val, data.test)] == [24, 8, 8]
-    assert data.image_shape == (3, 16, 16)
-    assert_right(data)
-    assert_right(data_from_folder(folder, size=8, classes=CLASSES), CLASSES)
+    assert (data.name, data.image_shape) == ("colours", (3, 16, 16))
+    assert_right(data, 24, 8, 8)
+    assert_right(data_from_folder(folder, size=8, classes=CLASSES), 28, 4, 8, classes=CLASSES)
 
 
 def test_data_from_folder_reads_as_load_image_does(folder):
@@ -95,18 +94,16 @@ def test_data_from_folder_reads_as_load_image_does(folder):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "val"), [("train", "test", None), ("train", "test", "valid"), ("train", None, "val")]
+    ("parts", "sizes"),
+    [(["train", "test"], (36, 4, 20)), (["train", "valid", "test"], (40, 40, 20)), (["train", "val"], (32, 20, 8))],
 )
-def test_data_from_folder_keeps_given_splits(folder, tmp_path, train, test, val):
+def test_data_from_folder_keeps_given_splits(folder, tmp_path, parts, sizes):
     root = tmp_path / "splits"
-    for part in filter(None, (train, test, val)):
+    for part in parts:
         shutil.copytree(folder, root / part)
-    for path in (root / (test or val)).rglob("0*.png"):
+    for path in (root / parts[-1]).rglob("0*.png"):
         path.unlink()
-    data = data_from_folder(root, size=8)
-    assert_right(data)
-    expected = {("test", None): (36, 4, 20), ("test", "valid"): (40, 40, 20), (None, "val"): (32, 20, 8)}[test, val]
-    assert tuple(len(split) for split in (data.train, data.val, data.test)) == expected
+    assert_right(data_from_folder(root, size=8), *sizes)
 
 
 def test_data_from_folder_counts_what_it_skips(folder):
@@ -124,9 +121,7 @@ def test_data_from_folder_ignores_hidden_files_and_folders(folder):
         shutil.copytree(folder / "blue", folder / name)
     (folder / "red" / ".DS_Store").write_bytes(b"?")
     (folder / "red" / "._00.png").write_bytes(b"?")
-    data = data_from_folder(folder, size=8)
-    assert_right(data)
-    assert len(data.train) + len(data.val) + len(data.test) == 40
+    assert_right(data_from_folder(folder, size=8), 28, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +171,10 @@ def hf(folder):
 
 
 def test_data_from_hf_reads_one_data_set_or_its_splits(hf):
-    data = data_from_hf(hf, size=8)
-    assert_right(data, CLASSES)
-    assert (len(data.train), len(data.val), len(data.test)) == (28, 4, 8)
+    assert_right(data_from_hf(hf, size=8), 28, 4, 8, classes=CLASSES)
     parts = hf.train_test_split(0.25, stratify_by_column="kind", seed=0)
     parts["unsupervised"] = parts["test"]
-    data = data_from_hf(parts, size=8)
-    assert_right(data, CLASSES)
-    assert (len(data.train), len(data.val), len(data.test)) == (27, 3, 10)
+    assert_right(data_from_hf(parts, size=8), 27, 3, 10, classes=CLASSES)
 
 
 def test_data_from_hf_refuses_other_formats(hf, tmp_path, folder):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eeutils.data import ImageData, Normalization, Split, stratified_holdout
+from tests.toys import random_split
 
 GREY = Normalization((0.5,), (0.25,))
 
@@ -52,15 +53,6 @@ def test_stratified_holdout_refuses_to_lose_a_class(counts, holdout):
         stratified_holdout(split_of(counts), holdout, 0)
 
 
-def good() -> dict:
-    return {
-        "images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-        "labels": torch.tensor([0, 1, 1, 0]),
-        "classes": ("a", "b"),
-        "normalization": Normalization((0.5,) * 3, (0.25,) * 3),
-    }
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -73,7 +65,7 @@ def good() -> dict:
 )
 def test_split_refuses(changes, named):
     with pytest.raises(ValueError, match=named):
-        Split(**{**good(), **changes})
+        replace(random_split(4, num_classes=2), **changes)
 
 
 def test_split_batches_yields_all_images_in_order_normalised():

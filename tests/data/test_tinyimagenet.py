@@ -136,17 +136,6 @@ def test_read_folder_names_what_is_missing_or_damaged(folder, damage, named):
         read_folder(folder, SMALL)
 
 
-@pytest.fixture
-def official(site, files, offline) -> TinyImageNetArchive:
-    """The official site on localhost."""
-    content = zipped(files)
-    site.say("/tiny.zip", content)
-    return vouched(content, url=f"{site.url}/tiny.zip")
-
-
-# The whole way: sources, cache, splits.
-
-
 def test_load_tinyimagenet_caches_a_local_copy(offline, folder, files, tmp_path, monkeypatch, left_behind):
     monkeypatch.setattr(tinyimagenet, "TINY_IMAGENET", SMALL)
     monkeypatch.setenv("EEUTILS_DATA", str(folder.parent))
@@ -172,7 +161,8 @@ def test_load_tinyimagenet_prefers_a_whole_zip_to_half_a_folder(offline, folder,
     assert torch.equal(load_data("tinyimagenet").test.images[6], decoded(files["val/images/val_0.JPEG"]))
 
 
-def test_load_tinyimagenet_falls_back_to_the_official_site(official, monkeypatch, left_behind):
-    monkeypatch.setattr(tinyimagenet, "TINY_IMAGENET", official)
+def test_load_tinyimagenet_falls_back_to_the_official_site(offline, site, files, monkeypatch, left_behind):
+    content = zipped(files)
+    monkeypatch.setattr(tinyimagenet, "TINY_IMAGENET", vouched(content, url=site.say("/tiny.zip", content)))
     assert load_data("tinyimagenet").classes[2] == "goldfish"
     assert left_behind() == ["tinyimagenet.safetensors"]

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eeutils.analysis.costs import measure_seconds
 from eeutils.analysis.decisions import decide
@@ -15,7 +15,7 @@ from eeutils.data import Split
 from eeutils.engines import Engine, PreparedNet, list_engines, register_engine, registry
 from eeutils.engines.torch_engine import prepare
 from eeutils.models import MultiExitNet, create_exit, resnet18
-from tests.toys import assert_same_answers, between_scores, carrying_net, dividing, random_split
+from tests.toys import Applies, assert_same_answers, between_scores, carrying_net, dividing, random_split
 
 PACKAGES = {"openvino": ("openvino", "onnxscript"), "onnxruntime": ("onnxruntime", "onnxscript")}
 
@@ -30,9 +30,9 @@ def make_split(count: int = 40, size: int = 9) -> Split:
     return random_split(count, size, num_classes=4)
 
 
-def seven_exits() -> MultiExitNet:
-    units = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(7)]
-    return MultiExitNet(units, {index: create_exit("avg", 3, 4) for index in range(7)}).eval()
+def convolutions(num_exits: int) -> MultiExitNet:
+    units = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(num_exits)]
+    return MultiExitNet(units, {index: create_exit("avg", 3, 4) for index in range(num_exits)}).eval()
 
 
 @pytest.fixture(scope="module", params=["torch", "openvino", "onnxruntime"])
@@ -116,17 +116,8 @@ def test_engine_answers_in_few_bits_nearly_as_in_float32(name, precision, off, c
 
 
 @pytest.mark.parametrize("num_stages", [2, 9])
-def test_compile_makes_at_most_two_graphs_a_stage(num_stages, monkeypatch):
-    graphs, compiled = [], torch.compile
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda stage, **options: compiled(stage, backend=backend))
-    torch.compiler.reset()
-    units = [nn.Conv2d(3, 3, 1) for _ in range(num_stages)]
-    net = MultiExitNet(units, {index: create_exit("avg", 3, 4) for index in range(num_stages)}).eval()
+def test_compile_makes_at_most_two_graphs_a_stage(num_stages, graphs):
+    net = convolutions(num_stages)
     ready = PreparedNet(net, "compile")
     for count in (1, 7, 2, 64, 256, 1, 3):
         images = torch.randn(count, 3, 8, 8)
@@ -161,13 +152,8 @@ def test_prepared_net_in_int8_needs_images(calibration):
 
 def test_onnxruntime_names_a_unit_without_counterpart_and_its_operator():
     engine_or_skip("onnxruntime")
-
-    class Special(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.special.i1e(x)
-
-    net = MultiExitNet([nn.Identity(), Special()], {1: create_exit("avg", 3, 4)}).eval()
-    with pytest.raises(ValueError, match=r"Special.*i1e"):
+    net = MultiExitNet([nn.Identity(), Applies(torch.special.i1e)], {1: create_exit("avg", 3, 4)}).eval()
+    with pytest.raises(ValueError, match=r"Applies.*i1e"):
         Cascade(net, ThresholdPolicy(()), engine="onnxruntime")(torch.zeros(1, 3, 4, 4))
 
 
@@ -183,7 +169,7 @@ def test_engine_answers_that_are_nan_are_refused(monkeypatch):
 
 
 def test_cascade_does_not_run_an_exit_that_is_switched_off():
-    net, split, inf = seven_exits(), make_split(), float("inf")
+    net, split, inf = convolutions(7), make_split(), float("inf")
     table = predict(net, split)
     policy = ThresholdPolicy((inf, inf, between_scores(table.confidence[2]), inf, inf, inf))
     expected, asked = decide(table, policy), []

@@ -1,5 +1,4 @@
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -17,35 +16,17 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.resnet import BasicBlock
 
-from eeutils import Cascade, ThresholdPolicy, decide, predict, with_exits
+from eeutils import Cascade, decide, predict, with_exits
 from eeutils.analysis import measure_costs
-from eeutils.data import Normalization, Split
 from eeutils.models import Origin, prepared_for_inference, stage_modules
 from eeutils.models.adapt import rebuild
-from tests.toys import unchanged
+from tests.toys import assert_same_answers, dividing, random_split, unchanged
 
 SIZE = 32
 
 
-def resnet(**kwargs) -> nn.Module:
-    return tv.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5, **kwargs)
-
-
-def small_resnet() -> nn.Module:
-    """ResNet with the usual names and few channels."""
-    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
-    layers = {
-        "conv1": nn.Conv2d(3, 8, 3, padding=1),
-        "bn1": nn.BatchNorm2d(8),
-        "relu": nn.ReLU(inplace=True),
-        "layer1": nn.Sequential(BasicBlock(8, 8)),
-        "layer2": nn.Sequential(BasicBlock(8, 16, 2, shortcut)),
-        "layer3": nn.Sequential(BasicBlock(16, 16)),
-        "avgpool": nn.AdaptiveAvgPool2d(1),
-        "flatten": nn.Flatten(),
-        "fc": nn.Linear(16, 5),
-    }
-    return nn.Sequential(OrderedDict(layers))
+def resnet() -> nn.Module:
+    return tv.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5)
 
 
 def densenet() -> nn.Module:
@@ -141,20 +122,15 @@ def test_with_exits_answers_and_costs_as_the_network_does(name):
 @pytest.mark.parametrize("name", ["densenet", "swin", "timm_resnet"])
 def test_with_exits_makes_cascades_that_equal_the_table(name):
     build, after, size = ARCHITECTURES[name]
-    net = with_exits(build(), after, image_size=size, pool="mixed")
-    images = torch.randint(256, (40, 3, size, size), dtype=torch.uint8)
-    split = Split(images, torch.arange(40) % 5, tuple("abcde"), Normalization((0.5,) * 3, (0.3,) * 3))
+    net, split = with_exits(build(), after, image_size=size, pool="mixed"), random_split(40, size, num_classes=5)
     table = predict(prepared_for_inference(net), split, batch_size=7)
-    middle = [float(row.sort().values[19:21].mean()) for row in table.confidence[:-1]]
-    decisions = decide(table, ThresholdPolicy(middle))
-    assert len(decisions.exit_index.unique()) > 1
-    run = Cascade(net, ThresholdPolicy(middle)).run(split, batch_size=7)
-    assert torch.equal(run.exit_index, decisions.exit_index)
-    assert torch.equal(run.predicted, decisions.predicted)
+    expected = decide(table, dividing(table))
+    assert len(expected.exit_index.unique()) > 1
+    assert_same_answers(Cascade(net, dividing(table)).run(split, batch_size=7), expected)
 
 
 def test_with_exits_reads_what_torchvision_extracts_by_node_name():
-    network, images = small_resnet().eval(), random_images()
+    network, images = resnet().eval(), random_images()
     for name in get_graph_node_names(network)[1][1:-1:3]:
         net = with_exits(network, [name], image_size=SIZE)
         expected = create_feature_extractor(network, [name])(images)[name]
@@ -168,7 +144,7 @@ def test_with_exits_reads_what_torchvision_extracts_by_node_name():
 )
 def test_with_exits_refuses_names_that_cannot_get_one(after, value):
     with pytest.raises(ValueError, match="after") as error:
-        with_exits(small_resnet(), after, image_size=SIZE)
+        with_exits(resnet(), after, image_size=SIZE)
     assert value in str(error.value)
 
 
@@ -204,8 +180,7 @@ def noisy_in_training(own: Own, x: Tensor) -> Tensor:
 
 
 def doubled_in_training(own: Own, x: Tensor) -> Tensor:
-    x = own.second(own.first(x)).mean((2, 3))
-    return x * 2 if own.training else x
+    return own.second(own.first(x)).mean((2, 3)) * (2 if own.training else 1)
 
 
 def looking_at_values(own: Own, x: Tensor) -> Tensor:
@@ -220,11 +195,6 @@ def test_with_exits_follows_a_batch_that_shrinks():
     assert torch.allclose(last(tuple(each[:1] for each in features))[1], net(images[:1])[-1])
 
 
-def test_with_exits_refuses_windows_that_cross_a_cut():
-    with pytest.raises(ValueError, match="second"):
-        with_exits(Own(in_windows), ["second"], image_size=8)
-
-
 def test_with_exits_lets_functional_dropout_follow_the_mode():
     net, images = with_exits(Own(dropped), ["first"], image_size=8), random_images(4, 8)
     assert not torch.equal(net(images)[-1], net(images)[-1])
@@ -233,9 +203,11 @@ def test_with_exits_lets_functional_dropout_follow_the_mode():
 
 
 @pytest.mark.parametrize("body", [doubled_in_training, noisy_in_training, looking_at_values])
-def test_with_exits_refuses_networks_whose_steps_vary(body):
+def test_with_exits_refuses_networks_whose_steps_vary_and_windows_that_cross_a_cut(body):
     with pytest.raises(ValueError, match="Own"):
         with_exits(Own(body), ["first"], image_size=8)
+    with pytest.raises(ValueError, match="second"):
+        with_exits(Own(in_windows), ["second"], image_size=8)
 
 
 def test_with_exits_leaves_auxiliary_classifiers_out():
@@ -290,7 +262,7 @@ def test_with_exits_recognises_large_networks_without_their_weights():
         network = tv.vit_b_32(num_classes=5)
     origin = with_exits(network, ["encoder.layers.encoder_layer_1"], layout="NLC").origin
     assert (origin.name, origin.arguments) == ("vit_b_32", {"num_classes": 5, "image_size": 224})
-    assert with_exits(small_resnet(), ["layer2"], image_size=SIZE).origin is None
+    assert with_exits(resnet(), ["layer2"], image_size=SIZE).origin is None
 
 
 @pytest.mark.parametrize(

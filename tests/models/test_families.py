@@ -18,14 +18,20 @@ def costs_of(name: str, image_size: int, **kwargs: int) -> NetworkCosts:
     return measure_costs(net, (3, image_size, image_size))
 
 
+def assert_units(costs: NetworkCosts, units: list[tuple[int, int, int]]) -> None:
+    """`units` are the weights of a unit's kernels, the parameters of its norms, and the side of the map they run on."""
+    assert costs.unit_params.tolist() == [kernels + norms for kernels, norms, _ in units]
+    assert costs.unit_macs.tolist() == [kernels * side**2 for kernels, _, side in units]
+
+
 @both_sizes
 def test_vgg16_has_the_published_size_and_cost(image_size):
     costs = costs_of("vgg16", image_size, num_classes=200)
     channels = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     halvings_before = (0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
     kernels = [9 * inputs * outputs for inputs, outputs in zip((3, *channels[:-1]), channels, strict=True)]
-    sizes = [image_size // 2**halvings for halvings in halvings_before]
-    assert costs.unit_macs.tolist() == [kernel * size**2 for kernel, size in zip(kernels, sizes, strict=True)]
+    sides = [image_size // 2**halvings for halvings in halvings_before]
+    assert_units(costs, list(zip(kernels, [2 * each for each in channels], sides, strict=True)))
     first, second = {32: (512, 512), 64: (2048, 1024)}[image_size]
     linear = 512 * (image_size // 32) ** 2 * first + first * second + second * 200
     assert costs.exit_macs.tolist() == [linear]
@@ -45,13 +51,10 @@ def test_mobilenet_has_the_published_size_and_cost(image_size):
     # Input channels, output channels, halvings of the image up to and including the block.
     blocks = [(32, 64, 0), (64, 128, 1), (128, 128, 1), (128, 256, 2), (256, 256, 2), (256, 512, 3)]
     blocks += [*((512, 512, 3),) * 5, (512, 1024, 4), (1024, 1024, 4)]
-    params, macs = [9 * 3 * 32 + 2 * 32], [9 * 3 * 32 * image_size**2]
+    units = [(9 * 3 * 32, 2 * 32, image_size)]
     for inputs, outputs, halvings in blocks:
-        kernels = 9 * inputs + inputs * outputs
-        params.append(kernels + 2 * inputs + 2 * outputs)
-        macs.append(kernels * (image_size // 2**halvings) ** 2)
-    assert costs.unit_params.tolist() == params
-    assert costs.unit_macs.tolist() == macs
+        units.append((9 * inputs + inputs * outputs, 2 * inputs + 2 * outputs, image_size // 2**halvings))
+    assert_units(costs, units)
     assert costs.exit_params.tolist() == [1024 * 10 + 10]
     assert costs.cumulative_params.item() == pytest.approx(3.2e6, rel=0.01)
 
@@ -60,14 +63,11 @@ def test_mobilenet_has_the_published_size_and_cost(image_size):
 def test_resnet56_has_the_published_size_and_cost(image_size):
     costs = costs_of("resnet56", image_size)
     # Two 3x3 convolutions a block; the first of a stage reads the maps of the stage before, at half their size.
-    params, macs = [9 * 3 * 16 + 2 * 16], [9 * 3 * 16 * image_size**2]
+    units = [(9 * 3 * 16, 2 * 16, image_size)]
     for channels, before, size in ((16, 16, image_size), (32, 16, image_size // 2), (64, 32, image_size // 4)):
         for inputs in (before, *[channels] * 8):
-            kernels = 9 * inputs * channels + 9 * channels**2
-            params.append(kernels + 4 * channels)
-            macs.append(kernels * size**2)
-    assert costs.unit_params.tolist() == params
-    assert costs.unit_macs.tolist() == macs
+            units.append((9 * inputs * channels + 9 * channels**2, 4 * channels, size))
+    assert_units(costs, units)
     assert costs.exit_params.tolist() == [64 * 10 + 10]
     if image_size == 32:
         assert costs.cumulative_params.item() == pytest.approx(0.85e6, rel=0.005)
@@ -77,15 +77,12 @@ def test_resnet56_has_the_published_size_and_cost(image_size):
 @both_sizes
 def test_wideresnet_has_the_published_size_and_cost(image_size):
     costs = costs_of("wideresnet32_4", image_size)
-    params, macs = [9 * 3 * 16], [9 * 3 * 16 * image_size**2]
+    units = [(9 * 3 * 16, 0, image_size)]
     for channels, before, size in ((64, 16, image_size), (128, 64, image_size // 2), (256, 128, image_size // 4)):
         for inputs in (before, *[channels] * 4):
             projection = 0 if inputs == channels else inputs * channels
-            kernels = 9 * inputs * channels + 9 * channels**2 + projection
-            params.append(kernels + 2 * inputs + 2 * channels)
-            macs.append(kernels * size**2)
-    assert costs.unit_params.tolist() == params
-    assert costs.unit_macs.tolist() == macs
+            units.append((9 * inputs * channels + 9 * channels**2 + projection, 2 * inputs + 2 * channels, size))
+    assert_units(costs, units)
     assert costs.exit_params.tolist() == [2 * 256 + 256 * 10 + 10]
     assert costs.cumulative_params.item() == pytest.approx(7.4e6, rel=0.01)
 

@@ -8,31 +8,17 @@ from torchvision.models import resnet18 as torchvision_resnet18
 from eeutils import create_model
 from eeutils.models import create_exit, resnet18, resnet18_2exits, resnet18_3exits
 from eeutils.models.resnet import BasicBlock, PaddedShortcut
-
-
-def key_in_torchvision(key: str) -> str:
-    """Name in torchvision's ResNet18 of what is `key` here."""
-    part, unit, rest = key.split(".", 2)
-    if part == "exits":
-        return rest.replace("2.", "fc.")
-    if unit == "0":
-        return rest.replace("0.", "conv1.", 1) if rest.startswith("0.") else rest.replace("1.", "bn1.", 1)
-    layer, block = divmod(int(unit) - 1, 2)
-    module, index, name = rest.split(".")
-    if module == "shortcut":
-        return f"layer{layer + 1}.{block}.downsample.{index}.{name}"
-    inside = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}[index]
-    return f"layer{layer + 1}.{block}.{inside}.{name}"
+from eeutils.weights import compare_with
+from eeutils.weights.tensors import mapped_tensors
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_resnet18_answers_as_torchvisions_with_the_same_weights(training):
     theirs = torchvision_resnet18(num_classes=10).train(training)
     ours = resnet18(stem="imagenet").train(training)
-    state = theirs.state_dict()
-    keys = {key: key_in_torchvision(key) for key in ours.state_dict()}
-    assert sorted(keys.values()) == sorted(state)
-    ours.load_state_dict({key: state[other] for key, other in keys.items()})
+    report = compare_with(ours, theirs.state_dict())
+    assert report.shapes_fit
+    ours.load_state_dict(mapped_tensors(ours, report))
     images = torch.randn(4, 3, 64, 64)
     torch.testing.assert_close(ours(images)[0], theirs(images))
 
@@ -59,11 +45,10 @@ def test_create_model_pool_names_all_exits_and_none_keeps_the_own_classifier(nam
         assert first_parts(net.exits.values()) == first_parts(create_exit(each, 2, 2) for each in heads)
 
 
-def test_resnet18_compiles_as_one_graph(compiled):
+def test_resnet18_compiles_as_one_graph(graphs):
     net, images = resnet18_3exits(width=2, pool="spp").eval(), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        forward, graphs = compiled(net)
-        torch.testing.assert_close(forward(images), net(images))
+        torch.testing.assert_close(torch.compile(net)(images), net(images))
     assert len(graphs) == 1
 
 

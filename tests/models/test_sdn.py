@@ -18,11 +18,6 @@ PLACES = {
 }
 
 
-def published(name: str, **kwargs) -> MultiExitNet:
-    with torch.device("meta"):
-        return create_model(name, **kwargs)
-
-
 def seeded(name: str, **kwargs) -> MultiExitNet:
     torch.manual_seed(3)
     return create_model(name, **{"width": 2, "num_classes": 5, **kwargs})
@@ -31,7 +26,8 @@ def seeded(name: str, **kwargs) -> MultiExitNet:
 @pytest.mark.parametrize("image_size", [32, 64])
 @pytest.mark.parametrize(("name", "places"), PLACES.items())
 def test_sdn_places_are_nearest_to_shares_of_the_cost(name, places, image_size):
-    net = published(f"{name}_sdn", image_size=image_size)
+    with torch.device("meta"):
+        net = create_model(f"{name}_sdn", image_size=image_size)
     assert net.exit_after == (*places, len(net.units) - 1)
     reached = measure_costs(net, (3, image_size, image_size)).unit_macs.cumsum(0)
     distances = (reached[:-1] / reached[-1] - torch.tensor(SDN_SHARES)[:, None]).abs()

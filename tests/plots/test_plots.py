@@ -243,13 +243,8 @@ def explanation(classes: list[int], shift: float = 0.0) -> Explanation:
 def test_plot_attributions_has_a_row_of_image_maps_and_guided_maps(split):
     maps = {"exit 1": explanation([1, 0]), "last": explanation([2, 2])}
     axes = plots.plot_attributions(split, [4, 0], maps).axes
-    assert [ax.get_title() for ax in axes[:5]] == [
-        "b",
-        "exit 1: b 75%",
-        "last: c 75%",
-        "exit 1, guided",
-        "last, guided",
-    ]
+    titles = ["b", "exit 1: b 75%", "last: c 75%", "exit 1, guided", "last, guided"]
+    assert [ax.get_title() for ax in axes[:5]] == titles
     assert [len(ax.images) for ax in axes] == [1, 2, 2, 1, 1] * 2
     assert shown_in(axes[::5]) == [4, 0]
     image, cam = axes[1].images

@@ -14,6 +14,7 @@ from eeutils.engines import PreparedNet
 from eeutils.models import drop_exits, resnet18
 from eeutils.training import History
 from eeutils.weights import WeightEntry
+from tests.analysis.tables import answering
 from tests.toys import random_split
 from tools.benchmarks import ablation, cascade, exit_placement, report, sdn_evaluation, threshold_choice
 from tools.benchmarks import time_to_accuracy as time_benchmark
@@ -37,11 +38,9 @@ def of_digits(monkeypatch) -> WeightEntry:
     return entry
 
 
-def answers(right: list[list[bool]], sure: list[list[float]], costs: list[float]) -> Predictions:
-    """Two classes, the true one always 0; `sure` is each exit's margin between its logits."""
-    margin = torch.tensor(sure) * torch.where(torch.tensor(right), 1.0, -1.0)
-    logits = torch.stack([margin, torch.zeros_like(margin)], -1)
-    return Predictions(logits, torch.zeros(len(right[0]), dtype=torch.int64), torch.tensor(costs).double())
+def with_right(right: list[list[bool]], sure: list[list[float]], costs: list[float]) -> Predictions:
+    """Exits that are right on these images; `sure` is the margin between their logits."""
+    return answering([[not each for each in of_exit] for of_exit in right], [0] * len(right[0]), costs, sure)
 
 
 def test_publish_refreshes_pages_after_results_alone(tmp_path, monkeypatch, capsys):
@@ -54,14 +53,11 @@ def test_publish_refreshes_pages_after_results_alone(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out == "not this\n± 2 µs\n"
 
 
-# Ablation.
-
-
 def test_ablation_compares_all_variants_at_the_accuracy_of_the_first(monkeypatch):
     monkeypatch.setattr(ablation, "MAX_DROP", 0.25)
-    unchanged = answers([[True, False, False, False], [True, True, True, False]], [[3, 1, 1, 1], [2] * 4], [10, 40])
-    cheaper = answers([[True, True, False, False], [True] * 4], [[3, 3, 1, 1], [2] * 4], [20, 80])
-    hopeless = answers([[False] * 4, [True, False, False, False]], [[1] * 4, [2] * 4], [10, 40])
+    unchanged = with_right([[True, False, False, False], [True, True, True, False]], [[3, 1, 1, 1], [2] * 4], [10, 40])
+    cheaper = with_right([[True, True, False, False], [True] * 4], [[3, 3, 1, 1], [2] * 4], [20, 80])
+    hopeless = with_right([[False] * 4, [True, False, False, False]], [[1] * 4, [2] * 4], [10, 40])
     table = ablation.compare({"as it is": unchanged, "cheaper": cheaper, "hopeless": hopeless})
     assert table[["exit 1", "exit 2"]].to_numpy().tolist() == [[0.25, 0.75], [0.5, 1.0], [0.0, 0.25]]
     # Asked for 50 %. The first lets the one image go that exit 1 is sure of and gets 3 of 4 right: (10 + 3 * 40) / 4.
@@ -93,9 +89,6 @@ def test_hard_images_have_the_highest_losses():
     assert len(hard) == round(0.7 * len(data.train))
     assert hard.images.equal(data.train.images[kept])
     assert hard.labels.equal(data.train.labels[kept])
-
-
-# Cascades against what else one could run, and where to put exits.
 
 
 def test_cascade_benchmark_times_and_judges_all_on_the_same_images(net):
@@ -150,9 +143,6 @@ def test_exit_placement_trains_once_and_writes_table_and_figure(tmp_path):
     assert (tmp_path / "exit_placement.csv").read_text() == table
 
 
-# The authors' evaluation of shallow-deep networks.
-
-
 def test_one_at_a_time_agrees_with_the_table(net):
     split, costs = random_split(12), exit_costs(net, (3, 8, 8))
     predictions = predict(net, split)
@@ -174,9 +164,6 @@ def test_sdn_evaluation_writes_its_report(tmp_path, monkeypatch, net, of_digits)
     assert "s for 3 images" in (tmp_path / "report.md").read_text()
 
 
-# Ways to choose thresholds.
-
-
 def test_judged_chooses_on_one_half_and_judges_on_the_other():
     seen = []
 
@@ -184,7 +171,7 @@ def test_judged_chooses_on_one_half_and_judges_on_the_other():
         seen.append(len(validation.labels))
         return Choice.of(ThresholdPolicy(0.0), validation)
 
-    table = answers([[True] * 6 + [False] * 2, [True] * 8], [[2] * 8, [5] * 8], [1, 4])
+    table = with_right([[True] * 6 + [False] * 2, [True] * 8], [[2] * 8, [5] * 8], [1, 4])
     cuts = threshold_choice.judged(table, {"at once": leave_at_once}, repeats=3)
     assert seen == [4] * 3
     assert (cuts["lost_there"] + cuts["lost"]).tolist() == [0.5] * 3  # two of eight, wherever they fall
@@ -192,14 +179,14 @@ def test_judged_chooses_on_one_half_and_judges_on_the_other():
 
 
 def test_all_of_it_spends_the_whole_budget():
-    table = answers([[True] * 4] * 2, [[1, 2, 3, 4], [5] * 4], [1, 4])
+    table = with_right([[True] * 4] * 2, [[1, 2, 3, 4], [5] * 4], [1, 4])
     assert choose_thresholds(table, budget=0.7).relative_cost == 0.25
     assert threshold_choice.all_of_it(table, 0.7).relative_cost == 0.625  # two of four stay
     assert threshold_choice.all_of_it(table, 1.0).relative_cost == 1
 
 
 def test_threshold_choice_counts_the_networks_that_can_keep_a_budget(tmp_path, monkeypatch):
-    small = answers([[True, True, False, True] * 10, [True] * 40], [[4, 3, 2, 1] * 10, [5] * 40], [1, 4])
+    small = with_right([[True, True, False, True] * 10, [True] * 40], [[4, 3, 2, 1] * 10, [5] * 40], [1, 4])
     tables = {"small": small, "large": replace(small, costs=torch.tensor([0.55, 1.0]).double())}
     monkeypatch.setattr(threshold_choice, "load_predictions", lambda name, split: tables[name])
     threshold_choice.main(["--weights", *tables, "--repeats", "2", "--out", str(tmp_path / "choice.md")])
@@ -207,9 +194,6 @@ def test_threshold_choice_counts_the_networks_that_can_keep_a_budget(tmp_path, m
     rows = [line.split(" | ")[:3] for line in for_budget.splitlines()[2 :: len(threshold_choice.FOR_BUDGET)]]
     can = {"40%": "1", "50%": "1", "60%": "2", "75%": "2", "100%": "2"}
     assert rows == [["| 2", budget, networks] for budget, networks in can.items()]
-
-
-# Time to an accuracy.
 
 
 @pytest.mark.parametrize(

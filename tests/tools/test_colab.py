@@ -42,7 +42,7 @@ def test_colab_main_says_if_pip_replaced_torch_against_the_constraint(monkeypatc
 def test_colab_first_cell_fetches_a_small_part_of_the_repository(tmp_path, monkeypatch):
     """Its own git commands, on a local clone that serves partial clones, fetch under 20 MB."""
     served = tmp_path / "served"
-    git(tmp_path, "clone", "--quiet", "--bare", f"file://{ROOT}", str(served))
+    git(tmp_path, "clone", "--quiet", "--bare", "--shared", str(ROOT), str(served))
     git(served, "config", "uploadpack.allowFilter", "true")
     monkeypatch.chdir(tmp_path)
     commands = [line.strip().strip('",') for line in FIRST_CELL.splitlines() if line.strip().startswith('"git ')]

@@ -63,9 +63,6 @@ def test_notebook_opens_in_colab_from_itself_and_from_the_readme(path):
     assert code_cells(read(path))[0].source == code_cells(read(NOTEBOOKS[0]))[0].source
 
 
-# The runner itself, on notebooks made here.
-
-
 def save(folder: Path, *sources: str) -> Path:
     path = folder / "made.ipynb"
     path.write_text(as_text(new_notebook(cells=[new_code_cell(source) for source in sources])), "utf-8")

@@ -3,6 +3,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -88,11 +89,8 @@ def test_publish_leaves_the_old_files_if_the_registry_cannot_be_written(run, emp
     change_report(run, seconds=99.0)
     change_weights(run, lambda tensors: tensors["units.0.1.bias"].add_(1e-4))
 
-    def refuse(registry: Registry) -> None:
-        raise StorageError("no space")
-
     with monkeypatch.context() as patched:
-        patched.setattr(publish_module, "save_registry", refuse)
+        patched.setattr(publish_module, "save_registry", Mock(side_effect=StorageError("no space")))
         with pytest.raises(StorageError, match="no space"):
             publish(run, empty)
     assert tree(empty.folder) == before

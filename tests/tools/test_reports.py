@@ -83,19 +83,14 @@ def entry(name: str, macs: int, command: str, **config: object) -> WeightEntry:
 PLAIN = entry("plain", 10**9, "slim --model resnet18", epochs=2, trained="all")
 
 
-def test_training_pflop_counts_two_operations_three_times():
-    assert training_pflop(PLAIN, Registry(())) == pytest.approx(6 * 1e9 * 45_000 * 2 / 1e15)
-
-
-def test_training_pflop_counts_small_images_nine_sixteenths():
+def test_training_pflop_by_hand():
     half = entry("half", 10**9, "slim --model resnet18", epochs=2, trained="all", small_images=0.5)
-    assert training_pflop(half, Registry(())) == pytest.approx(0.54 * (0.5 + 0.5 * 9 / 16))
-
-
-def test_training_pflop_adds_the_network_that_a_run_starts_from():
     exits = entry("exits", 2 * 10**9, "ic_only --model resnet18 --start-from plain", epochs=1, trained="early_exits")
-    registry = Registry((PLAIN, exits))
-    assert training_pflop(exits, registry) == pytest.approx(0.54 + 2 * 2e9 * 45_000 / 1e15)
+    registry = Registry((PLAIN, half, exits))
+    plain = 6 * 1e9 * 45_000 * 2 / 1e15  # two operations, three times
+    assert training_pflop(PLAIN, registry) == pytest.approx(plain)
+    assert training_pflop(half, registry) == pytest.approx(plain * (0.5 + 0.5 * 9 / 16))  # of the pixels
+    assert training_pflop(exits, registry) == pytest.approx(plain + 2 * 2e9 * 45_000 / 1e15)  # and what it starts from
 
 
 LABELS = [0, 1, 2, 0]

@@ -21,9 +21,6 @@ def test_results_differences_names_the_cell():
     assert results._differences(board, board) == []
 
 
-# From the registry to the README.
-
-
 def two_exits(right: tuple[int, int], sure: tuple[int, ...] = (0, 1)) -> Predictions:
     """Exits that are right on the first so many of four images, the first one surer of the images `sure`."""
     labels = torch.tensor([0, 1, 2, 0])

@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,22 +25,6 @@ def folder(tmp_path, monkeypatch):
     for module in (plan_module, publish_module):
         monkeypatch.setattr(module, "default_registry", lambda: Registry.load(tmp_path / "weights"))
     return tmp_path / "weights"
-
-
-class InProcess:
-    """A process of `eeutils.train` that runs in this one."""
-
-    def __init__(self, command: list[str]) -> None:
-        train.main(command[command.index("eeutils.train") + 1 :])
-        self.returncode = 0
-
-    def wait(self, timeout: float | None = None) -> None:
-        pass
-
-
-@pytest.fixture
-def in_process(monkeypatch) -> None:
-    monkeypatch.setattr(plan_module.subprocess, "Popen", InProcess)
 
 
 def status(folder) -> dict[str, str]:
@@ -70,24 +55,12 @@ def test_train_missing_trains_publishes_and_does_nothing_the_next_time(folder, c
     assert (folder / "registry.json").read_text() == before
 
 
-class TooSlow:
-    """A training that outlasts every time limit."""
+def test_train_missing_starts_from_the_folder_of_another_run(folder, monkeypatch):
+    def in_this_process(command: list[str]) -> Mock:
+        train.main(command[command.index("eeutils.train") + 1 :])
+        return Mock(returncode=0)
 
-    returncode = -15
-    terminated = 0
-
-    def __init__(self, command):
-        self.command = command
-
-    def wait(self, timeout=None):
-        if timeout is not None:
-            raise subprocess.TimeoutExpired(self.command, timeout)
-
-    def terminate(self):
-        TooSlow.terminated += 1
-
-
-def test_train_missing_starts_from_the_folder_of_another_run(folder, in_process):
+    monkeypatch.setattr(plan_module.subprocess, "Popen", in_this_process)
     started = PlannedRun(f"{TINY} --train.seed 1 --start-from {FIRST.run.folder}")
     assert "which is not trained" in _obstacle(started, everything=False)
     train_missing((FIRST, started), minutes=5)
@@ -95,9 +68,11 @@ def test_train_missing_starts_from_the_folder_of_another_run(folder, in_process)
 
 
 def test_train_missing_stops_a_run_that_takes_too_long(folder, monkeypatch, capsys):
-    monkeypatch.setattr(plan_module.subprocess, "Popen", TooSlow)
+    slow = Mock(returncode=-15)
+    slow.wait.side_effect = [subprocess.TimeoutExpired("train", 300), None]
+    monkeypatch.setattr(plan_module.subprocess, "Popen", Mock(return_value=slow))
     assert train_missing((FIRST,), minutes=5) == []
-    assert TooSlow.terminated == 1
+    slow.terminate.assert_called_once()
     assert status(folder) == {NAMES[0]: "not trained"}
     assert "call again to go on" in capsys.readouterr().out
 

@@ -14,8 +14,7 @@ from eeutils.errors import IntegrityError, StorageError
 from eeutils.files import exclusive, save_state
 from eeutils.training import LossConfig
 from eeutils.training.checkpoint import load_checkpoint
-from eeutils.training.optimizer import trained_part
-from tests.toys import changed, unchanged, weights
+from tests.toys import unchanged
 
 EARLY = {"trained": "early_exits", "optimizer": "adam", "learning_rate": 0.01, "epochs": 1}
 
@@ -135,12 +134,3 @@ def test_fit_refuses_a_checkpoint_of_exits_on_another_network(tiny_net, tiny_dat
     net.state_dict()[kind].view(-1)[0] += 1e-3
     with unchanged(net, path=path), pytest.raises(ValueError, match=f"{kind} differs"):
         fit(net, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
-
-
-def test_fit_resumes_exits_whatever_they_were(tiny_net, tiny_data, tiny_config, path):
-    net, other = tiny_net(), tiny_net()
-    history = fit(net, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False)
-    for parameter in trained_part(other, "early_exits").parameters():
-        nn.init.zeros_(parameter)
-    assert fit(other, tiny_data, tiny_config(**EARLY), checkpoint=path, progress=False) == history
-    assert changed(other, weights(net)) == set()

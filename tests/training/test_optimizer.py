@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from eeutils import MultiExitNet, TrainConfig
+from eeutils import TrainConfig
 from eeutils.models import resnet18
 from eeutils.training.optimizer import (
     Muon,
@@ -19,6 +19,7 @@ from eeutils.training.optimizer import (
     restore_optimizer,
     trained_part,
 )
+from tests.toys import cut_by_layers
 
 CPU = torch.device("cpu")
 
@@ -43,14 +44,11 @@ def test_gradients_for_reach_the_trained_part(dropout_net, trained):
 
 
 def test_gradients_for_exits_stand_a_backbone_that_works_in_place():
-    units = [nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)]
-    net = MultiExitNet(units, {unit: nn.Sequential(nn.Flatten(), nn.Linear(144, 2)) for unit in (0, 1)})
+    net = cut_by_layers()
     with gradients_for(net, "early_exits"):
         net(torch.randn(4, 3, 8, 8))[0].sum().backward()
-    assert {name for name, each in net.named_parameters() if each.grad is not None} == {
-        "exits.0.1.weight",
-        "exits.0.1.bias",
-    }
+    reached = {name for name, each in net.named_parameters() if each.grad is not None}
+    assert reached == {"exits.0.2.weight", "exits.0.2.bias"}
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -144,23 +142,15 @@ def test_weight_average_is_the_exponential_moving_average(values, decay):
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-class Masked(nn.Module):
-    """Has a mask as attention does, minus infinity above the diagonal."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
-
-
 def test_weight_average_keeps_a_mask_and_shows_a_weight_that_is_not_finite():
     net = resnet18(width=1)
-    net.units[0].append(Masked())
-    mask = net.units[0][-1].mask.clone()
+    mask = torch.full((3, 3), -math.inf).triu(1)  # as attention has it
+    net.units[0].register_buffer("mask", mask.clone())
     with torch.no_grad():
         net.units[0][0].weight[0] = math.inf
     average = WeightAverage(net, 0.9)
     average.update(0)
-    assert torch.equal(average.net.units[0][-1].mask, mask)
+    assert torch.equal(average.net.units[0].mask, mask)
     assert average.net.units[0][0].weight[0].isnan().all()
 
 

@@ -1,5 +1,5 @@
 import hashlib
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,23 +15,8 @@ CONTENT = bytes(range(256)) * 40
 HTML = b"\n  <!DOCTYPE html><html><body>Quota exceeded</body></html>"
 
 
-@pytest.fixture
-def soon_given_up(monkeypatch) -> None:
-    """For the tests whose server stays silent; a busy machine may keep the others waiting that long."""
-    monkeypatch.setattr(download, "TIMEOUT_S", (1.0, 0.3))
-    monkeypatch.setattr(download, "BACKOFF_S", 0.01)
-
-
 def stored(*sources: str, content: bytes = CONTENT) -> StoredFile:
     return StoredFile("net/w.bin", hashlib.sha256(content).hexdigest(), len(content), sources)
-
-
-@pytest.fixture
-def repository(tmp_path) -> Path:
-    file = tmp_path / "repository" / "net" / "w.bin"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(CONTENT)
-    return tmp_path / "repository"
 
 
 def left_in(cache: Path) -> set[str]:
@@ -39,10 +24,11 @@ def left_in(cache: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("damage", [b"", CONTENT[:-1] + b"x"])
-def test_local_file_damaged_in_the_repository_names_the_remedy(repository, damage):
-    (repository / "net/w.bin").write_bytes(damage)
+def test_local_file_damaged_in_the_repository_names_the_remedy(tmp_path, damage):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "w.bin").write_bytes(damage)
     with pytest.raises(IntegrityError, match=r"git checkout -- .*net/w\.bin"):
-        local_file(stored("repository", "http://127.0.0.1:1/x"), repository)
+        local_file(stored("repository", "http://127.0.0.1:1/x"), tmp_path)
 
 
 def test_local_file_is_fetched_once(site, cache):
@@ -66,16 +52,15 @@ def test_local_file_damaged_in_the_cache_is_fetched_again(site, cache, damage):
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
-    [({"body": HTML}, "answered a web page, not weights"), ({"body": CONTENT[:-1] + b"x"}, "sha256")],
+    ("body", "size", "reason"),
+    [(HTML, None, "answered a web page, not weights"), (CONTENT[:-1] + b"x", len(CONTENT), "sha256")],
     ids=["web page", "bit rot"],
 )
-def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, answer, reason):
-    site.say("/w", **answer)
-    file = replace(stored(f"{site.url}/w"), size=None if answer["body"] == HTML else len(CONTENT))
+def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, body, size, reason):
+    url = site.say("/w", body)
     with pytest.raises(DataUnavailableError, match=reason) as caught:
-        local_file(file, None)
-    assert f"{site.url}/w" in str(caught.value)
+        local_file(replace(stored(url), size=size), None)
+    assert url in str(caught.value)
     assert str(cache / "net/w.bin") in str(caught.value)
     assert left_in(cache) == set()
 
@@ -83,12 +68,8 @@ def test_local_file_says_what_a_bad_source_did_and_leaves_nothing(site, cache, a
 @pytest.mark.timeout(60)
 def test_local_file_is_fetched_once_for_two_who_ask(site, cache, capfd):
     file = stored(site.say("/w", CONTENT, delay_s=0.5))
-    paths = []
-    askers = [threading.Thread(target=lambda: paths.append(local_file(file, None))) for _ in range(2)]
-    for asker in askers:
-        asker.start()
-    for asker in askers:
-        asker.join()
+    with ThreadPoolExecutor(2) as askers:
+        paths = list(askers.map(lambda _: local_file(file, None), range(2)))
     assert paths == [cache / "net/w.bin"] * 2
     assert site.asked == ["/w"]
     assert str(cache / "net/w.bin") in capfd.readouterr().err
@@ -117,9 +98,6 @@ def test_local_file_of_an_older_version_stays_that_of_its_tag(site, cache, monke
     )
     assert local_file(stored("repository"), None).read_bytes() == CONTENT
     assert site.asked == ["/v1/net/w.bin", "/HEAD/net/w.bin"][: 2 - released]
-
-
-# A file whose sha256 nobody knows.
 
 
 def readable(path: Path) -> None:
@@ -153,27 +131,19 @@ def test_local_file_notes_an_unknown_sha256_and_accepts_no_other(site, cache):
     assert local_file(file, None, readable).read_bytes() == CONTENT + b"new"
 
 
-# Google Drive, by gdown.
-
-
 def drive_file(sha256: str | None = None) -> StoredFile:
     return StoredFile("net/module.pt", sha256, None, ("drive:some_id",))
 
 
-def drive_answers(monkeypatch, content: bytes) -> list[dict]:
+def test_local_file_comes_from_drive(monkeypatch, cache):
     calls = []
 
     def download(*, output: str, **kwargs) -> str:
         calls.append(kwargs)
-        Path(output).write_bytes(content)
+        Path(output).write_bytes(CONTENT)
         return output
 
     monkeypatch.setattr(gdown, "download", download)
-    return calls
-
-
-def test_local_file_comes_from_drive(monkeypatch, cache):
-    calls = drive_answers(monkeypatch, CONTENT)
     for _ in range(2):
         assert local_file(drive_file(), None).read_bytes() == CONTENT
     assert [call["id"] for call in calls] == ["some_id"]
@@ -181,12 +151,9 @@ def test_local_file_comes_from_drive(monkeypatch, cache):
     assert left_in(cache) == {"module.pt"}
 
 
-@pytest.mark.usefixtures("soon_given_up")
-def test_local_file_says_how_to_fetch_from_drive_by_hand(monkeypatch, cache):
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.delenv("no_proxy", raising=False)
+def test_local_file_says_how_to_fetch_from_drive_by_hand(monkeypatch, cache, no_network):
+    monkeypatch.setattr(download, "TIMEOUT_S", (1.0, 0.3))
+    monkeypatch.setattr(download, "BACKOFF_S", 0.01)
     with pytest.raises(DataUnavailableError) as caught:
         local_file(drive_file(), None)
     assert "https://drive.google.com/file/d/some_id/view" in str(caught.value)

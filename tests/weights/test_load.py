@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 
 import gdown
@@ -6,8 +5,7 @@ import pytest
 import torch
 
 from eeutils import create_model, list_weights, load_history, load_predictions, load_weights
-from eeutils.errors import DataUnavailableError
-from eeutils.weights import Registry, StoredFile, default_registry, weight_entry
+from eeutils.weights import Registry, StoredFile, weight_entry
 from tools.registry_file import with_entry
 
 NAME = "resnet18_3exits-spp-toy-w4"
@@ -60,9 +58,6 @@ def test_load_predictions_and_history_name_what_is_not_published(tiny_registry):
         load_history(NAME, registry=tiny_registry)
 
 
-# What was published as a pickled module.
-
-
 @pytest.fixture
 def external(tiny_registry) -> Registry:
     entry = replace(
@@ -99,20 +94,3 @@ def test_load_weights_of_another_pickled_module_gives_the_report(external, monke
         load_weights("upf", registry=external)
     assert "- exits.8.linear.weight" in str(caught.value)
     assert "= units.0.0.weight <- units.0.0.weight" in str(caught.value)
-
-
-# What ships.
-
-
-@pytest.mark.parametrize("entry", default_registry().entries, ids=lambda entry: entry.name)
-def test_load_weights_needs_no_network_for_what_ships(entry, monkeypatch, no_network):
-    if entry.status == "trained":
-        net = load_weights(entry.name)
-        for split in ("val", "test"):
-            assert load_predictions(entry.name, split).num_exits == net.num_exits
-        assert load_history(entry.name).rows
-    else:
-        with pytest.raises(
-            DataUnavailableError if entry.status == "external" else ValueError, match=re.escape(entry.name)
-        ):
-            load_weights(entry.name)

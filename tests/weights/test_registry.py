@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 
 from eeutils import create_model, list_models
@@ -32,9 +30,6 @@ def test_weight_entry_has_the_files_that_its_status_promises(wrong):
         toy_entry("a", weights=None, **wrong)
 
 
-# The registry of the repository.
-
-
 @pytest.mark.parametrize("entry", default_registry().entries, ids=lambda entry: entry.name)
 def test_default_registry_builds_each_network_and_has_its_files(entry):
     assert entry.model in list_models()
@@ -46,12 +41,7 @@ def test_default_registry_builds_each_network_and_has_its_files(entry):
             assert (default_registry().folder / file.path).stat().st_size == file.size
     else:
         assert not entry.accuracy
-    if entry.status == "not trained":
-        assert not entry.files
-        words = entry.command.split()
-        asked = dict(pairwise(words))
-        assert asked["--model"] == entry.model
-        assert asked.get("--pool") == entry.model_args.get("pool")
+    assert entry.status != "not trained" or not entry.files
 
 
 def test_default_registry_of_an_installed_package_is_its_own(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_shipped_command_starts_from_nothing_that_does_not_ship(entry):
 
 
 @each_not_trained
-def test_unshipped_entry_has_a_command_that_would_make_it(entry):
+def test_shipped_registry_has_commands_that_would_make_what_is_not_trained(entry):
     run, publishing = run_of(entry), entry.command.partition(" && ")[2]
     assert publishing.removesuffix(" --results-only") == f"python -m tools.publish {run.folder}"
     assert entry_name(asdict(run)) == entry.name
@@ -50,7 +50,7 @@ def test_unshipped_entry_has_a_command_that_would_make_it(entry):
 
 
 @each_trained
-def test_shipped_weights_give_the_shipped_predictions(entry, cifar10):
+def test_shipped_weights_give_the_shipped_predictions_without_a_network(entry, cifar10, no_network):
     shipped = load_predictions(entry.name, "test")
     again = predict(load_weights(entry.name), cifar10.test.take(SOME))
     torch.testing.assert_close(again.logits, shipped.logits[:, SOME], atol=ROUNDING, rtol=0)
