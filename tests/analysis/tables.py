@@ -21,6 +21,15 @@ def right_with(probs: list[list[float]], costs: Sequence[float] = (1e6, 2e6)) ->
     return from_probs([[[right, 1 - right] for right in of_exit] for of_exit in probs], costs=costs)
 
 
+def right_on(counts: Sequence[int], sure: Sequence[int] = (), costs: Sequence[float] = (1e6, 2e6)) -> Predictions:
+    """Exits that are right on the first so many of four images, the first one surer of the images `sure`."""
+    labels = [0, 1, 2, 0]
+    answers = [[(label + (image >= count)) % 3 for image, label in enumerate(labels)] for count in counts]
+    surety = torch.ones(len(counts), 4)
+    surety[0, list(sure)] = 5.0
+    return answering(answers, labels, costs, surety)
+
+
 def answering(answers: list[list[int]], labels: list[int], costs: Sequence[float], sure: object = 4.0) -> Predictions:
     """Exits that predict `answers` (E, N) of three classes, with the logits `sure` against 0."""
     logits = torch.as_tensor(sure)[..., None] * torch.nn.functional.one_hot(torch.tensor(answers).long(), 3).float()

@@ -51,9 +51,8 @@ def test_train_batches_of_all_ranks_make_up_those_of_one_process(size, batch_siz
 
 def test_train_batches_draw_differently_on_every_rank():
     shift, images = Augmentation(flip=False, translate=2, cutout=3), torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    split = Split(
-        images, torch.zeros(64).long(), ("a", "b"), Normalization((0.5,), (1.0,))
-    )  # what is cut out is bright
+    bright = Normalization((0.5,), (1.0,))  # is what is cut out
+    split = Split(images, torch.zeros(64).long(), ("a", "b"), bright)
     shares = [next(TrainBatches(split, 64, shift, "cpu", 0, rank=rank, world_size=4).epoch(1))[0] for rank in range(4)]
     assert torch.equal(shares[0], next(TrainBatches(split, 16, shift, "cpu", 0).epoch(1))[0])
     assert not any(torch.equal(*pair) for pair in combinations(shares, 2))

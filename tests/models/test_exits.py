@@ -1,10 +1,7 @@
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import Permute
 
-from eeutils import MultiExitNet, with_internal_classifiers
 from eeutils.models import InternalClassifier, MixedPool, create_exit, list_pools
 from eeutils.models.exits import pool_of_each_exit
 
@@ -59,10 +56,3 @@ def test_internal_classifier_is_linear_on_at_most_4x4_cells(size, grid):
     assert head.linear.in_features == 3 * grid**2
     pooled = F.adaptive_max_pool2d(x, grid) / 2 + F.adaptive_avg_pool2d(x, grid) / 2
     torch.testing.assert_close(head(x), F.linear(pooled.flatten(1), head.linear.weight, head.linear.bias))
-
-
-def test_with_internal_classifiers_refuses_maps_with_channels_last():
-    units = [nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Permute([0, 2, 3, 1])), Permute([0, 3, 1, 2])]
-    last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    with pytest.raises(ValueError, match=r"\(16, 16, 8\)"):
-        with_internal_classifiers(MultiExitNet(units, {1: last}), (3, 16, 16), after=(0,))

@@ -1,9 +1,8 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune, weight_norm
 
-from eeutils.models.memory import channels_last, check_weights, independent_copy, make_weights_permanent, named_weights
+from eeutils.models.memory import channels_last, check_weights, named_weights
 
 
 @pytest.fixture
@@ -36,19 +35,6 @@ def test_channels_last_restores_the_layout(net, error):
         pass
     assert in_channels_last(net) == before
     assert net[0].weight is weight  # an optimizer may hold it
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("change", [lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5), weight_norm])
-def test_independent_copy_and_make_weights_permanent_keep_the_answers(change):
-    net, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 9, 9)
-    change(net[0])
-    copy = independent_copy(net)
-    assert torch.equal(copy(images), net(images))
-    make_weights_permanent(copy)
-    torch.testing.assert_close(copy(images), net(images))
-    assert sorted(name for name, _ in copy.named_parameters()) == ["0.bias", "0.weight"]
-    assert len(net[0]._forward_pre_hooks) == 1
 
 
 def test_named_weights_are_parameters_and_running_statistics():

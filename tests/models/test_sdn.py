@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import Permute
 
 from eeutils import MultiExitNet, create_model, with_internal_classifiers
 from eeutils.analysis import measure_costs
-from eeutils.models import SDN_SHARES, drop_exits, exits_at_cost
+from eeutils.models import SDN_SHARES, create_exit, drop_exits, exits_at_cost
 from tests.toys import carrying_net, unchanged
 
 SHAPE = (3, 32, 32)
@@ -116,3 +117,6 @@ def test_with_internal_classifiers_reads_feature_maps_only():
         with_internal_classifiers(flat, SHAPE, after=(0,))
     with pytest.raises(ValueError, match=r"unit 0 .*'map': \(4, 32, 32\)"):
         with_internal_classifiers(drop_exits(carrying_net(), [0]), SHAPE, after=(0,))
+    turned = [nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Permute([0, 2, 3, 1])), Permute([0, 3, 1, 2])]
+    with pytest.raises(ValueError, match=r"\(32, 32, 8\)"):
+        with_internal_classifiers(MultiExitNet(turned, {1: create_exit("avg", 8, 4)}), SHAPE, after=(0,))

@@ -13,9 +13,8 @@ from eeutils.analysis import SDN_THRESHOLDS, Choice, exit_costs, measure_costs
 from eeutils.engines import PreparedNet
 from eeutils.models import drop_exits, resnet18
 from eeutils.training import History
-from eeutils.weights import WeightEntry
 from tests.analysis.tables import answering
-from tests.toys import random_split
+from tests.toys import random_split, toy_entry
 from tools.benchmarks import ablation, cascade, exit_placement, report, sdn_evaluation, threshold_choice
 from tools.benchmarks import time_to_accuracy as time_benchmark
 
@@ -28,14 +27,6 @@ def net() -> MultiExitNet:
     for head in net.exits.values():
         torch.nn.init.normal_(head[-1].weight, std=2)
     return net
-
-
-@pytest.fixture
-def of_digits(monkeypatch) -> WeightEntry:
-    """An entry of weights that knows its data only."""
-    entry = WeightEntry.__new__(WeightEntry)
-    object.__setattr__(entry, "data", "digits")
-    return entry
 
 
 def with_right(right: list[list[bool]], sure: list[list[float]], costs: list[float]) -> Predictions:
@@ -108,10 +99,10 @@ def test_cascade_benchmark_times_and_judges_all_on_the_same_images(net):
     assert rows.loc["plain net", "accuracy"] == f"{predict(plain, small.test).accuracy[-1]:.2%}"
 
 
-def test_cascade_benchmark_writes_report_rows_and_figure(tmp_path, monkeypatch, net, of_digits):
+def test_cascade_benchmark_writes_report_rows_and_figure(tmp_path, monkeypatch, net):
     networks = {"three": net, "one": resnet18(width=2).eval()}
     monkeypatch.setattr(cascade, "load_weights", networks.__getitem__)
-    monkeypatch.setattr(cascade, "weight_entry", lambda name: of_digits)
+    monkeypatch.setattr(cascade, "weight_entry", lambda name: toy_entry(name, data="digits"))
     words = ["--weights", "three", "--smaller", "one", "--many-exits", "None", "--engines", "torch fp32", "torch int8"]
     words += ["--batch-sizes", "1", "8", "--images", "20", "--repeats", "1", "--judged", "30"]
     cascade.main([*words, "--out", str(tmp_path / "report.md")])
@@ -155,11 +146,11 @@ def test_one_at_a_time_agrees_with_the_table(net):
         assert (accuracy.item(), cost.item()) == pytest.approx((decisions.accuracy, decisions.mean_cost))
 
 
-def test_sdn_evaluation_writes_its_report(tmp_path, monkeypatch, net, of_digits):
+def test_sdn_evaluation_writes_its_report(tmp_path, monkeypatch, net):
     data = load_data("digits")
     monkeypatch.setattr(sdn_evaluation, "load_weights", lambda name, device: net.to(device))
     monkeypatch.setattr(sdn_evaluation, "load_predictions", lambda name, split: predict(net, getattr(data, split)))
-    monkeypatch.setattr(sdn_evaluation, "weight_entry", lambda name: of_digits)
+    monkeypatch.setattr(sdn_evaluation, "weight_entry", lambda name: toy_entry(name, data="digits"))
     sdn_evaluation.main(["--weights", "any", "--images", "3", "--repeats", "1", "--out", str(tmp_path / "report.md")])
     assert "s for 3 images" in (tmp_path / "report.md").read_text()
 

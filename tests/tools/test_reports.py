@@ -1,7 +1,6 @@
 """Tables, pages, goals and compute: what results/ and the README are made of."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from eeutils import Predictions
 from eeutils.scoreboard import Evaluation, Spread
 from eeutils.weights import Registry, TrainingRecord, WeightEntry
-from tests.analysis.tables import answering
+from tests.analysis.tables import right_on
 from tests.toys import toy_entry
 from tools import demo, pages, results
 from tools.goals import GOALS, Goal, at_exit, goals_board, within_macs, within_share
@@ -93,17 +92,7 @@ def test_training_pflop_by_hand():
     assert training_pflop(exits, registry) == pytest.approx(plain + 2 * 2e9 * 45_000 / 1e15)  # and what it starts from
 
 
-LABELS = [0, 1, 2, 0]
 PFLOP = {"net": 0.5, "one": 0.5, "two": 2.0}
-
-
-def with_right(first: int, last: int, costs: Sequence[float] = (1e6, 2e6)) -> Predictions:
-    """Two exits that are right on so many of the four images."""
-
-    def answers(right: int) -> list[int]:
-        return [label if index < right else (label + 1) % 3 for index, label in enumerate(LABELS)]
-
-    return answering([answers(first), answers(last)], LABELS, costs)
 
 
 def both(predictions: Predictions) -> Evaluation:
@@ -111,7 +100,7 @@ def both(predictions: Predictions) -> Evaluation:
 
 
 def test_within_share_needs_the_first_exits_cost():
-    evaluation = both(with_right(2, 4))
+    evaluation = both(right_on((2, 4)))
     assert within_share(0.4)(evaluation) is None
     assert within_share(0.5)(evaluation).accuracy == 0.5
     assert within_share(1.0)(evaluation).accuracy == 1.0
@@ -121,15 +110,15 @@ def test_within_share_needs_the_first_exits_cost():
 
 
 def test_goals_board_needs_every_seed():
-    networks = {"net": both(with_right(1, 4)), "net-s1": both(with_right(1, 4, costs=(1.5e6, 2e6)))}
+    networks = {"net": both(right_on((1, 4))), "net-s1": both(right_on((1, 4), costs=(1.5e6, 2e6)))}
     row = goals_board(networks, PFLOP, (Goal("half", 95.0, ("net",), within_share(0.5)),)).loc["half"]
     assert (row["by"], math.isnan(row["reached (%)"])) == ("out of reach", True)
 
 
 def test_goals_board_takes_the_best_on_validation():
     networks = {
-        "one": Evaluation(val=with_right(1, 3), test=with_right(1, 4)),
-        "two": Evaluation(val=with_right(1, 4), test=with_right(1, 2)),
+        "one": Evaluation(val=right_on((1, 3)), test=right_on((1, 4))),
+        "two": Evaluation(val=right_on((1, 4)), test=right_on((1, 2))),
     }
     row = goals_board(networks, PFLOP, (Goal("last", 95.0, ("one", "two"), at_exit(-1)),)).loc["last"]
     assert (row["by"], row["reached (%)"]) == ("two", 50.0)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from torch.nn.functional import one_hot
 
 from eeutils import Predictions
 from eeutils.weights import Registry, StoredFile, WeightEntry
+from tests.analysis.tables import right_on
 from tests.toys import toy_entry
 from tools import pages, results
 
@@ -21,15 +21,7 @@ def test_results_differences_names_the_cell():
     assert results._differences(board, board) == []
 
 
-def two_exits(right: tuple[int, int], sure: tuple[int, ...] = (0, 1)) -> Predictions:
-    """Exits that are right on the first so many of four images, the first one surer of the images `sure`."""
-    labels = torch.tensor([0, 1, 2, 0])
-    logits = torch.stack([one_hot((labels + (torch.arange(4) >= count)) % 3, 3) for count in right]).float()
-    logits[0] *= torch.where(torch.isin(torch.arange(4), torch.tensor(sure)), 5.0, 1.0)[:, None]
-    return Predictions(logits, labels, torch.tensor([1e6, 2e6], dtype=torch.float64))
-
-
-PUBLISHED = {"val": two_exits((2, 4)), "test": two_exits((2, 3))}
+PUBLISHED = {"val": right_on((2, 4), (0, 1)), "test": right_on((2, 3), (0, 1))}
 ENTRY = toy_entry(
     "resnet18_2exits-spp-toy-s1",
     model="resnet18_2exits",
@@ -83,9 +75,9 @@ def test_results_main_writes_tables_that_agree(recompute, tmp_path):
 @pytest.mark.parametrize(
     ("computed", "message"),
     [
-        ({**PUBLISHED, "test": two_exits((2, 4))}, "exit 2 on test: 75.00% is published, 100.00% came out"),
+        ({**PUBLISHED, "test": right_on((2, 4), (0, 1))}, "exit 2 on test: 75.00% is published, 100.00% came out"),
         # Each exit as right as before, but the first one sure of its mistakes.
-        ({**PUBLISHED, "test": two_exits((2, 3), (2, 3))}, "cascade: 75.00 is published, 50.00 came out"),
+        ({**PUBLISHED, "test": right_on((2, 3), (2, 3))}, "cascade: 75.00 is published, 50.00 came out"),
     ],
 )
 def test_results_main_names_differences_and_writes_nothing(recompute, tmp_path, capsys, computed, message):
@@ -96,4 +88,4 @@ def test_results_main_names_differences_and_writes_nothing(recompute, tmp_path, 
 
 def test_results_main_chooses_on_published_validation(recompute):
     # As right as published, exit by exit, but a threshold chosen here would let nobody leave.
-    assert recompute({**PUBLISHED, "val": two_exits((2, 4), (2, 3))}, ENTRY) == 0
+    assert recompute({**PUBLISHED, "val": right_on((2, 4), (2, 3))}, ENTRY) == 0

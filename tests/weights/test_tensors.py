@@ -16,16 +16,12 @@ def make_net() -> MultiExitNet:
     return net
 
 
-def test_put_tensors_accepts_an_infinite_mask():
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net, backend="eager")])
+@pytest.mark.parametrize("name", ["exits.0.2.bias", "units.0.1.running_var"])
+def test_put_tensors_refuses_an_infinite_weight_or_statistic_but_takes_a_mask(name, wrap):
     net = make_net()
     put_tensors(net, stored_tensors(net) | {"mask": torch.full((2,), -torch.inf)}, "a file")
     assert net.mask.tolist() == [-torch.inf] * 2
-
-
-@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net, backend="eager")])
-@pytest.mark.parametrize("name", ["exits.0.2.bias", "units.0.1.running_var"])
-def test_put_tensors_refuses_an_infinite_weight_or_statistic(name, wrap):
-    net = make_net()
     broken = stored_tensors(net) | {name: torch.full_like(net.state_dict()[name], torch.inf)}
     with pytest.raises(ValueError, match=f"NaN or infinite: {name}$"):
         put_tensors(wrap(net), broken, "a file")
