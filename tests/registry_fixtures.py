@@ -59,16 +59,8 @@ def no_network(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """One epoch of a small network on the digits, with the files that training leaves."""
-    config = replace(recipe("digits"), epochs=1, seed=3)
-    run = TrainingRun(
-        model="resnet18_2exits",
-        pool="spp",
-        width=4,
-        data="digits",
-        out=tmp_path_factory.mktemp("runs") / "run",
-        device="cpu",
-        train=config,
-    )
+    config, out = replace(recipe("digits"), epochs=1, seed=3), tmp_path_factory.mktemp("runs") / "run"
+    run = TrainingRun("resnet18_2exits", pool="spp", width=4, data="digits", out=out, device="cpu", train=config)
     train(run)
     return run.folder
 

@@ -80,13 +80,10 @@ def test_export_needs_neither_torch_nor_eeutils(folder, tmp_path):
         (blocked / name).mkdir(parents=True)
         (blocked / name / "__init__.py").write_text("raise ImportError")
     command = [sys.executable, str(folder / "run.py"), str(tmp_path / "0.png"), str(tmp_path / "1.png")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(blocked)}
-    )
-    named = halving()(PICTURES[:2]).predicted.tolist()
-    assert [line.split(": ")[1].split()[0] for line in done.stdout.splitlines()] == [
-        ("cat", "dog", "bird")[index] for index in named
-    ]
+    environment = {**os.environ, "PYTHONPATH": str(blocked)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    named = [("cat", "dog", "bird")[index] for index in halving()(PICTURES[:2]).predicted]
+    assert [line.split(": ")[1].split()[0] for line in done.stdout.splitlines()] == named
 
 
 def test_export_runs_on_openvino_as_well(folder, monkeypatch):

@@ -51,9 +51,8 @@ def test_measure_costs_agrees_with_counting_layer_by_layer(exit_after, pool, ste
     costs = measure_costs(net, image_shape)
     up_to_each_exit = [truncate(net, index) for index in range(net.num_exits)]
     assert costs.cumulative_macs.tolist() == [macs_by_hand(short, image_shape) for short in up_to_each_exit]
-    assert costs.cumulative_params.tolist() == [
-        sum(parameter.numel() for parameter in short.parameters()) for short in up_to_each_exit
-    ]
+    params = [sum(parameter.numel() for parameter in short.parameters()) for short in up_to_each_exit]
+    assert costs.cumulative_params.tolist() == params
 
 
 class Custom(nn.Module):

@@ -27,13 +27,9 @@ def predicting(predicted: list, sure: list, labels: list[int], costs: list[float
 @pytest.fixture
 def table() -> Predictions:
     """Three exits, four classes, six images: right at all exits, from exit 2 on, 1 only, 2 only, 3 only, nowhere."""
-    return predicting(
-        [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 2, 0]],
-        [[0.9, 0.6, 0.7, 0.8, 0.5, 0.4], [0.95, 0.8, 0.6, 0.9, 0.5, 0.6], [0.99, 0.9, 0.55, 0.65, 0.7, 0.5]],
-        [0, 0, 1, 1, 2, 2],
-        [1, 2, 4],
-        num_classes=4,
-    )
+    predicted = [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 2, 0]]
+    sure = [[0.9, 0.6, 0.7, 0.8, 0.5, 0.4], [0.95, 0.8, 0.6, 0.9, 0.5, 0.6], [0.99, 0.9, 0.55, 0.65, 0.7, 0.5]]
+    return predicting(predicted, sure, [0, 0, 1, 1, 2, 2], [1, 2, 4], num_classes=4)
 
 
 def test_wasteful_tables_by_hand(table):

@@ -26,9 +26,8 @@ def candidates_of(predictions: Predictions, score: str) -> list[float]:
 
 def every_choice(predictions: Predictions, score: str) -> list[tuple[float, float]]:
     """Outcomes of all thresholds that differ in effect, exit by exit and in all combinations."""
-    candidates = [
-        [*sorted(set(scores.clamp(0, 1).tolist())), math.inf] for scores in score_of(predictions.logits[:-1], score)
-    ]
+    early = score_of(predictions.logits[:-1], score).clamp(0, 1)
+    candidates = [[*sorted(set(scores.tolist())), math.inf] for scores in early]
     return [outcome(predictions, choice, score) for choice in itertools.product(*candidates)]
 
 
@@ -79,14 +78,12 @@ def test_choose_thresholds_is_at_most_one_score_off_on_many_images():
 def test_choose_thresholds_meets_goals_with_equality(per_exit):
     assert 0.8 - 0.1 > 0.7  # in floating point
     predictions = right_with([[0.9] * right + [0.1] * (10 - right) for right in (7, 8)], [1, 5])
-    costs = [
-        choose_thresholds(predictions, max_drop=drop, per_exit=per_exit).relative_cost for drop in (0.1, 0.09, 1.0)
-    ]
-    assert costs == [0.2, 1, 0.2]
+    for drop, cost in ((0.1, 0.2), (0.09, 1), (1.0, 0.2)):
+        assert choose_thresholds(predictions, max_drop=drop, per_exit=per_exit).relative_cost == cost
     assert 0.29 * 100 < 29  # in floating point
     predictions = right_with([[0.4], [0.9], [0.9]], [8, 29, 100])
-    accuracies = [choose_thresholds(predictions, budget=share, per_exit=True).accuracy for share in (0.29, 0.28)]
-    assert accuracies == [1, 0]
+    for share, accuracy in ((0.29, 1), (0.28, 0)):
+        assert choose_thresholds(predictions, budget=share, per_exit=True).accuracy == accuracy
 
 
 @pytest.mark.parametrize("per_exit", [False, True])

@@ -1,5 +1,6 @@
 import hashlib
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -28,11 +29,8 @@ def every_version(image: Tensor, augmentation: Augmentation) -> set[bytes]:
     """Make all shifts and flips of `image` (C, H, W), the slow way."""
     reach, (height, width) = augmentation.translate, image.shape[1:]
     padded = F.pad(image.float()[None], (reach,) * 4, mode="reflect")[0]
-    crops = [
-        padded[:, row : row + height, column : column + width]
-        for row in range(2 * reach + 1)
-        for column in range(2 * reach + 1)
-    ]
+    places = product(range(2 * reach + 1), repeat=2)
+    crops = [padded[:, row : row + height, column : column + width] for row, column in places]
     flips = [crop.flip(2) for crop in crops] if augmentation.flip else []
     return {as_bytes(version) for version in [*crops, *flips]}
 

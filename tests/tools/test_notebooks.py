@@ -127,8 +127,7 @@ def test_problems_name_each_thing_wrong(notebook, complaint):
 
 
 def test_unsupported_numbers_are_those_in_no_output_above():
-    first, second = (
-        new_code_cell("1", outputs=[new_output("stream", text=text)]) for text in ("accuracy 0.886", "accuracy 0.5")
-    )
+    shown = [new_output("stream", text=text) for text in ("accuracy 0.886", "accuracy 0.5")]
+    first, second = (new_code_cell("1", outputs=[each]) for each in shown)
     notebook = new_notebook(cells=[first, new_markdown_cell("It gets 88.6 %, and 0.5 is cited."), second])
     assert unsupported_numbers(notebook) == ["0.5"]

@@ -106,9 +106,8 @@ def test_publish_killed_leaves_the_old_files_and_the_next_one_clears_up(run, emp
         patched.setattr(publish_module, "save_registry", lambda registry: kill_this_process())
         assert run_in_child(lambda: publish(run, empty)) == -signal.SIGKILL
     aside = empty.folder / f".{NAME}.before"
-    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {
-        path.name: content for path, content in before.items() if path.parent.name == NAME
-    }
+    kept = {path.name: content for path, content in before.items() if path.parent.name == NAME}
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept
     publish(run, Registry.load(empty.folder))
     assert not aside.exists()
     hidden = {path for path in tree(empty.folder) if path.relative_to(empty.folder).parts[0].startswith(".")}

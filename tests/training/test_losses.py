@@ -52,9 +52,8 @@ def test_exit_losses_with_distillation_by_hand(share, temperature):
     student, teacher = (1 / (1 + exp(-log(odds) / temperature)) for odds in (3, 9))
     divergence = teacher * log(teacher / student) + (1 - teacher) * log((1 - teacher) / (1 - student))
     hard = -(log(3 / 4) + log(1 / 4)) / 2
-    assert losses.tolist() == pytest.approx(
-        [(1 - share) * hard + share * temperature**2 * divergence, -(log(0.9) + log(0.1)) / 2], rel=1e-5
-    )
+    early, last = (1 - share) * hard + share * temperature**2 * divergence, -(log(0.9) + log(0.1)) / 2
+    assert losses.tolist() == pytest.approx([early, last], rel=1e-5)
 
 
 def test_exit_losses_with_distillation_do_not_move_the_last_exit():

@@ -89,9 +89,8 @@ def main() -> None:
         net = without_norms()
         alone = train(net, UNCHANGED)
         leave(net, "alone", workers.rank)
-        torch.testing.assert_close(
-            [row["train_loss"] for row in shared.rows], [row["train_loss"] for row in alone.rows], rtol=1e-4, atol=0
-        )
+        losses, expected = ([row["train_loss"] for row in history.rows] for history in (shared, alone))
+        torch.testing.assert_close(losses, expected, rtol=1e-4, atol=0)
 
 
 if __name__ == "__main__":

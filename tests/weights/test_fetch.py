@@ -93,9 +93,8 @@ def test_local_file_of_an_older_version_stays_that_of_its_tag(site, cache, monke
         site.say("/HEAD/net/w.bin", b"published since")
     else:
         site.say("/HEAD/net/w.bin", CONTENT)
-    monkeypatch.setattr(
-        fetch, "release_addresses", lambda path: [f"{site.url}/{name}/{path}" for name in ("v1", "HEAD")]
-    )
+    addresses = [f"{site.url}/{version}/net/w.bin" for version in ("v1", "HEAD")]
+    monkeypatch.setattr(fetch, "release_addresses", lambda path: addresses)
     assert local_file(stored("repository"), None).read_bytes() == CONTENT
     assert site.asked == ["/v1/net/w.bin", "/HEAD/net/w.bin"][: 2 - released]
 

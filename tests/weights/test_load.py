@@ -60,12 +60,8 @@ def test_load_predictions_and_history_name_what_is_not_published(tiny_registry):
 
 @pytest.fixture
 def external(tiny_registry) -> Registry:
-    entry = replace(
-        tiny_registry.entry(NAME),
-        name="upf",
-        status="external",
-        weights=StoredFile("upf/module.pt", None, None, ("drive:some_id",)),
-    )
+    weights = StoredFile("upf/module.pt", None, None, ("drive:some_id",))
+    entry = replace(tiny_registry.entry(NAME), name="upf", status="external", weights=weights)
     return with_entry(tiny_registry, entry)
 
 

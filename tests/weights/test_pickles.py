@@ -199,11 +199,8 @@ def hostile(marker: Path) -> dict[str, bytes]:
         "unknown storage": tensor_opcodes(kind="EvilStorage"),
         "storage of two kinds": tensor_opcodes() + b"0" + tensor_opcodes(kind="LongStorage", numel=8),
     }
-    return (
-        {name: pickle.dumps(value, 2) for name, value in called.items()}
-        | opcodes
-        | {name: module_with(tensor) for name, tensor in tensors.items()}
-    )
+    calls = {name: pickle.dumps(value, 2) for name, value in called.items()}
+    return calls | opcodes | {name: module_with(tensor) for name, tensor in tensors.items()}
 
 
 @FORMATS
