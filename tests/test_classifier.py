@@ -1,5 +1,3 @@
-"""Networks ready for use."""
-
 import json
 from dataclasses import replace
 

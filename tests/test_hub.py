@@ -1,5 +1,3 @@
-"""Classifiers in folders and repositories."""
-
 import shutil
 from inspect import signature
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Sessions of notebooks: data, networks, quick mode."""
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,5 +1,3 @@
-"""The scoreboard of networks, on tables written out by hand."""
-
 import math
 
 import pandas as pd

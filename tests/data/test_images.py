@@ -2,6 +2,7 @@ import struct
 import subprocess
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -43,10 +44,7 @@ def test_load_image_reads_bitmap_formats(tmp_path, suffix):
 
 
 def test_load_image_starts_no_other_program(tmp_path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a program was started")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=AssertionError("a program was started")))
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(IntegrityError, match=r"photo\.jpg"):

@@ -1,6 +1,7 @@
 import runpy
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -38,10 +39,7 @@ def test_photos_trains_saves_and_exports(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_photos_starts_from_random_weights_without_a_connection(monkeypatch):
-    def fail(*args, **kwargs):
-        raise URLError("no route")
-
-    monkeypatch.setattr(DOWNLOAD, fail)
+    monkeypatch.setattr(DOWNLOAD, Mock(side_effect=URLError("no route")))
     pretrained = runpy.run_path(str(PHOTOS))["pretrained"]
     with pytest.warns(UserWarning, match="no route"):
         network = pretrained("shufflenet_v2_x0_5", 3)

@@ -1,5 +1,3 @@
-"""Figures, read back from their axes."""
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -196,22 +197,16 @@ def test_steady_seconds_counts_the_first_epoch_as_the_median(seconds, steady):
 
 
 def test_time_to_accuracy_trains_each_seed_and_tests_it_once(tmp_path, monkeypatch):
-    tested, real, data = [], predict, load_data("digits")
-
-    def noted_predict(net: MultiExitNet, split: object, **kwargs: object) -> Predictions:
-        tested.append((net, split is data.test))
-        return real(net, split, **kwargs)
-
+    data, noted = load_data("digits"), Mock(wraps=predict)
     monkeypatch.setattr(time_benchmark, "matrix_peak", lambda device, dtype: 1e12)  # instead of measuring one
     monkeypatch.setattr(time_benchmark, "load_data", lambda name: data)
-    monkeypatch.setattr(time_benchmark, "predict", noted_predict)
+    monkeypatch.setattr(time_benchmark, "predict", noted)
     words = ["--data", "digits", "--recipe", "digits", "--width", "2", "--device", "cpu", "--epochs", "1"]
     time_benchmark.main([*words, "--seeds", "2", "--out", str(tmp_path / "report.md")])
-    (first, on_test), (second, also) = tested
-    assert on_test
-    assert also
+    (first, split), (second, again) = (call.args for call in noted.call_args_list)
+    assert split is again is data.test
     assert not torch.equal(next(first.parameters()), next(second.parameters()))
     written = Path(tmp_path / "report.md").read_text("utf-8")
-    for seed, (net, _) in enumerate(tested):
-        shares = " | ".join(f"{share:.2f}" for share in (100 * real(net, data.test).accuracy).tolist())
+    for seed, net in enumerate((first, second)):
+        shares = " | ".join(f"{share:.2f}" for share in (100 * predict(net, data.test).accuracy).tolist())
         assert f"| seed {seed} | {shares}" in written

@@ -1,5 +1,3 @@
-"""The demo, end to end on digits."""
-
 import re
 
 from eeutils import notebook, recipe

@@ -1,5 +1,3 @@
-"""Recomputing published numbers."""
-
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -1,5 +1,3 @@
-"""Training what the registry lacks."""
-
 import shlex
 import subprocess
 from unittest.mock import Mock

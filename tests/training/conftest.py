@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ TIMES = ["images_per_second", "seconds"]
 @pytest.fixture(autouse=True)
 def _every_epoch_is_saved(monkeypatch) -> None:
     monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "checkpoint.pt"
 
 
 @pytest.fixture(scope="session")

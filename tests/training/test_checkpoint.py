@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +17,6 @@ from eeutils.training.checkpoint import load_checkpoint
 from tests.toys import unchanged
 
 EARLY = {"trained": "early_exits", "optimizer": "adam", "learning_rate": 0.01, "epochs": 1}
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "checkpoint.pt"
 
 
 @pytest.fixture
@@ -40,12 +36,8 @@ def test_checkpoint_net_is_the_average_and_raw_what_is_trained(tiny_net, tiny_da
 
 
 def test_load_checkpoint_refuses_another_file(path):
-    for write in (
-        lambda: save_state(path, {"net": {}}),
-        lambda: save_state(path, torch.zeros(3)),
-        lambda: torch.save({"net": {}}, path),
-    ):
-        write()
+    for save in (partial(torch.save, {}, path), partial(save_state, path, {"net": {}}), partial(save_state, path, [1])):
+        save()
         with pytest.raises(IntegrityError, match=r"checkpoint\.pt"):
             load_checkpoint(path)
     path.unlink()

@@ -2,7 +2,6 @@ import math
 import signal
 import threading
 from operator import mul
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,11 +27,6 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 EARLY = {"trained": "early_exits", "loss": LossConfig(weights="equal")}
 ADAM = {**EARLY, "optimizer": "adam", "learning_rate": 0.01, "schedule": "steps", "drops": (0.6,)}
-
-
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "checkpoint.pt"
 
 
 def test_fit_learns_and_records_history(tiny_net, tiny_data, tiny_config):

@@ -1,5 +1,3 @@
-"""Finished training runs, read back."""
-
 import json
 
 import pytest

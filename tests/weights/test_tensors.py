@@ -1,5 +1,3 @@
-"""Tensors of files into networks."""
-
 import pytest
 import torch
 from torch import nn
