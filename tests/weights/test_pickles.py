@@ -306,7 +306,7 @@ SOUND = module_with(tensor_opcodes())
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        *((content, "") for content in (b"", b"PK\x03\x04 no zip", b"<html>quota</html>", bytes(1000))),
+        *((content, "pt|page") for content in (b"", b"PK\x03\x04 no zip", b"<html>quota</html>", bytes(1000))),
         (saved(nn.ReLU()), "no tensors"),
         (saved([torch.ones(2)]), "list"),
         (zipped_with(SOUND, zipfile.ZIP_DEFLATED), "compressed"),
