@@ -1,5 +1,3 @@
-"""The shape of the package: what imports what, and how much; and that the lists of dependencies agree."""
-
 import ast
 import re
 import subprocess

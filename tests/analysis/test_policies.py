@@ -208,6 +208,7 @@ print(wakeups(lambda: check_normalized(images)), *map(wakeups, works), min(wakeu
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count how often threads run")
 def test_scores_and_check_normalized_leave_an_engines_cores_alone():
     counted = subprocess.run([sys.executable, "-c", _COUNT_WAKEUPS], capture_output=True, text=True, check=True)

@@ -1,5 +1,3 @@
-"""Benchmarks: what they compute, by hand or the slow way, and that each command writes its report."""
-
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock

@@ -1,5 +1,3 @@
-"""The first cell of the notebooks in Colab: what it fetches and installs."""
-
 import subprocess
 import sys
 from contextlib import nullcontext

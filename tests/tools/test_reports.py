@@ -1,5 +1,3 @@
-"""Tables, pages, goals and compute: what results/ and the README are made of."""
-
 import math
 
 import pandas as pd

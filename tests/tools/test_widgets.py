@@ -1,5 +1,3 @@
-"""Controls of the notebooks, moved in Debian's Chromium in a real JupyterLab."""
-
 import os
 import shutil
 import subprocess
