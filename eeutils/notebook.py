@@ -61,8 +61,8 @@ class Session:
 
     A network's name is `<model>-<pool>`, such as "resnet18_3exits-spp", for the widest at which all networks that
     notebooks compare are trained; with "-ic_only" at the end, one whose early exits were trained alone on a finished
-    network. A full name from `list_weights()` stands for itself, in quick mode for its kind. "yours/<model>-<pool>" is
-    the network that you trained in notebook 2 or 3.
+    network. A full name from `list_weights()` stands for itself, in quick mode for its kind, where ResNet18 takes the
+    place of ResNet56. "yours/<model>-<pool>" is the network that you trained in notebook 2 or 3.
     """
 
     # Digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -89,7 +89,7 @@ class Session:
         """Full name of the weights of `network`."""
         registry = default_registry()
         if self.quick:
-            return f"{_kind_asked_for(network, registry)}-digits-w{QUICK_WIDTH}"
+            return f"{_quick_kind(network, registry)}-digits-w{QUICK_WIDTH}"
         if network in list_weights(registry):
             return network
         kinds = _trained_kinds(registry)
@@ -149,7 +149,7 @@ class Session:
         return net
 
     def _quick_run(self, network: str) -> tuple[MultiExitNet, History]:
-        kind = _kind_asked_for(network, default_registry())
+        kind = _quick_kind(network, default_registry())
         model, _, pool = kind.removesuffix("-ic_only").partition("-")
         torch.manual_seed(0)
         net = create_model(model, width=QUICK_WIDTH, **({"pool": pool} if pool else {}))
@@ -233,9 +233,12 @@ def _trained_kinds(registry: Registry) -> dict[str, dict[int, str]]:
     return kinds
 
 
-def _kind_asked_for(network: str, registry: Registry) -> str:
-    """`<model>-<pool>` of a network named in short or in full."""
-    return _kind(registry.entry(network)) if network in list_weights(registry) else network
+def _quick_kind(network: str, registry: Registry) -> str:
+    """`<model>-<pool>` that quick mode trains for a network named in short or in full."""
+    kind = _kind(registry.entry(network)) if network in list_weights(registry) else network
+    if kind == "resnet56":
+        return "resnet18-avg"
+    return kind.replace("resnet56", "resnet18")  # 56 layers on digits take minutes
 
 
 def _kind(entry: WeightEntry) -> str:

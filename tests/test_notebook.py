@@ -39,6 +39,18 @@ def test_session_trains_quick_networks_once(empty_cache, one_epoch):
     assert again.evaluation("resnet18_2exits-spp").test.num_exits == 2
 
 
+@pytest.mark.parametrize(
+    ("network", "stand_in"),
+    [
+        ("resnet56-cifar10", "resnet18-avg"),
+        ("resnet56_sdn-mixed-cifar10", "resnet18_sdn-mixed"),
+        ("resnet56_sdn-mixed-cifar10-ic_only", "resnet18_sdn-mixed-ic_only"),
+    ],
+)
+def test_weights_name_in_quick_mode_is_of_resnet18_for_resnet56(network, stand_in):
+    assert Session(quick=True).weights_name(network) == f"{stand_in}-digits-w{QUICK_WIDTH}"
+
+
 def trained(model: str, pool: str | None, width: int, **changes) -> WeightEntry:
     """An entry of weights that are there, so far as a notebook asks."""
     real = default_registry().entry("resnet18-avg-cifar10-w16")
