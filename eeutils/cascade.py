@@ -108,12 +108,13 @@ class Cascade:
         Raises:
             ValueError: if images were never normalised or do not fit, or an answer is NaN or infinite.
         """
-        check_normalized(images)
-        if self.normalization is not None:
-            images = self.normalization(images.to(self.device))
-        elif not images.is_floating_point():
-            raise ValueError(f"images must be floats, got {images.dtype}; Cascade(..., normalization=) takes uint8")
-        return self._answer(images)
+        with self._ready.undisturbed(images):
+            check_normalized(images)
+            if self.normalization is not None:
+                images = self.normalization(images.to(self.device))
+            elif not images.is_floating_point():
+                raise ValueError(f"images must be floats, got {images.dtype}; Cascade(..., normalization=) takes uint8")
+            return self._answer(images)
 
     def run(self, split: Split, *, batch_size: int = 256, costs: Tensor | Sequence[float] | None = None) -> Decisions:
         """The cascade over a whole split of uint8 images, in its order.
@@ -127,7 +128,8 @@ class Cascade:
         check_split(split)
         split = split if self.normalization is None else replace(split, normalization=self.normalization)
         costs = self._costs_of(split) if costs is None else checked_costs(costs, self.net.num_exits)
-        results = [self._answer(images) for images, _ in split.batches(batch_size, self.device)]
+        with self._ready.undisturbed(split.images):
+            results = [self._answer(images) for images, _ in split.batches(batch_size, self.device)]
         logits = torch.cat([result.logits for result in results])
         check_outputs(split, logits.shape[-1])
         exit_index = torch.cat([result.exit_index for result in results])

@@ -142,14 +142,15 @@ def stage_seconds(net: PreparedNet, batches: Sequence[Tensor], *, scored: bool =
     """(B, E) float64, seconds of each stage of `net`, and of early scores, for each batch when no image leaves."""
     device, marks = net.device, []
     for images in batches:
-        stages = net.stages_for(images)
-        marks.append([_mark(device)])
-        x = stages.read(images)
-        for run in stages.run:
-            x, logits = run(x)
-            if scored and run is not stages.run[-1]:
-                leaving(_SCORING, logits[None])
-            marks[-1].append(_mark(device))
+        with net.undisturbed(images):
+            stages = net.stages_for(images)
+            marks.append([_mark(device)])
+            x = stages.read(images)
+            for run in stages.run:
+                x, logits = run(x)
+                if scored and run is not stages.run[-1]:
+                    leaving(_SCORING, logits[None])
+                marks[-1].append(_mark(device))
     now(device)
     return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)
 

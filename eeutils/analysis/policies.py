@@ -133,7 +133,7 @@ def leaving(policy: Policy, logits: Tensor) -> Tensor:
 
 def confidence(logits: Tensor) -> Tensor:
     """(..., C) -> (...), the largest softmax probability (Shallow-Deep Networks, arXiv 1810.07052)."""
-    return _probabilities(logits).amax(-1)
+    return logits.softmax(-1).amax(-1)
 
 
 def certainty(logits: Tensor) -> Tensor:
@@ -145,13 +145,13 @@ def certainty(logits: Tensor) -> Tensor:
 
 def margin(logits: Tensor) -> Tensor:
     """(..., C) -> (...), the largest softmax probability minus the second largest."""
-    best = _probabilities(logits).topk(2, dim=-1).values
+    best = logits.softmax(-1).topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]
 
 
 def ensemble_confidence(logits: Tensor) -> Tensor:
     """(E, ..., C) -> (E, ...), mean probability over the exits so far of the class that each exit predicts."""
-    return _of_predicted(logits, _running_mean(_probabilities(logits)))
+    return _of_predicted(logits, _running_mean(logits.softmax(-1)))
 
 
 def geometric_confidence(logits: Tensor) -> Tensor:
@@ -160,18 +160,6 @@ def geometric_confidence(logits: Tensor) -> Tensor:
     One exit that finds a class almost impossible vetoes it (Zero Time Waste, arXiv 2106.05409, also weighs the exits).
     """
     return _of_predicted(logits, _running_mean(logits.log_softmax(-1)).softmax(-1))
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """(..., C) -> (..., C), the softmax, in operations that take one thread as long as the tensor is small.
-
-    torch's own softmax, and MKL's exp, wake all threads for a few rows. In a cascade these would then go on spinning,
-    on the cores that an engine computes on: OpenVINO in int8 lost a sixth of its speed on batches.
-    """
-    if logits[..., 0].numel() == 1:
-        return logits.softmax(-1)
-    powers = (logits - logits.amax(-1, keepdim=True)).mul_(math.log2(math.e)).exp2_()
-    return powers.div_(powers.sum(-1, keepdim=True))
 
 
 def _running_mean(values: Tensor) -> Tensor:

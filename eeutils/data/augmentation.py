@@ -14,7 +14,6 @@ from eeutils.errors import require
 from eeutils.fields import Natural, Rule, check_choice, check_fields, check_range, check_type, described
 
 SMALL_SIDE = 0.75  # of images with which a run may begin, as a share of their side
-_IN_ONE_THREAD = 30_000  # numbers that torch reduces without waking its other threads
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ def check_normalized(images: Tensor) -> None:
     """Raise TypeError or ValueError unless `images` is a batch (N, C, H, W) of uint8 pixels or normalised floats.
 
     Pixels have values above 1, or are all 0. Normalised photographs spread around 0: not all lie in [0, 1], and none
-    beyond 30. Of a large batch a few images are looked at.
+    beyond 30.
     """
     check_type("images", images, Tensor, "load_image and torch.from_numpy make one")
     shape = tuple(images.shape)
     require(len(shape) == 4 and shape[0] > 0, f"images must have shape (N, C, H, W), N of 1 or more, got {shape}")
-    low, high = (extreme.item() for extreme in torch.aminmax(_some(images.detach())))
+    low, high = (extreme.item() for extreme in torch.aminmax(images.detach()))
     if images.is_floating_point():
         right = -30 <= low <= high <= 30 and (low < 0 or high > 1 or high - low < 0.5)  # a blank image may be in [0, 1]
     else:
@@ -65,11 +64,6 @@ def check_normalized(images: Tensor) -> None:
     if not right:  # not `require`, whose message would slow single images down
         got = f"{images.dtype} in [{low:g}, {high:g}]; Cascade(..., normalization=data.normalization) takes uint8"
         raise ValueError(f"images must be uint8 in 0..255 or normalised floats, got {got}")
-
-
-def _some(images: Tensor) -> Tensor:
-    """Every k-th image, few enough for one thread: woken threads would go on spinning, on the cores of an engine."""
-    return images[:: 1 + images.numel() // _IN_ONE_THREAD]
 
 
 @lru_cache(maxsize=16)

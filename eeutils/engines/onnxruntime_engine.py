@@ -89,4 +89,4 @@ def _quantized_stage(model: bytes, given: Sequence[dict[str, np.ndarray]]) -> by
         return done.read_bytes()
 
 
-ENGINE = Engine(prepare, ("fp32", "int8"))
+ENGINE = Engine(prepare, ("fp32", "int8"), own_threads=True)

@@ -173,4 +173,4 @@ def _rows(tensor: ov.Tensor, index: np.ndarray) -> ov.Tensor:
     return taken
 
 
-ENGINE = Engine(prepare, ("fp32", "bf16", "int8"))
+ENGINE = Engine(prepare, ("fp32", "bf16", "int8"), own_threads=True)

@@ -51,6 +51,7 @@ class Engine:
     precisions: tuple[str, ...]  # those of `PRECISIONS` that it computes in
     devices: tuple[str, ...] = ("cpu",)
     per_shape: bool = True  # stages serve one shape of image only
+    own_threads: bool = False  # computes on other threads than torch's
 
 
 # Name -> module that defines ENGINE, imported on first use, and the extra of eeutils that installs what it needs.

@@ -1,7 +1,4 @@
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -182,36 +179,3 @@ def test_choose_thresholds_refuses_a_score_of_another_range_or_shape(scored):
     table = Predictions(logits, torch.tensor([0, 0]), torch.tensor([1.0, 2.0]).double())
     with pytest.raises(ValueError, match="score"):
         choose_thresholds(table, max_drop=0.1, score="own")
-
-
-_COUNT_WAKEUPS = """
-import os, time, torch
-from pathlib import Path
-from eeutils.data import check_normalized
-from eeutils.analysis import score_of
-
-def runs_of_other_threads():
-    threads = [each for each in Path("/proc/self/task").iterdir() if int(each.name) != os.getpid()]
-    return sum(int((each / "schedstat").read_text().split()[2]) for each in threads)
-
-def wakeups(work):
-    work()
-    time.sleep(0.1)  # until none spins any more
-    before = runs_of_other_threads()
-    work()
-    return runs_of_other_threads() - before
-
-torch.set_num_threads(2)
-logits, images = torch.randn(2, 256, 10), torch.randn(256, 3, 32, 32)
-works = [lambda: score_of(logits), lambda: score_of(logits, "margin"), lambda: score_of(logits, "ensemble")]
-print(wakeups(lambda: check_normalized(images)), *map(wakeups, works), min(wakeups(images.aminmax) for _ in range(5)))
-"""
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count how often threads run")
-def test_scores_and_check_normalized_leave_an_engines_cores_alone():
-    counted = subprocess.run([sys.executable, "-c", _COUNT_WAKEUPS], capture_output=True, text=True, check=True)
-    *ours, of_torch = map(int, counted.stdout.split())
-    assert ours == [0, 0, 0, 0]
-    assert of_torch > 0, "the count sees no threads"

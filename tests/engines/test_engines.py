@@ -1,5 +1,7 @@
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +196,44 @@ def test_openvino_in_int8_hands_on_integers_and_answers_the_same_without_an_earl
     table = predict(ready, split)
     policy = ThresholdPolicy((float("inf"), between_scores(table.confidence[1])))
     assert_same_answers(Cascade(ready, policy).run(split, batch_size=23), decide(table, policy))
+
+
+_COUNT_WAKEUPS = """
+import os, time, torch
+from pathlib import Path
+from eeutils import Cascade, ThresholdPolicy
+from eeutils.engines import Engine, register_engine
+from eeutils.engines.registry import Stages
+from tests.toys import carrying_net
+
+def runs_of_other_threads():
+    threads = [each for each in Path("/proc/self/task").iterdir() if int(each.name) != os.getpid()]
+    return sum(int((each / "schedstat").read_text().split()[2]) for each in threads)
+
+def wakeups(work):
+    work()
+    time.sleep(0.1)  # until none spins any more
+    before = runs_of_other_threads()
+    work()
+    return runs_of_other_threads() - before
+
+def prepare(net, images, settings):
+    answer = lambda x: (x, x.flatten(1)[:, :4])
+    return Stages(lambda images: images, (answer, answer), lambda x, index: x[index])
+
+torch.set_num_threads(2)
+for name, own_threads in (("own", True), ("shared", False)):
+    register_engine(name, Engine(prepare, ("fp32",), own_threads=own_threads))
+    cascade = Cascade(carrying_net(), ThresholdPolicy(0.8), engine=name)
+    images = torch.randn(256, 3, 16, 16)
+    print(min(wakeups(lambda: cascade(images)) for _ in range(3)))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count how often threads run")
+def test_cascade_wakes_no_thread_beside_those_of_an_engine_that_has_its_own():
+    counted = subprocess.run([sys.executable, "-c", _COUNT_WAKEUPS], capture_output=True, text=True, check=True)
+    own, shared = map(int, counted.stdout.split())
+    assert own == 0
+    assert shared > 0, "the count sees no threads"
