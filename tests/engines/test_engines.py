@@ -87,11 +87,12 @@ def test_engine_is_made_ready_in_several_threads_at_once(name, precision):
     assert torch.equal(one, other)
 
 
-def test_engine_gives_answers_that_stay_whatever_is_asked_next(ready):
-    images, cascade = make_split(7).normalization(make_split(7).images), Cascade(ready, ThresholdPolicy(0.0))
+@pytest.mark.parametrize(("threshold", "left_at"), [(0.0, 0), (1.0, 1)])
+def test_engine_gives_answers_that_stay_whatever_is_asked_next(ready, threshold, left_at):
+    images, cascade = make_split(7).normalization(make_split(7).images), Cascade(ready, ThresholdPolicy(threshold))
     asked = (slice(0, 1), slice(0, 7), slice(3, 4), slice(0, 5), slice(6, 7))
     for rows, answer in [(rows, cascade(images[rows])) for rows in asked]:
-        torch.testing.assert_close(answer.logits, carrying_net()(images)[0][rows], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(answer.logits, carrying_net()(images)[left_at][rows], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
