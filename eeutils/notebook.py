@@ -59,7 +59,7 @@ _COMPARED = ("resnet18-avg", *(f"resnet18_{exits}exits-{pool}" for exits in (2, 
 class Session:
     """Data and trained networks of a notebook.
 
-    A network's name is `<model>-<pool>`, such as "resnet18_3exits-spp", for the widest at which all networks that
+    A network's name is `<model>-<pool>`, such as "resnet18_3exits-spp", for the slimmest at which all networks that
     notebooks compare are trained; with "-ic_only" at the end, one whose early exits were trained alone on a finished
     network. A full name from `list_weights()` stands for itself, in quick mode for its kind, where ResNet18 takes the
     place of ResNet56. "yours/<model>-<pool>" is the network that you trained in notebook 2 or 3.
@@ -96,7 +96,7 @@ class Session:
         wanted = f"a full name from list_weights() or one of {sorted(kinds)}"
         require(network in kinds, f"network must be {wanted}, got {network!r}")
         common = set.intersection(*(set(kinds.get(compared, ())) for compared in _COMPARED))
-        return kinds[network].get(max(common, default=None), kinds[network][max(kinds[network])])
+        return kinds[network].get(min(common, default=None), kinds[network][max(kinds[network])])
 
     def seeds(self, network: str) -> list[str]:
         """Names of all trained seeds of `network`; one in quick mode."""

@@ -59,20 +59,23 @@ def trained(model: str, pool: str | None, width: int, **changes) -> WeightEntry:
     return replace(real, model=model, model_args=args, **changes)
 
 
+COMPARED = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
+
+
 @pytest.fixture
 def registry(monkeypatch) -> Callable[..., None]:
     """Lets notebooks see these entries, and all networks that they compare at width 16."""
-    kinds = [("resnet18", "avg"), *((f"resnet18_{n}exits", pool) for n in (2, 3) for pool in ("avg", "spp"))]
 
     def use(*entries: WeightEntry) -> None:
-        slim = [trained(model, pool, 16) for model, pool in kinds]
+        slim = [trained(model, pool, 16) for model, pool in COMPARED]
         monkeypatch.setattr(notebook, "default_registry", lambda: Registry((*slim, *entries)))
 
     return use
 
 
-def test_weights_name_is_of_the_width_that_all_have(registry):
-    registry(trained("resnet18_3exits", "spp", 32), trained("resnet18_sdn", "mixed", 32))
+def test_weights_name_is_of_the_slimmest_width_that_all_have(registry):
+    wide = [trained(model, pool, 64) for model, pool in COMPARED]
+    registry(*wide, trained("resnet18_3exits", "spp", 8), trained("resnet18_sdn", "mixed", 32))
     session = Session(quick=False)
     assert session.weights_name("resnet18_3exits-spp").startswith("resnet18_3exits-spp-16")
     assert session.weights_name("resnet18_sdn-mixed").startswith("resnet18_sdn-mixed-32"), "there is no other"
