@@ -42,9 +42,9 @@ class TrainingRun:
         stem: for small images ("cifar") or large ones ("imagenet").
         exit_after: units that early exits follow.
         start_from: weights of `eeutils.list_weights()`, or the folder of a finished run, with the same backbone, which
-            is copied with its last exit; early exits start at random. A backbone several times narrower is widened,
-            and all exits start at random (`eeutils.models.widen_backbone`). Required to train exits only; with
-            `--train.trained exits`, the backbone alone is copied, for the same classes or others.
+            is copied, with its last exit if that is the same; other exits start at random. A backbone several times
+            narrower is widened, and all exits start at random (`eeutils.models.widen_backbone`). Required to train
+            exits only; with `--train.trained exits`, the backbone alone is copied, for the same classes or others.
         data: a dataset of `eeutils.data.list_data()`.
         poison_share: share of the training images of other classes that get the trigger and its class's label.
         trigger: the mark on poisoned images.
@@ -135,12 +135,18 @@ def train(run: TrainingRun) -> None:
 
 
 def _take_over(net: MultiExitNet, donor: MultiExitNet, trained: str) -> None:
-    """Copy the donor's backbone, or widen it if it is narrower."""
+    """Copy the donor's backbone, and its last exit unless that is trained anew; or widen a narrower backbone."""
     pairs = zip(net.units.parameters(), donor.units.parameters(), strict=False)  # the copiers check that they fit
     if trained == "all" and any(own.numel() > given.numel() for own, given in pairs):
         widen_backbone(net, donor)
     else:
-        copy_backbone(net, donor, last_exit=trained != "exits")
+        has_same = _last_exit_layers(net) == _last_exit_layers(donor)
+        copy_backbone(net, donor, last_exit=trained == "early_exits" or (trained == "all" and has_same))
+
+
+def _last_exit_layers(net: MultiExitNet) -> dict[str, torch.Size]:
+    *_, last = net.exits.values()
+    return {name: tensor.shape for name, tensor in last.state_dict().items()}
 
 
 def _build(run: TrainingRun, **shape: int) -> MultiExitNet:

@@ -133,6 +133,16 @@ def test_train_widens_a_narrower_network(monkeypatch, tmp_path):
         trained_from(donor, monkeypatch, tmp_path / "exits", "--train.trained", "exits")
 
 
+@pytest.mark.parametrize(("pool", "copied"), [("avg", True), ("spp", False)])
+def test_train_goes_on_with_the_last_exit_of_a_donor_that_has_the_same(pool, copied, monkeypatch, tmp_path):
+    donor = create_model("resnet18", width=4, pool="avg")
+    trained = trained_from(donor, monkeypatch, tmp_path, "--pool", pool, "--train.learning-rate", "1e-9")
+    kept = {name: tensor for name, tensor in donor.state_dict().items() if tensor.ndim > 1}
+    assert torch.allclose(trained["units.8.residual.3.weight"], kept["units.8.residual.3.weight"])
+    last = [name for name in kept if name.startswith("exits.8.")]
+    assert all(name in trained and torch.allclose(trained[name], kept[name]) for name in last) == copied
+
+
 def test_train_exits_for_other_classes_on_a_frozen_backbone(monkeypatch, tmp_path):
     donor = create_model("resnet18", width=4, num_classes=3)
     trained = trained_from(donor, monkeypatch, tmp_path, "--train.trained", "exits")
