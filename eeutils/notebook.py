@@ -32,7 +32,6 @@ from eeutils.weights import (
     Registry,
     WeightEntry,
     default_registry,
-    list_weights,
     load_history,
     load_predictions,
     load_weights,
@@ -61,8 +60,8 @@ class Session:
 
     A network's name is `<model>-<pool>`, such as "resnet18_3exits-spp", for the slimmest at which all networks that
     notebooks compare are trained; with "-ic_only" at the end, one whose early exits were trained alone on a finished
-    network. A full name from `list_weights()` stands for itself, in quick mode for its kind, where ResNet18 takes the
-    place of ResNet56. "yours/<model>-<pool>" is the network that you trained in notebook 2 or 3.
+    network. A full name, as weights/README.md has them, stands for itself, in quick mode for its kind, where ResNet18
+    takes the place of ResNet56. "yours/<model>-<pool>" is the network that you trained in notebook 2 or 3.
     """
 
     # Digits and slim networks instead of CIFAR-10 and the shipped weights.
@@ -90,10 +89,10 @@ class Session:
         registry = default_registry()
         if self.quick:
             return f"{_quick_kind(network, registry)}-digits-w{QUICK_WIDTH}"
-        if network in list_weights(registry):
+        if network in registry.names:
             return network
         kinds = _trained_kinds(registry)
-        wanted = f"a full name from list_weights() or one of {sorted(kinds)}"
+        wanted = f"a full name in weights/README.md or one of {sorted(kinds)}"
         require(network in kinds, f"network must be {wanted}, got {network!r}")
         common = set.intersection(*(set(kinds.get(compared, ())) for compared in _COMPARED))
         return kinds[network].get(min(common, default=None), kinds[network][max(kinds[network])])
@@ -101,7 +100,8 @@ class Session:
     def seeds(self, network: str) -> list[str]:
         """Names of all trained seeds of `network`; one in quick mode."""
         kind = without_seed(self.weights_name(network))
-        return [name for name in list_weights(default_registry()) if without_seed(name) == kind] or [network]
+        entries = default_registry().entries
+        return [each.name for each in entries if each.has_results and without_seed(each.name) == kind] or [network]
 
     def checkpoint(self, network: str) -> Path:
         """File of your own run of `network`: on a mounted Google Drive if there is one, else in runs/."""
@@ -153,7 +153,7 @@ class Session:
         model, _, pool = kind.removesuffix("-ic_only").partition("-")
         torch.manual_seed(0)
         net = create_model(model, width=QUICK_WIDTH, **({"pool": pool} if pool else {}))
-        how = recipe("digits")
+        how = recipe("digits", epochs=4)
         if kind.endswith("-ic_only"):
             copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))
             how = replace(how, trained="early_exits", loss=LossConfig(weights="equal"))
@@ -212,8 +212,8 @@ def _device_in_words() -> str:
     if device.type == "cuda":
         return f"GPU {torch.cuda.get_device_name(device)}"
     return (
-        f"{os.cpu_count()} CPU cores, no GPU: fine for this notebook, whose networks are slim.\n"
-        "In Colab, Runtime > Change runtime type > T4 GPU lets you train the wide ones too"
+        f"{os.cpu_count()} CPU cores, no GPU: enough here, where little is trained.\n"
+        "In Colab, Runtime > Change runtime type > T4 GPU trains wide networks, too"
     )
 
 
@@ -235,7 +235,7 @@ def _trained_kinds(registry: Registry) -> dict[str, dict[int, str]]:
 
 def _quick_kind(network: str, registry: Registry) -> str:
     """`<model>-<pool>` that quick mode trains for a network named in short or in full."""
-    kind = _kind(registry.entry(network)) if network in list_weights(registry) else network
+    kind = _kind(registry.entry(network)) if network in registry.names else network
     if kind == "resnet56":
         return "resnet18-avg"
     return kind.replace("resnet56", "resnet18")  # 56 layers on digits take minutes

@@ -81,6 +81,14 @@ def test_weights_name_is_of_the_slimmest_width_that_all_have(registry):
     assert session.weights_name("resnet18_sdn-mixed").startswith("resnet18_sdn-mixed-32"), "there is no other"
 
 
+def test_session_takes_networks_whose_results_alone_ship(registry):
+    second = trained("resnet18_sdn", "mixed", 16, name="resnet18_sdn-mixed-w16-s1", status="measured", weights=None)
+    registry(trained("resnet18_sdn", "mixed", 16, name="resnet18_sdn-mixed-w16"), second)
+    session = Session(quick=False)
+    assert session.weights_name(second.name) == second.name
+    assert session.seeds("resnet18_sdn-mixed") == ["resnet18_sdn-mixed-w16", second.name]
+
+
 @pytest.mark.parametrize(
     "changes", [{"name": "resnet18_sdn-mixed-cifar10-e2+4-w16"}, {"data": "cifar100"}, {"status": "not trained"}]
 )
