@@ -16,7 +16,7 @@ from eeutils.analysis.predictions import Predictions
 from eeutils.analysis.thresholds import choose_thresholds
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization
-from eeutils.data.datasets import image_shape_of
+from eeutils.data.datasets import find_dataset
 from eeutils.engines.registry import import_extra
 from eeutils.errors import require
 from eeutils.fields import check_type
@@ -162,21 +162,18 @@ def load_classifier(
     *,
     max_drop: float = 0.005,
     device: torch.device | str = "cpu",
-    fallback: str = "last",
     engine: str = "torch",
     precision: str | None = None,
 ) -> Classifier:
     """Load a shipped network with the cheapest threshold that loses at most `max_drop` on validation.
 
-    `name` is one of `list_weights()` that has predictions; a `max_drop` of 0.005 is half a point. For `fallback`,
-    `engine` and `precision` see `Cascade`; the threshold is chosen for the fallback "last". Errors are those of
-    `load_weights`.
+    `name` is one of `list_weights()` that has predictions; a `max_drop` of 0.005 is half a point. For `engine` and
+    `precision` see `Cascade`. Errors are those of `load_weights`.
     """
     entry = weight_entry(name)
     policy = choose_thresholds(load_predictions(name, "val"), max_drop=max_drop).policy
-    options = {"fallback": fallback, "engine": engine, "precision": precision}
-    net, shape = load_weights(name, device), image_shape_of(entry.data)
-    return Classifier(net, entry.classes, entry.normalization, policy, image_shape=shape, **options)
+    options = {"engine": engine, "precision": precision, "image_shape": find_dataset(entry.data).image_shape}
+    return Classifier(load_weights(name, device), entry.classes, entry.normalization, policy, **options)
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

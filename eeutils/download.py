@@ -75,15 +75,12 @@ def passes(check: Callable[[Path], object], path: Path) -> bool:
     return True
 
 
-def web_page(path: Path) -> str:
-    """Return how the file begins if it is a web page, else "".
-
-    Sites send one in the file's place when they want a sign-in, a quota is spent, or the file has moved.
-    """
+def check_no_web_page(path: Path) -> None:
+    """Raise IntegrityError if the file is a web page, which sites send when they want a sign-in or a quota is spent."""
     with path.open("rb") as opened:
         beginning = opened.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
-    is_page = beginning.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml"))
-    return beginning[:60].decode("utf-8", "replace") if is_page else ""
+    if beginning.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--", b"<?xml")):
+        raise IntegrityError(f"the server answered a web page: {beginning[:60].decode('utf-8', 'replace')!r}")
 
 
 def _fetch(url: str, part: Path, size: int | None) -> None:
@@ -202,8 +199,8 @@ def check_hash(path: Path, algorithm: str, expected: str) -> None:
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, algorithm).hexdigest()
     if actual != expected:
-        page = ", it is a web page" if web_page(path) else ""
-        raise IntegrityError(f"{path.name} has {algorithm} {actual[:16]}..., expected {expected[:16]}...{page}")
+        check_no_web_page(path)
+        raise IntegrityError(f"{path.name} has {algorithm} {actual[:16]}..., expected {expected[:16]}...")
 
 
 def progress_bar(description: str, total: int | None, unit: str = "B", initial: int = 0) -> tqdm:

@@ -17,7 +17,6 @@ from eeutils.analysis.predictions import predict
 from eeutils.analysis.thresholds import Choice
 from eeutils.cascade import Cascade, CascadeResult
 from eeutils.data import Normalization, Split
-from eeutils.device import unrounded_convolutions
 from eeutils.models import MultiExitNet, create_exit, resnet18
 from tests.toys import (
     Applies,
@@ -438,7 +437,7 @@ def test_cascade_tells_scores_near_1_apart_in_16_bits():
 def test_cascade_gives_the_same_results_on_a_gpu():
     net, split = make_net(3), random_split(50)
     policy = dividing(predict(net, split))
-    with unrounded_convolutions():
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         there = Cascade(net, policy, device="cuda").run(split)
     assert_same_answers(there, Cascade(net, policy).run(split))
     assert next(net.parameters()).device.type == "cpu"

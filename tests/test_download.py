@@ -3,6 +3,7 @@ import hashlib
 import resource
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -10,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from eeutils import download as download_module
-from eeutils.download import Source, check_hash, download, first_that_delivers, web_page
+from eeutils.download import Source, check_hash, check_no_web_page, download, first_that_delivers
 from eeutils.errors import DataUnavailableError, IntegrityError, StorageError
 from tests.toys import run_in_child
 
@@ -138,13 +139,14 @@ def test_download_onto_a_full_disk_is_a_storage_error(site, tmp_path):
     ("content", "beginning"),
     [
         (b"\xef\xbb\xbf\n <!DOCTYPE html><p>Quota", "<!DOCTYPE html><p>Quota"),
-        (b"<\x00\x00\x00\x00\x00\x00\x00{}", ""),  # as safetensors begin whose header has 60 bytes
-        (b"PK\x03\x04<html>", ""),
+        (b"<\x00\x00\x00\x00\x00\x00\x00{}", None),  # as safetensors begin whose header has 60 bytes
+        (b"PK\x03\x04<html>", None),
     ],
 )
-def test_web_page_is_told_by_how_it_begins(tmp_path, content, beginning):
+def test_check_no_web_page_tells_it_by_how_it_begins(tmp_path, content, beginning):
     (tmp_path / "file").write_bytes(content)
-    assert web_page(tmp_path / "file") == beginning
+    with pytest.raises(IntegrityError, match=beginning) if beginning else nullcontext():
+        check_no_web_page(tmp_path / "file")
 
 
 def source(name: str, error: BaseException | None = None) -> Source[str]:

@@ -1,12 +1,11 @@
 """Datasets by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from eeutils.data.augmentation import Normalization
 from eeutils.data.cifar import load_cifar10, load_cifar100
 from eeutils.data.own import data_from_tensors
 from eeutils.data.splits import ImageData
@@ -26,17 +25,19 @@ def load_digits_data() -> ImageData:
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class Dataset:
+    """A dataset that is not loaded yet."""
+
     load: Callable[[], ImageData]
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # (C, H, W)
 
 
 _DATASETS = {
-    "cifar10": _Dataset(load_cifar10, 10, (3, 32, 32)),
-    "cifar100": _Dataset(load_cifar100, 100, (3, 32, 32)),
-    "digits": _Dataset(load_digits_data, 10, (3, 32, 32)),
-    "tinyimagenet": _Dataset(load_tinyimagenet, 200, (3, 64, 64)),
+    "cifar10": Dataset(load_cifar10, 10, (3, 32, 32)),
+    "cifar100": Dataset(load_cifar100, 100, (3, 32, 32)),
+    "digits": Dataset(load_digits_data, 10, (3, 32, 32)),
+    "tinyimagenet": Dataset(load_tinyimagenet, 200, (3, 64, 64)),
 }
 
 
@@ -45,32 +46,17 @@ def list_data() -> list[str]:
     return sorted(_DATASETS)
 
 
-def load_data(name: str, *, normalization: Normalization | None = None) -> ImageData:
-    """Load the dataset `name`, one of `list_data()`, into memory, verified.
+def find_dataset(name: str) -> Dataset:
+    """Return the dataset `name`, one of `list_data()`."""
+    check_choice("name", name, list_data())
+    return _DATASETS[name]
 
-    `normalization` is by default the dataset's own; for trained weights, give the one they were trained with.
+
+def load_data(name: str) -> ImageData:
+    """Load the dataset `name`, one of `list_data()`, into memory, verified.
 
     Raises:
         DataUnavailableError: if no source delivers; the message lists what was tried and what to do by hand.
         StorageError: if the cache cannot be written.
     """
-    data = _named(name).load()
-    if normalization is None:
-        return data
-    splits = (replace(split, normalization=normalization) for split in (data.train, data.val, data.test))
-    return ImageData(data.name, *splits)
-
-
-def image_shape_of(name: str) -> tuple[int, int, int]:
-    """Return (C, H, W) of a dataset's images, without loading it."""
-    return _named(name).image_shape
-
-
-def num_classes_of(name: str) -> int:
-    """Return the number of classes of a dataset, without loading it."""
-    return _named(name).num_classes
-
-
-def _named(name: str) -> _Dataset:
-    check_choice("name", name, list_data())
-    return _DATASETS[name]
+    return find_dataset(name).load()

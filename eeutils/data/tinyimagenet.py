@@ -8,7 +8,7 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -99,10 +99,10 @@ def read_folder(root: Root, archive: TinyImageNetArchive = TINY_IMAGENET) -> Raw
     Its files have no published hashes: names, numbers and sizes are checked, not what the images show.
     """
     # A name with a slash in it could lead out of the folder.
-    ids = sorted({line for line in _lines(root, "wnids.txt") if re.fullmatch(r"n\d+", line)})
+    ids = sorted(set(re.findall(r"^n\d+$", _text(root, "wnids.txt"), re.MULTILINE)))
     classes = {each: number for number, each in enumerate(ids)}
-    annotations = (line.split("\t")[:2] for line in _lines(root, "val/val_annotations.txt"))
-    test = {f"val/images/{row[0]}": classes[row[1]] for row in annotations if _is_known(row, classes)}
+    annotations = re.findall(r"^(\w+\.JPEG)\t(n\d+)\b", _text(root, "val/val_annotations.txt"), re.MULTILINE)
+    test = {f"val/images/{name}": classes[each] for name, each in annotations if each in classes}
     train = [f"train/{each}/images/{each}_{number}.JPEG" for each in ids for number in range(archive.train_per_class)]
     missing = [name for name in [*train, *test] if not (root / name).is_file()]
     if missing or (len(ids), len(test)) != (archive.num_classes, archive.num_test):
@@ -117,20 +117,16 @@ def read_folder(root: Root, archive: TinyImageNetArchive = TINY_IMAGENET) -> Raw
     }
 
 
-def _is_known(row: Sequence[str], classes: Mapping[str, int]) -> bool:
-    return len(row) == 2 and row[1] in classes and re.fullmatch(r"\w+\.JPEG", row[0]) is not None
-
-
-def _lines(root: Root, name: str) -> list[str]:
+def _text(root: Root, name: str) -> str:
     try:
-        return (root / name).read_text("utf-8").splitlines()
+        return (root / name).read_text("utf-8")
     except (OSError, KeyError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{root / name} is not a readable text file: {error}") from error
 
 
 def _class_names(root: Root, ids: Sequence[str]) -> list[str]:
     """Return the first name that `words.txt` has for each class; all of its names where two classes share the first."""
-    words = dict(line.split("\t", 1) for line in _lines(root, "words.txt") if "\t" in line)
+    words = dict(re.findall(r"^(n\d+)\t(.+)$", _text(root, "words.txt"), re.MULTILINE))
     short = {each: words.get(each, each).split(",")[0].strip() for each in ids}
     shared = Counter(short.values())
     return [short[each] if shared[short[each]] == 1 else words[each].strip() for each in ids]

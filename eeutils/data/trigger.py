@@ -47,20 +47,15 @@ def poisoned(data: ImageData, trigger: Trigger, share: float, seed: int = 0) -> 
     The trigger is stamped on a `share` of the training images of other classes, which get its label.
     """
     check_range("target", trigger.target, 0, len(data.classes) - 1)
-    chosen = _some_of_others(data.train, trigger.target, share, seed)
+    others = (data.train.labels != trigger.target).nonzero().flatten()
+    count = round(share * len(others)) if 0 < share <= 1 else 0
+    require(count > 0, f"share must be in (0, 1] and pick one of {len(others)} images or more, got {share}")
+    # Another seed than that of the batches: an equal draw would put all of these images first.
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART ^ seed))
+    chosen = others[order[:count].to(others.device)]
     marked = stamped(data.train.take(chosen), trigger)
     images, labels = data.train.images.clone(), data.train.labels.clone()
     images[chosen], labels[chosen] = marked.images, trigger.target
     # A checkpoint knows its data by name.
     name = f"{data.name} with {trigger} on {share:g} of the other classes, seed {seed}"
     return replace(data, name=name, train=replace(data.train, images=images, labels=labels))
-
-
-def _some_of_others(split: Split, target: int, share: float, seed: int) -> torch.Tensor:
-    """Return random positions of images that are not of class `target`."""
-    others = (split.labels != target).nonzero().flatten()
-    count = round(share * len(others)) if 0 < share <= 1 else 0
-    require(count > 0, f"share must be in (0, 1] and pick one of {len(others)} images or more, got {share}")
-    # Another seed than that of the batches: an equal draw would put all of these images first.
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(_SEEDS_APART ^ seed))
-    return others[order[:count].to(others.device)]

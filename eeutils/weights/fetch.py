@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import eeutils
-from eeutils.download import TIMEOUT_S, Source, check_online, download, first_that_delivers, passes, web_page
+from eeutils.download import TIMEOUT_S, Source, check_no_web_page, check_online, download, first_that_delivers, passes
 from eeutils.errors import IntegrityError
 from eeutils.files import cache_dir, exclusive, sha256_of_file, storing, sweep, work_folder, write_text
 from eeutils.weights.registry import StoredFile
@@ -52,12 +52,6 @@ def verify(path: Path, file: StoredFile, remedy: str = "") -> None:
     check_no_web_page(path)
     if file.sha256 is not None and (actual := sha256_of_file(path)) != file.sha256:
         raise IntegrityError(f"{path} has sha256 {actual[:16]}..., expected {file.sha256[:16]}...{remedy}")
-
-
-def check_no_web_page(path: Path) -> None:
-    """Raise IntegrityError if the file is a web page."""
-    if beginning := web_page(path):
-        raise IntegrityError(f"the server answered a web page, not weights: {beginning!r}")
 
 
 def release_tag() -> str:

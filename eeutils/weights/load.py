@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from eeutils.analysis.predictions import Predictions
-from eeutils.data.datasets import image_shape_of, num_classes_of
+from eeutils.data.datasets import find_dataset
 from eeutils.device import choose_device
 from eeutils.errors import require
 from eeutils.fields import check_choice
@@ -18,14 +18,7 @@ from eeutils.training import History
 from eeutils.weights.fetch import local_file
 from eeutils.weights.pickles import read_pickled_tensors
 from eeutils.weights.registry import Registry, WeightEntry, default_registry, without_width_and_seed
-from eeutils.weights.tensors import (
-    compare_with,
-    mapped_tensors,
-    put_tensors,
-    read_tensors,
-    stored_network,
-    untrained_network,
-)
+from eeutils.weights.tensors import compare_with, mapped_tensors, put_file, put_tensors, untrained_network
 
 
 def list_weights(registry: Registry | None = None) -> list[str]:
@@ -57,7 +50,8 @@ def load_weights(name: str, device: torch.device | str = "cpu", *, registry: Reg
     if entry.status == "external":
         net = _from_pickle(entry, local_file(entry.weights, registry.folder, read_pickled_tensors))
     else:
-        net = stored_network(entry.model, entry.model_args, local_file(entry.weights, registry.folder))
+        net = untrained_network(entry.model, entry.model_args)
+        put_file(net, local_file(entry.weights, registry.folder))
     return net.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -104,32 +98,27 @@ def _how_to_train(entry: WeightEntry, registry: Registry) -> str:
     kind = without_width_and_seed(entry.name)
     trained = (other.name for other in registry.entries if other.status == "trained")
     sibling = next((name for name in trained if without_width_and_seed(name) == kind), None)
-    instead = (
-        f"One of this kind ships: load_weights({sibling!r})"
-        if sibling
-        else "list_weights() has those that can be loaded"
-    )
+    instead = f"One of this kind ships: load_weights({sibling!r})" if sibling else "list_weights() has the others"
     return f"To train it:\n  {entry.command}\n{instead}."
 
 
 _TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
 
 
-def load_run(folder: Path | str, device: torch.device | str = "cpu") -> MultiExitNet:
-    """Load the network of a training run: float32, channels last, in evaluation mode, on `device`.
+def load_run(folder: Path | str) -> MultiExitNet:
+    """Load the network of a training run: float32, channels last, in evaluation mode, on the CPU.
 
     Raises:
         FileNotFoundError: if the run did not finish: `weights.safetensors` or `report.json` is missing.
         IntegrityError: if a file of the run is damaged.
     """
-    device, report = choose_device(device), read_report(folder)
+    report = read_report(folder)
     with reading(Path(folder, "report.json"), keep=ValueError):
         run = report["run"]
-        model_args = model_arguments(run, num_classes_of(run["data"]), image_shape_of(run["data"]))
-        net = untrained_network(run["model"], model_args)
-    path = Path(folder, "weights.safetensors")
-    put_tensors(net, read_tensors(path), str(path))
-    return net.eval().to(device, memory_format=torch.channels_last)
+        data = find_dataset(run["data"])
+        net = untrained_network(run["model"], model_arguments(run, data.num_classes, data.image_shape))
+    put_file(net, Path(folder, "weights.safetensors"))
+    return net.eval().to(memory_format=torch.channels_last)
 
 
 def read_report(folder: Path | str) -> dict[str, Any]:

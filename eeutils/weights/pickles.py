@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from eeutils.download import check_no_web_page
 from eeutils.errors import require
 from eeutils.files import reading
-from eeutils.weights.fetch import check_no_web_page
 from eeutils.weights.unpickler import InertUnpickler, Stub
 
 _MAX_BYTES = 1 << 30  # a ResNet18 has 45 MB

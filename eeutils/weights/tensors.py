@@ -24,13 +24,6 @@ def untrained_network(model: str, model_args: Mapping[str, Any]) -> MultiExitNet
         return create_model(model, **model_args)
 
 
-def stored_network(model: str, model_args: Mapping[str, Any], path: Path) -> MultiExitNet:
-    """Build a network with the weights of a safetensors file."""
-    net = untrained_network(model, model_args)
-    put_tensors(net, read_tensors(path), str(path))
-    return net
-
-
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file; half precision comes back as float32."""
     tensors, _ = load_tensors(path)
@@ -77,6 +70,11 @@ def put_tensors(net: MultiExitNet, tensors: Mapping[str, Tensor], origin: str) -
     listed = "; ".join(f"{kind}: {a_few(names)}" for kind, names in complaints.items() if names)
     require(not listed, f"the weights in {origin} do not fit the network: {listed}")
     net.load_state_dict({name: tensors[_plain(name)] for name in net.state_dict()})
+
+
+def put_file(net: MultiExitNet, path: Path) -> None:
+    """Give `net` the weights of a safetensors file."""
+    put_tensors(net, read_tensors(path), str(path))
 
 
 def _plain(name: str) -> str:

@@ -4,24 +4,25 @@ from sklearn.datasets import load_digits
 
 from eeutils import list_data, load_data
 from eeutils.data.cifar import CIFAR100
-from eeutils.data.datasets import image_shape_of, num_classes_of
+from eeutils.data.datasets import find_dataset
 from eeutils.data.tinyimagenet import TINY_IMAGENET
 
 
-@pytest.mark.parametrize("ask", [load_data, image_shape_of, num_classes_of])
-def test_load_data_lists_the_choices(ask):
+def test_load_data_lists_the_choices():
     with pytest.raises(ValueError, match="'cifar11'") as caught:
-        ask("cifar11")
+        load_data("cifar11")
     assert list_data()
     assert all(f"'{name}'" in str(caught.value) for name in list_data())
 
 
-def test_image_shape_of_and_num_classes_of_agree_with_the_data(cifar10):
+def test_find_dataset_agrees_with_the_data(cifar10):
     for data in (cifar10, load_data("digits")):
-        assert (num_classes_of(data.name), image_shape_of(data.name)) == (len(data.classes), data.image_shape)
+        found = find_dataset(data.name)
+        assert (found.num_classes, found.image_shape) == (len(data.classes), data.image_shape)
     for name, archive in {"cifar100": CIFAR100, "tinyimagenet": TINY_IMAGENET}.items():
-        assert image_shape_of(name) == archive.content["test_images"].shape[1:]
-    assert (num_classes_of("cifar100"), num_classes_of("tinyimagenet")) == (100, TINY_IMAGENET.num_classes)
+        assert find_dataset(name).image_shape == archive.content["test_images"].shape[1:]
+    assert find_dataset("cifar100").num_classes == 100
+    assert find_dataset("tinyimagenet").num_classes == TINY_IMAGENET.num_classes
 
 
 def test_load_data_digits_are_scikit_learns_and_need_no_cache(empty_cache, no_network):
