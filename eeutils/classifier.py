@@ -63,7 +63,7 @@ class Classifier:
         self.cascade  # noqa: B018  raises at once if network and policy do not fit together
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", _checked_shape(self.image_shape))
-            self(_noise(self.image_shape))  # likewise with shape and classes
+            self(noise(1, self.image_shape))  # likewise with shape and classes
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -182,15 +182,16 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return tuple(shape)
 
 
-def _noise(image_shape: Sequence[int]) -> Tensor:
-    return torch.randint(0, 256, (1, *image_shape), generator=torch.Generator().manual_seed(0)).byte()
+def noise(count: int, image_shape: Sequence[int]) -> Tensor:
+    """Return `count` images (C, H, W) uint8 of noise, always the same."""
+    return torch.randint(0, 256, (count, *image_shape), generator=torch.Generator().manual_seed(0)).byte()
 
 
 def _answer_sizes(net: MultiExitNet, normalization: Normalization, image_shape: Sequence[int]) -> list[float]:
     """Return the size of each exit's logits for noise, by which networks that answer otherwise are told apart."""
     device, dtype = device_and_dtype(net)
     with torch.inference_mode():
-        return [logits.float().norm().item() for logits in net(normalization(_noise(image_shape)).to(device, dtype))]
+        return [logits.float().norm().item() for logits in net(normalization(noise(1, image_shape)).to(device, dtype))]
 
 
 def _rebuilt(origin: dict[str, Any] | None) -> MultiExitNet:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.policies import score_of
 from eeutils.cascade import Cascade
-from eeutils.classifier import Classifier, load_classifier
+from eeutils.classifier import Classifier, load_classifier, noise
 from eeutils.engines import PreparedNet
 from eeutils.engines.onnx_stages import onnx_bytes, to_onnx
 from eeutils.engines.registry import import_extra
@@ -58,9 +58,7 @@ def export(classifier: Classifier, folder: Path | str, *, images: Tensor | None 
     """
     folder = Path(folder)
     _check(classifier, folder)
-    if images is None:
-        noise = torch.randint(0, 256, (max(_BATCH_SIZES), *classifier.image_shape), generator=torch.Generator())
-        images = noise.byte()
+    images = noise(max(_BATCH_SIZES), classifier.image_shape) if images is None else images
     with work_folder(folder) as parent, storing(folder):
         made = parent / folder.name
         made.mkdir()

@@ -17,7 +17,6 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import torch
 
-from eeutils.analysis.costs import timed
 from eeutils.analysis.decisions import decide
 from eeutils.analysis.policies import Policy
 from eeutils.analysis.predictions import predict
@@ -34,6 +33,7 @@ from eeutils.notebook import Session
 from eeutils.plots import plot_curves, use_style
 from eeutils.scoreboard import Evaluation, scoreboard
 from tools.arguments import refuse_arguments
+from tools.benchmarks import timed
 from tools.tables import frame_as_markdown, markdown_table
 
 NETWORKS = (

@@ -1,10 +1,9 @@
 """Costs of an image up to each exit: multiply-adds and parameters, or seconds on this machine."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,6 @@ from eeutils.engines import PreparedNet
 from eeutils.fields import check_range
 from eeutils.models import MultiExitNet
 from eeutils.models.contracts import count_macs, left_alone, on_meta, walk_units
-
-Result = TypeVar("Result")
 
 _SCORING = ThresholdPolicy(1.0)
 _WARM_UP = 3
@@ -153,13 +150,6 @@ def stage_seconds(net: PreparedNet, batches: Sequence[Tensor], *, scored: bool =
                 marks[-1].append(_mark(device))
     now(device)
     return torch.tensor([[_between(*pair) for pair in pairwise(times)] for times in marks], dtype=torch.float64)
-
-
-def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    """Return the seconds until the device has done `work`, and its result."""
-    started = now(device)
-    result = work()
-    return now(device) - started, result
 
 
 def now(device: torch.device) -> float:

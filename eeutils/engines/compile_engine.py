@@ -40,7 +40,8 @@ def _run(stage: StageModule, index: int) -> Run:
                 return compiled(x)
             if num_images >= _BATCH:
                 return compiled(map_tensors(_of_any_number, x))
-            return _together([compiled(_image(x, position)) for position in range(num_images)])
+            images = (map_tensors(lambda tensor, at=at: tensor[at : at + 1], x) for at in range(num_images))
+            return _together([compiled(image) for image in images])
 
     return run
 
@@ -49,10 +50,6 @@ def _of_any_number(x: Tensor) -> Tensor:
     x = x.detach()  # the mark is on the tensor, which may be the caller's
     torch._dynamo.maybe_mark_dynamic(x, 0)
     return x
-
-
-def _image(x: Features, position: int) -> Features:
-    return map_tensors(lambda tensor: tensor[position : position + 1], x)
 
 
 def _together(parts: list[tuple[Features, Tensor]]) -> tuple[Features, Tensor]:

@@ -5,9 +5,6 @@ A plot draws on the axes it is given, or on new ones, and returns them. Plots th
 
 from eeutils.plots.diagram import plot_network, plot_poolings, plot_shrinking_batch
 from eeutils.plots.exits import (
-    MILLISECONDS,
-    MULTIPLY_ADDS,
-    CostUnit,
     plot_accuracies,
     plot_confidence,
     plot_curves,

@@ -1,7 +1,6 @@
 """Figures of exits and of the policies that choose one: accuracy, cost, and exit rates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.decisions import Decisions
 from eeutils.analysis.predictions import Predictions
-from eeutils.analysis.thresholds import Curve, accuracy_cost_curve, exit_rates_at
+from eeutils.analysis.thresholds import accuracy_cost_curve, exit_rates_at
 from eeutils.errors import require
 from eeutils.plots.style import (
     ABOVE,
@@ -83,40 +82,21 @@ def plot_gains(
     return ax
 
 
-@dataclass(frozen=True)
-class CostUnit:
-    """Unit of a cost axis: its size and its name."""
-
-    name: str
-    size: float
-
-
-MULTIPLY_ADDS, MILLISECONDS = CostUnit("multiply-adds an image (M)", 1e6), CostUnit("milliseconds an image", 1e-3)
-
-
-def plot_curves(
-    networks: Mapping[str, Predictions],
-    ax: Axes | None = None,
-    score: str = "confidence",
-    unit: CostUnit = MULTIPLY_ADDS,
-) -> Axes:
-    """Accuracy against mean cost as the threshold on `score` moves (lines), and of each exit alone (dots).
-
-    The `unit` is `MILLISECONDS` if the costs of the predictions are seconds.
-    """
+def plot_curves(networks: Mapping[str, Predictions], ax: Axes | None = None) -> Axes:
+    """Accuracy against mean cost as the threshold on confidence moves (lines), and of each exit alone (dots)."""
     ax = ax or new_axes()
     looks = network_looks({name: predictions.num_exits for name, predictions in networks.items()})
     for name, predictions in networks.items():
         color, line = looks[name]
-        costs = predictions.costs.numpy() / unit.size
+        costs = predictions.costs.numpy() / 1e6
         exits = 100 * predictions.accuracy.numpy()
         if predictions.num_exits == 1:
             ax.plot(costs, exits, "*", markersize=13, color=color, label=name)
             continue
-        curve: Curve = accuracy_cost_curve(predictions, score=score)
-        ax.plot(curve.cost.numpy() / unit.size, 100 * curve.accuracy.numpy(), line, color=color, label=name)
+        curve = accuracy_cost_curve(predictions)
+        ax.plot(curve.cost.numpy() / 1e6, 100 * curve.accuracy.numpy(), line, color=color, label=name)
         ax.plot(costs, exits, "o", color=color, markersize=6, markerfacecolor="white")
-    ax.set(xlabel=f"mean {unit.name}", ylabel="accuracy (%)", title="What accuracy costs")
+    ax.set(xlabel="mean multiply-adds an image (M)", ylabel="accuracy (%)", title="What accuracy costs")
     named, _ = ax.get_legend_handles_labels()
     dot = Line2D([], [], marker="o", linestyle="", color="gray", markerfacecolor="white", label="an exit by itself")
     ax.legend(handles=[*named, dot], fontsize=8, loc="lower right")
@@ -184,26 +164,26 @@ def plot_exit_rates(rates: Mapping[str, Tensor], ax: Axes | None = None) -> Axes
 _THRESHOLDS = np.linspace(0, 1, 501)
 
 
-def plot_exit_rates_by_threshold(predictions: Predictions, ax: Axes | None = None, score: str = "confidence") -> Axes:
+def plot_exit_rates_by_threshold(predictions: Predictions, ax: Axes | None = None) -> Axes:
     """Exit rates, stacked, as one threshold for all early exits moves."""
     ax = ax or new_axes()
     names = [exit_name(index, predictions.num_exits) for index in range(predictions.num_exits)]
-    rates = exit_rates_at(predictions, _THRESHOLDS, score).numpy()
+    rates = exit_rates_at(predictions, _THRESHOLDS).numpy()
     ax.stackplot(_THRESHOLDS, rates.T, labels=names, colors=exit_colors(len(names)), linewidth=0)
-    _over_thresholds(ax, score)
+    _over_thresholds(ax)
     ax.set(ylabel="share of the images", title="Where images leave")
     handles, _ = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], names[::-1], fontsize=8, loc="center left")  # in the order of the stack
     return ax
 
 
-def plot_threshold_effect(predictions: Predictions, ax: Axes | None = None, score: str = "confidence") -> Axes:
+def plot_threshold_effect(predictions: Predictions, ax: Axes | None = None) -> Axes:
     """Accuracy and relative cost as one threshold for all early exits moves."""
     ax = ax or new_axes()
-    curve = accuracy_cost_curve(predictions, _THRESHOLDS, score)
+    curve = accuracy_cost_curve(predictions, _THRESHOLDS)
     ax.plot(_THRESHOLDS, curve.accuracy.numpy(), label="accuracy")
     ax.plot(_THRESHOLDS, curve.relative_cost.numpy(), label="cost")
-    _over_thresholds(ax, score)
+    _over_thresholds(ax)
     ax.set(ylabel="share of images, of cost", title="What it costs and buys")
     ax.legend(fontsize=9)
     return ax
@@ -222,6 +202,6 @@ def plot_policies(families: Mapping[str, Sequence[Decisions]], ax: Axes | None =
     return ax
 
 
-def _over_thresholds(ax: Axes, score: str) -> None:
+def _over_thresholds(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(xlabel=f"threshold on {score}", xlim=(0, 1), ylim=(0, 1))
+    ax.set(xlabel="threshold on confidence", xlim=(0, 1), ylim=(0, 1))

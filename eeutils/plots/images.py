@@ -89,36 +89,32 @@ _CELLS = 8
 _LOUDEST = 0.995  # a few pixels far above the others would leave the rest of a picture grey
 
 
-def plot_attributions(
-    split: Split, index: Sequence[int] | Tensor, exits: Mapping[str, "Explanation"], size: float = 2.0
-) -> plt.Figure:
+def plot_attributions(split: Split, index: Sequence[int] | Tensor, exits: Mapping[str, "Explanation"]) -> plt.Figure:
     """One row per image: the image, the map of each exit, then guided backpropagation times that map of each.
 
     Over the maps stand the class that the exit names and its confidence; guided maps are grey where they are zero.
     Maps are averaged on 8 x 8 cells: finer ones are dots that nobody can read. `index` are the positions of the images
-    in `split`, in the order of the explanations (`eeutils.analysis.gradcam.explain`); `size` is in inches.
+    in `split`, in the order of the explanations (`eeutils.analysis.gradcam.explain`).
     """
     positions = torch.as_tensor(index, dtype=torch.int64).tolist()
     for name, found in exits.items():
         given, wanted = len(found.predicted), len(positions)
         require(given == wanted, f"exits must explain {wanted} images, got {given} of {name!r}")
     rows, columns = max(1, len(positions)), 1 + 2 * len(exits)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.3) * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.3 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for row, position in enumerate(positions):
-        _draw_row(axes[row], split, position, {name: (found, row) for name, found in exits.items()})
+        _draw_row(axes[row], split, position, exits, row)
     figure.tight_layout(pad=0.3)
     return figure
 
 
-def _draw_row(
-    axes: Sequence[Axes], split: Split, position: int, exits: Mapping[str, tuple["Explanation", int]]
-) -> None:
+def _draw_row(axes: Sequence[Axes], split: Split, position: int, exits: Mapping[str, "Explanation"], row: int) -> None:
     image = split.images[position]
     draw_image(axes[0], image)
     _title(axes[0], split.classes[split.labels[position]])
-    for column, (name, (found, row)) in enumerate(exits.items(), 1):
+    for column, (name, found) in enumerate(exits.items(), 1):
         named = f"{split.classes[found.predicted[row]]} {float(found.confidence[row]):.0%}"
         overlay, guided = axes[column], axes[column + len(exits)]
         draw_image(overlay, image.float().mean(0, keepdim=True))

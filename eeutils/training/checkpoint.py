@@ -19,7 +19,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from eeutils.data import ImageData
-from eeutils.files import exclusive, load_state, reading, sha256_of_tensor
+from eeutils.files import load_state, reading, sha256_of_tensor
 from eeutils.training.config import TrainConfig
 
 _KEYS = ("net", "raw", "optimizer", "scaler", "epoch", "step", "losses", "rows", "config", "loss", "data")
@@ -41,11 +41,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = load_state(path)
     with reading(path):
         return {name: state[name] for name in _KEYS}
-
-
-def locked(path: Path | None) -> AbstractContextManager[None]:
-    """Keep other processes from training into `path`; raise a StorageError that says which does already."""
-    return nullcontext() if path is None else exclusive(path, wait=False)
 
 
 @contextmanager

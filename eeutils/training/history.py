@@ -1,6 +1,5 @@
-"""Losses and accuracies of a training run, epoch by epoch, and its progress bar."""
+"""Losses and accuracies of a training run, epoch by epoch, and how its progress bar shows them."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from eeutils.errors import require
 from eeutils.files import atomic_path, reading
@@ -54,12 +53,6 @@ class History:
 def by_exit(name: str, values: Tensor) -> dict[str, float]:
     """Name the values of all exits (E,) as columns; a value () belongs to no exit."""
     return {f"{name}_exit{number}": value for number, value in enumerate(values.tolist(), 1)} if values.ndim else {}
-
-
-def progress_bar(steps: int, steps_done: int, batch_size: int, shown: bool) -> tqdm:
-    """Create a bar that counts images on stderr."""
-    options = {"unit": "img", "unit_scale": True, "smoothing": 0.05, "file": sys.stderr, "disable": not shown}
-    return tqdm(total=steps * batch_size, initial=steps_done * batch_size, **options)
 
 
 def show(bar: tqdm, loss: float, rows: Sequence[dict[str, float]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from eeutils.analysis.predictions import collect_logits
 from eeutils.data import ImageData, TrainBatches
@@ -22,13 +22,13 @@ from eeutils.data.augmentation import shrunk
 from eeutils.data.splits import seed_of
 from eeutils.device import choose_device, cuda_indices, tuned_convolutions
 from eeutils.errors import TrainingDivergedError
-from eeutils.files import save_state
+from eeutils.files import exclusive, save_state
 from eeutils.models import MultiExitNet, whiten
 from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
-from eeutils.training.checkpoint import as_json, difference, fingerprint, load_checkpoint, locked, sigterm_noted
+from eeutils.training.checkpoint import as_json, difference, fingerprint, load_checkpoint, sigterm_noted
 from eeutils.training.config import TrainConfig
-from eeutils.training.history import History, by_exit, progress_bar, show
+from eeutils.training.history import History, by_exit, show
 from eeutils.training.losses import Loss, exit_losses, exit_weights
 from eeutils.training.optimizer import (
     WeightAverage,
@@ -90,7 +90,7 @@ def fit(
     home = next(net.parameters()).device
     try:
         with (
-            locked(path if workers.is_first else None),
+            exclusive(path, wait=False) if path and workers.is_first else nullcontext(),
             sigterm_noted(path) as sigterm,
             channels_last(net.to(device)),
             gradients_for(net, config.trained),
@@ -99,11 +99,18 @@ def fit(
         ):
             run = _Run(net, data, config, loss, path, device, workers, sigterm)
             run.resume()
-            is_shown = progress and workers.is_first
-            if run.epoch == config.epochs and is_shown:
+            shown = progress and workers.is_first
+            if run.epoch == config.epochs and shown:
                 print(f"{path} is finished: nothing is trained", file=sys.stderr)
-            total = config.epochs * len(run.batches)
-            with progress_bar(total, run.steps_done, run.batches.batch_size, is_shown) as bar:
+            total, size = config.epochs * len(run.batches), run.batches.batch_size
+            options = {
+                "unit": "img",
+                "unit_scale": True,
+                "smoothing": 0.05,
+                "file": sys.stderr,
+                "disable": not shown,
+            }
+            with tqdm(total=total * size, initial=run.steps_done * size, **options) as bar:
                 while run.epoch < config.epochs and not run.stopped:
                     run.train_epoch(bar)
                     if on_epoch and not run.step:

@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -115,8 +114,6 @@ def test_plot_curves_ends_at_the_single_exits_and_draws_a_plain_network_as_a_sta
     assert curve.get_xdata().min() == 1.0
     assert points(exits) == [(1.0, 50.0), (2.0, 75.0)]
     assert (star.get_marker(), star.get_xdata().tolist()) == ("*", [2.0])
-    ax = plots.plot_curves({"two": replace(two_exits, costs=two_exits.costs / 1e9)}, unit=plots.MILLISECONDS)
-    assert ax.lines[1].get_xdata().tolist() == pytest.approx([1.0, 2.0])
 
 
 def test_plot_confidence_counts_right_and_wrong_on_the_axes_given(two_exits):

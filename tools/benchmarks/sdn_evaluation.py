@@ -27,7 +27,7 @@ from eeutils.analysis.confusion import (
     error_indicator,
     indicator_table,
 )
-from eeutils.analysis.costs import exit_costs, timed
+from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.decisions import decide, with_fallback
 from eeutils.analysis.metrics import bootstrap_interval
 from eeutils.analysis.overthinking import destructive, only_correct_at, wasteful
@@ -42,6 +42,7 @@ from eeutils.models.multiexit import Stage
 from eeutils.scoreboard import MAX_DROP
 from eeutils.training import choose_device
 from eeutils.weights import load_predictions, load_weights, weight_entry
+from tools.benchmarks import timed
 from tools.benchmarks.report import machine, publish, report_path
 from tools.tables import BUDGETS, frame_as_markdown
 
