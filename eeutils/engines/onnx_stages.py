@@ -75,9 +75,8 @@ def _exported(part: nn.Module, x: Features, name: str = "x", is_last: bool = Fal
 def onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], **names_and_shapes: Any) -> bytes:
     """`module` as an ONNX model, without anything about this machine in it."""
     with _EXPORTER, _quiet():
-        program = torch.onnx.export(
-            module, inputs, opset_version=OPSET, external_data=False, verbose=False, **names_and_shapes
-        )
+        options = {"opset_version": OPSET, "external_data": False, "verbose": False, **names_and_shapes}
+        program = torch.onnx.export(module, inputs, **options)
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, model.graph):
         part.ClearField("metadata_props")  # stack traces, with the paths of this machine

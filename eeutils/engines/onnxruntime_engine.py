@@ -79,13 +79,8 @@ def _quantized_stage(model: bytes, given: Sequence[dict[str, np.ndarray]]) -> by
     with tempfile.TemporaryDirectory() as folder:
         graph, done = onnx.load_from_string(model), Path(folder, "int8.onnx")
         logits = [node.name for node in graph.graph.node if node.op_type in ("Gemm", "MatMul")][-1]
-        quantization.quantize_static(
-            graph,
-            done,
-            _Reader(given),
-            per_channel=True,
-            nodes_to_exclude=[logits],  # which stays in float32
-        )
+        options = {"per_channel": True, "nodes_to_exclude": [logits]}  # which stay in float32
+        quantization.quantize_static(graph, done, _Reader(given), **options)
         return done.read_bytes()
 
 

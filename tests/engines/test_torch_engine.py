@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.engines.packing import PackedConv2d, _can_be_packed, with_packed_convolutions
+from eeutils.engines.torch_engine import PackedConv2d, _can_be_packed, with_packed_convolutions
 from eeutils.models import MultiExitNet, create_exit
 
 
