@@ -70,17 +70,9 @@ def _exit_indices(logits: Tensor, policy: Policy) -> Tensor:
     """Logits (E, N, C) -> (N,) int64, the exit at which each image leaves, the last if at no early one."""
     last = len(logits) - 1
     left_at = torch.full(logits.shape[1:2], last, device=logits.device)
-    copy = _copy(logits)
     for index in reversed(range(last)):  # the shallowest exit overwrites the others
-        left_at[leaving(policy, copy[: index + 1])] = index
-        if copy._version:  # the policy has written into it
-            copy = _copy(logits)
+        left_at[leaving(policy, logits[: index + 1].clone())] = index  # a policy may write into what it is given
     return left_at
-
-
-@torch.inference_mode(False)  # its tensors do not count writes
-def _copy(logits: Tensor) -> Tensor:
-    return logits[:-1].clone()
 
 
 def unconfident_counts(predictions: Predictions, policy: Policy) -> Tensor:

@@ -21,7 +21,7 @@ from eeutils.errors import require
 from eeutils.models import MultiExitNet, drop_exits, truncate
 from eeutils.models.adapt import MapReader
 from eeutils.models.memory import device_and_dtype
-from eeutils.models.multiexit import Features, map_tensors
+from eeutils.models.multiexit import map_tensors
 
 Classes = int | Sequence[int] | Tensor | None
 """Classes to explain: one for all images, one per image, or None for the class that the exit predicts."""
@@ -120,7 +120,9 @@ def _map_of(
     units, head = _reader_moved(*_pooling_moved(units, head))
     with torch.no_grad():
         features = units(images)
-        _check_map(features, exit_index)
+        is_map = isinstance(features, Tensor) and features.ndim == 4 and features.shape[2:].numel() > 1
+        got = f"{map_tensors(lambda tensor: tuple(tensor.shape), features)}; larger images or an earlier exit may do"
+        require(is_map, f"exit {exit_index} must read a map (N, C, H, W) of more than one cell, got {got}")
         classes = _classes_to_explain(head(features), target)
     if not len(images):  # captum refuses
         return images[:, 0]
@@ -128,12 +130,6 @@ def _map_of(
     small = each.detach().sum(1, keepdim=True).relu()
     maps = LayerAttribution.interpolate(small, tuple(images.shape[2:]), "bilinear")[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-
-
-def _check_map(features: Features, exit_index: int) -> None:
-    is_map = isinstance(features, Tensor) and features.ndim == 4 and features.shape[2:].numel() > 1
-    got = f"{map_tensors(lambda tensor: tuple(tensor.shape), features)}; larger images or an earlier exit may have one"
-    require(is_map, f"exit {exit_index} must read a feature map (N, C, H, W) of more than one cell, got {got}")
 
 
 def _pooling_moved(units: nn.Sequential, head: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -184,12 +180,8 @@ def _classes_to_explain(logits: Tensor, target: Classes) -> Tensor:
 
 def _logits_through_relu_modules(net: nn.Module, images: Tensor) -> Tensor:
     """Return the logits; raise a ValueError if a ReLU is not a module, because it would pass gradients unguided."""
-    calls = []
-    hooks = [
-        module.register_forward_hook(lambda *_: calls.append(1))
-        for module in net.modules()
-        if isinstance(module, nn.ReLU)
-    ]
+    calls, relus = [], (module for module in net.modules() if isinstance(module, nn.ReLU))
+    hooks = [relu.register_forward_hook(lambda *_: calls.append(1)) for relu in relus]
     with torch.enable_grad():
         logits = net(images.clone().requires_grad_())
     for hook in hooks:

@@ -11,8 +11,7 @@ from torch import Tensor
 from eeutils.analysis.costs import NetworkCosts
 from eeutils.analysis.predictions import Predictions
 from eeutils.errors import require
-from eeutils.fields import check_choice
-from eeutils.models.contracts import check_exit_index
+from eeutils.fields import check_choice, check_range
 
 
 def exit_table(predictions: Predictions) -> pd.DataFrame:
@@ -94,7 +93,7 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> Tensor:
 
 def sure_images(predictions: Predictions, exit_index: int, confidence: float) -> Tensor:
     """Positions (n,) of the images that an exit gets right with at least this confidence, most confident first."""
-    check_exit_index(exit_index, predictions.num_exits)
+    check_range("exit_index", exit_index, 0, predictions.num_exits - 1)
     sure = predictions.confidence[exit_index]
     return surest_first(predictions.correct[exit_index] & (sure >= confidence), sure)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from eeutils.analysis.metrics import bootstrap_interval, draw_kinds, surest_first
 from eeutils.analysis.predictions import Predictions
 from eeutils.fields import check_range
-from eeutils.models.contracts import check_exit_index
 
 
 def first_correct(predictions: Predictions) -> Tensor:
@@ -29,13 +28,13 @@ def first_correct(predictions: Predictions) -> Tensor:
 
 def first_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
     """Positions (n,) of the images that this exit is the first to get right, most confident first."""
-    check_exit_index(exit_index, predictions.num_exits)
+    check_range("exit_index", exit_index, 0, predictions.num_exits - 1)
     return surest_first(first_correct(predictions) == exit_index, predictions.confidence[exit_index])
 
 
 def only_correct_at(predictions: Predictions, exit_index: int) -> Tensor:
     """Positions (n,) of the images that only this exit gets right, most confident first."""
-    check_exit_index(exit_index, predictions.num_exits)
+    check_range("exit_index", exit_index, 0, predictions.num_exits - 1)
     alone = predictions.correct[exit_index] & (predictions.correct.sum(0) == 1)
     return surest_first(alone, predictions.confidence[exit_index])
 
@@ -143,12 +142,6 @@ class Destructive:
         destroyed, lost = self._drawn(draws, seed).sum(2).T
         return bootstrap_interval(destroyed / (destroyed + lost))
 
-    def class_intervals(self, *, draws: int = 1000, seed: int = 0) -> Tensor:
-        """(C, 2) float64, the `share_interval` of each class; one point if all of its mistakes are alike."""
-        destroyed, lost = self._drawn(draws, seed).unbind(1)
-        shares = destroyed / (destroyed + lost)
-        return torch.tensor([bootstrap_interval(of_class) for of_class in shares.T], dtype=torch.float64)
-
     def table(self) -> pd.DataFrame:
         """Return one row per early exit: images it gets right and the last exit wrong, its confidence on them."""
         early = len(self.correct)
@@ -165,14 +158,15 @@ class Destructive:
 
     def class_table(self, classes: Sequence[str] | None = None) -> pd.DataFrame:
         """Return one row per class: the last exit's mistakes, the destructive ones, their share and its interval."""
-        low, high = self.class_intervals().T
+        destroyed, lost = self._drawn(1000, seed=0).unbind(1)
+        low, high = zip(*map(bootstrap_interval, (destroyed / (destroyed + lost)).T), strict=True)
         return pd.DataFrame(
             {
                 "wrong at last": self.class_wrong.numpy(),
                 "destroyed": self.class_destroyed.numpy(),
                 "share": (self.class_destroyed.double() / self.class_wrong).numpy(),
-                "low": low.numpy(),
-                "high": high.numpy(),
+                "low": low,
+                "high": high,
             },
             index=_class_names(classes, len(self.class_wrong)),
         )

@@ -36,7 +36,6 @@ def accuracy_cost_curve(
     """Compute accuracy and mean cost for many thresholds at once.
 
     Args:
-        predictions: the table, N images.
         thresholds: (T,) numbers in [0, 1], or infinity, in any order, which the curve keeps; by default at evenly
             spaced ranks of the scores, rising.
         score: see `eeutils.analysis.policies.score_of`.
@@ -91,7 +90,6 @@ def choose_thresholds(
     For a promise about new images see `eeutils.analysis.risk.choose_with_guarantee`.
 
     Args:
-        validation: the table to choose on.
         max_drop: accuracy that may be lost against the last exit, in [0, 1]; 0.005 is half a point.
         budget: mean cost of an image that may be spent, as a share of the whole network's, in (0, 1].
         per_exit: one threshold for each early exit, free or "geometric"; by default free for a `budget`, else shared.
@@ -106,7 +104,9 @@ def choose_thresholds(
     pick = _spending(validation, budget) if max_drop is None else _losing(validation, max_drop)
     table, scores = _billed(validation, score), score_of(validation.logits[:-1], score)
     if per_exit == "geometric":
-        choices = [Choice.of(ThresholdPolicy(each, score), validation) for each in _geometric_rates(scores)]
+        spaced = torch.logspace(-_RATIO_EXPONENT, _RATIO_EXPONENT, _RATIOS, dtype=torch.float64).tolist()
+        thresholds = [_thresholds_for(scores, ratio) for ratio in (0.0, *spaced, math.inf)]
+        choices = [Choice.of(ThresholdPolicy(each, score), validation) for each in thresholds]
         outcomes = [(each.accuracy, each.relative_cost) for each in choices]
         accuracy, relative_cost = torch.tensor(outcomes, dtype=torch.float64).T
         return choices[pick(accuracy, relative_cost * float(validation.costs[-1]))]
@@ -169,12 +169,6 @@ def _refined(validation: Predictions, scores: Tensor, candidates: Tensor, shared
         if chosen == before:
             break
     return chosen
-
-
-def _geometric_rates(scores: Tensor) -> list[list[float]]:
-    """Thresholds for `scores` (E - 1, N) so that exit rates form a geometric sequence, for many ratios."""
-    ratios = torch.logspace(-_RATIO_EXPONENT, _RATIO_EXPONENT, _RATIOS, dtype=torch.float64).tolist()
-    return [_thresholds_for(scores, ratio) for ratio in (0.0, *ratios, math.inf)]
 
 
 def _thresholds_for(scores: Tensor, ratio: float) -> list[float]:

@@ -135,10 +135,8 @@ def stratified_holdout(split: Split, holdout: int, seed: int) -> tuple[Split, Sp
     kept_and_held = [torch.from_numpy(part).sort().values for part in parts]
     if not parts or any(len(labels[part].unique()) < len(present) for part in kept_and_held):
         smallest = [f"{split.classes[present[i]]!r} has {counts[i]}" for i in counts.argsort(stable=True)[:5]]
-        raise ValueError(
-            f"cannot hold out {holdout} of {len(split)} images with every class on both sides: {', '.join(smallest)}; "
-            "add images, leave a class out, or change val_share and test_share"
-        )
+        got = f"{holdout} of {len(split)} images, where {', '.join(smallest)}"
+        raise ValueError(f"holdout must leave every class on both sides, got {got}; add images, or leave a class out")
     kept, held = kept_and_held
     return split.take(kept), split.take(held)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eeutils.errors import require
-from eeutils.fields import check_range
 from eeutils.models.memory import device_and_dtype, independent_copy, make_weights_permanent
 from eeutils.models.multiexit import Features, MultiExitNet, map_tensors, uncompiled
 
@@ -25,11 +24,6 @@ def check_exits(net: nn.Module) -> MultiExitNet:
         remedy = "pass net.module" if wraps_one else "add some with with_exits(net, after=[...])"
         raise TypeError(f"{type(net).__name__} has no exits; {remedy}")
     return uncompiled(net)
-
-
-def check_exit_index(exit_index: int, num_exits: int) -> None:
-    """Raise ValueError if there is no exit `exit_index`; 0 is the shallowest."""
-    check_range("exit_index", exit_index, 0, num_exits - 1)
 
 
 def check_units(name: str, units: Collection[int], allowed: Sequence[int]) -> None:
@@ -70,9 +64,8 @@ def reading(features: Features, part: str, module: nn.Module) -> Iterator[None]:
     except (RuntimeError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         shape = map_tensors(lambda tensor: tuple(tensor.shape[1:]), features)
         hint = "; pass costs=measure_seconds(net, split) instead" if _NEEDS_VALUES.search(str(error)) else ""
-        raise ValueError(
-            f"a feature map of shape {shape} does not fit the network's {part} ({type(module).__name__}): {error}{hint}"
-        ) from error
+        what = f"{part} ({type(module).__name__})"
+        raise ValueError(f"a feature map of shape {shape} does not fit the network's {what}: {error}{hint}") from error
 
 
 @contextmanager

@@ -41,9 +41,8 @@ def convolutional_exit(channels: int, num_classes: int) -> nn.Sequential:
     For shallow maps, whose features are too simple for one linear layer. The exits of MSDNet do the same (Huang et al.,
     ICLR 2018, arXiv 1703.09844). It costs a few percent of the network.
     """
-    return nn.Sequential(
-        conv_norm_act(channels, 2 * channels, 3, stride=2), SpatialPyramidExit(2 * channels, num_classes)
-    )
+    smaller = conv_norm_act(channels, 2 * channels, 3, stride=2)
+    return nn.Sequential(smaller, SpatialPyramidExit(2 * channels, num_classes))
 
 
 class InternalClassifier(nn.Module):
@@ -110,10 +109,9 @@ def fresh_exits(
     shapes = on_meta(MultiExitNet(units, {len(units) - 1: nn.Identity()}))
     maps = [features for _, features in walk_units(shapes, image_shape)]
     for unit, name in zip(sorted(after), pools, strict=True):
-        given = map_tensors(lambda tensor: tuple(tensor.shape[1:]), maps[unit])
-        require(
-            _is_map(maps[unit], image_shape), f"unit {unit} must return a map (C, H, W), got {given}; use add_exits"
-        )
+        got = map_tensors(lambda tensor: tuple(tensor.shape[1:]), maps[unit])
+        fits = _is_map(maps[unit], image_shape)
+        require(fits, f"unit {unit} must return a map (C, H, W), got {got}; use add_exits")
         _, channels, height, width = maps[unit].shape
         heads[unit] = initialise(create_exit(name, channels, num_classes, min(height, width)))
     return heads

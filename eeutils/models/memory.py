@@ -21,9 +21,7 @@ _STATISTICS = ("running_mean", "running_var")
 def device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return the device and dtype of the first floating tensor of `net`; without one, the CPU and float32."""
     tensors = list(chain(net.parameters(), net.buffers()))
-    require(
-        not any(map(is_lazy, tensors)), "lazy layers must have weights, got one without; call net(images) once first"
-    )
+    require(not any(map(is_lazy, tensors)), "lazy layers must have weights; call net(images) once first")
     first = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     return first.device, first.dtype
 

@@ -20,10 +20,8 @@ _BLOCKS = ((2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *((16, 1),) * 5, (32
 
 def depthwise_separable(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
     """A 3x3 convolution of each channel alone, then a 1x1 convolution across channels (figure 3 of the paper)."""
-    return nn.Sequential(
-        *conv_norm_act(in_channels, in_channels, 3, stride, groups=in_channels),
-        *conv_norm_act(in_channels, out_channels, 1),
-    )
+    depthwise = conv_norm_act(in_channels, in_channels, 3, stride, groups=in_channels)
+    return nn.Sequential(*depthwise, *conv_norm_act(in_channels, out_channels, 1))
 
 
 @register_model

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
@@ -52,7 +53,9 @@ def create_model(name: str, **arguments: Any) -> MultiExitNet:
         fits = isinstance(value, Integral) and value >= least
         require(fits, f"{size} must be a whole number from {least} on, got {value!r}")
     net = _BUILDERS[name](**arguments)
-    net.origin = _origin(name, arguments)
+    net.origin = None
+    with suppress(TypeError):  # a builder of your own may take a module, say
+        net.origin = Origin("eeutils", name, json.loads(json.dumps(arguments)))
     return net
 
 
@@ -62,10 +65,3 @@ def fitting_arguments(num_classes: int, image_shape: tuple[int, int, int]) -> di
     arguments = {"num_classes": num_classes, "in_channels": channels}
     size = min(height, width)
     return arguments if size == _USUAL_SIZE else arguments | {"image_size": size}
-
-
-def _origin(name: str, arguments: dict[str, Any]) -> Origin | None:
-    try:
-        return Origin("eeutils", name, json.loads(json.dumps(arguments)))
-    except TypeError:  # a builder of your own may take a module, say
-        return None

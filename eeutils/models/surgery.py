@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from eeutils.errors import require
-from eeutils.models.contracts import check_exit_index, check_exits, check_units
+from eeutils.fields import check_range
+from eeutils.models.contracts import check_exits, check_units
 from eeutils.models.graphs import fold_recorded
 from eeutils.models.memory import independent_copy, make_weights_permanent, to_channels_last
 from eeutils.models.multiexit import Features, MultiExitNet, Stage
@@ -41,7 +42,7 @@ def drop_exits(net: MultiExitNet, after: Collection[int]) -> MultiExitNet:
 def truncate(net: MultiExitNet, exit_index: int) -> MultiExitNet:
     """Return the network that ends at exit `exit_index` (0 is the shallowest); weights are shared with `net`."""
     net = check_exits(net)
-    check_exit_index(exit_index, net.num_exits)
+    check_range("exit_index", exit_index, 0, net.num_exits - 1)
     last = net.exit_after[exit_index]
     exits = {unit: head for unit, head in _exits(net).items() if unit <= last}
     return _in_mode_of(net, MultiExitNet(net.units[: last + 1], exits))

@@ -5,7 +5,7 @@ import operator
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -24,17 +24,16 @@ def record(network: nn.Module, names: Iterable[str]) -> tuple[dict[str, Any], fx
     The modules above the layers `names` are opened, all others are one step each; where that cannot be recorded, all
     are opened. `network` is left in evaluation mode.
     """
-    above = set(_above(network, names))
+    modules = network.named_modules(remove_duplicate=False)
+    above = {module for path, module in modules if not path or any(name.startswith(f"{path}.") for name in names)}
     try:
         try:
             outputs, graph = _recorded(network, lambda module: module not in above)
         except Exception:  # of any kind: forward() is run with stand-ins that have no values
             outputs, graph = _recorded(network, partial(_is_small_step, above))
     except Exception as error:
-        raise ValueError(
-            f"network must be traceable by torch.fx down to the layers {list(names)}, got {type(network).__name__}: "
-            f"{error}"
-        ) from error
+        got = f"{type(network).__name__}: {error}"
+        raise ValueError(f"network must be traceable by torch.fx down to layers {list(names)}, got {got}") from error
     for name in names:
         if part := _PART.fullmatch(name):
             outputs[name] = _part(graph, outputs.get(part[1]), int(part[2]))
@@ -89,16 +88,6 @@ class _Tracer(fx.Tracer):
         self.repeats[name] += 1
         self.outputs.setdefault(f"{name}_{count}" if count else name, node)
         return node
-
-
-def _above(network: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
-    yield network
-    for name in names:
-        module = network
-        for part in name.partition("[")[0].split(".")[:-1]:
-            if not isinstance(module := getattr(module, part, None), nn.Module):
-                break
-            yield module
 
 
 def _is_small_step(above: Collection[nn.Module], module: nn.Module) -> bool:

@@ -106,8 +106,8 @@ def test_share_interval_agrees_with_drawing_images():
     shares = (drawn == 1).sum(1).double() / (drawn > 0).sum(1)
     expected = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     assert effect.share_interval(draws=4000) == pytest.approx(expected, abs=0.03)
-    assert tuple(effect.class_intervals(seed=3)[0].tolist()) == effect.share_interval(seed=3)
-    assert effect.class_intervals()[1].isnan().all()
+    assert tuple(effect.class_table().loc[0, ["low", "high"]]) == effect.share_interval()
+    assert effect.class_table().loc[1, ["low", "high"]].isna().all()
 
 
 def test_overthinking_table_by_hand(table):
