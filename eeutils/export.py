@@ -11,16 +11,16 @@ import runpy
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from eeutils.analysis.costs import exit_costs
 from eeutils.analysis.policies import score_of
@@ -29,7 +29,8 @@ from eeutils.classifier import Classifier, load_classifier, noise
 from eeutils.engines import PreparedNet
 from eeutils.engines.onnx_stages import onnx_bytes, to_onnx
 from eeutils.engines.registry import import_extra
-from eeutils.errors import message_instead_of_traceback
+from eeutils.errors import message_instead_of_traceback, require
+from eeutils.fields import check_choice
 from eeutils.files import sha256_of_file, storing, work_folder, write_text
 from eeutils.models import MultiExitNet, prepared_for_inference, stage_modules
 from eeutils.models.multiexit import Features
@@ -57,7 +58,10 @@ def export(classifier: Classifier, folder: Path | str, *, images: Tensor | None 
         StorageError: if the folder cannot be written.
     """
     folder = Path(folder)
-    _check(classifier, folder)
+    if folder.exists():
+        raise FileExistsError(f"folder must not exist yet, got {str(folder)!r}")
+    require(classifier.image_shape is not None, "classifier must have an image_shape to export, got None")
+    check_choice("score", classifier.policy.score, SCORES)
     images = noise(max(_BATCH_SIZES), classifier.image_shape) if images is None else images
     with work_folder(folder) as parent, storing(folder):
         made = parent / folder.name
@@ -66,17 +70,6 @@ def export(classifier: Classifier, folder: Path | str, *, images: Tensor | None 
         _compare(classifier, made, images)
         shutil.rmtree(made / "__pycache__", ignore_errors=True)
         made.rename(folder)
-
-
-def _check(classifier: Classifier, folder: Path) -> None:
-    if folder.exists():
-        raise FileExistsError(f"folder must not exist yet, got {str(folder)!r}")
-    if classifier.image_shape is None:
-        raise ValueError("classifier must have an image_shape to export, got None")
-    if classifier.policy.score not in SCORES:
-        raise ValueError(
-            f"score must be one of {SCORES} to export, got {classifier.policy.score!r}; run.py has no eeutils to ask"
-        )
 
 
 def _write(classifier: Classifier, folder: Path) -> None:
@@ -153,9 +146,8 @@ def _compare(classifier: Classifier, folder: Path, images: Tensor) -> None:
     images = images.cpu().repeat(-(-max(_BATCH_SIZES) // len(images)), 1, 1, 1)
     normalized = classifier.normalization(images)
     ready = PreparedNet(classifier.net, precision="fp32", device="cpu")
-    expected = Cascade(ready, classifier.policy, fallback=classifier.fallback, normalization=classifier.normalization)(
-        images
-    )
+    options = {"fallback": classifier.fallback, "normalization": classifier.normalization}
+    expected = Cascade(ready, classifier.policy, **options)(images)
     scores = score_of(ready.logits(normalized), classifier.policy.score)[:-1]
     thresholds = torch.as_tensor(classifier.policy.thresholds, dtype=scores.dtype).reshape(-1, 1)
     clear = ~((scores - thresholds).abs() < _CLOSE_CALL).any(0).numpy()
@@ -172,37 +164,27 @@ def _compare(classifier: Classifier, folder: Path, images: Tensor) -> None:
         others = int((exit_index != expected.exit_index[: len(logits)].numpy())[kept].sum())
         difference = np.abs(logits - expected.logits[: len(logits)].numpy())[kept].max(initial=0.0)
         if others or not difference <= _LARGEST_DIFFERENCE * max(1.0, float(expected.logits.abs().max())):
-            raise ValueError(
-                f"exported stages must answer as torch does, got logits that differ by {difference:.2g} and {others} "
-                f"other exits of {len(logits)}"
-            )
+            got = f"logits that differ by {difference:.2g} and {others} other exits of {len(logits)}"
+            raise ValueError(f"exported stages must answer as torch does, got {got}")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options: what to export, and where to.
+def _export_named(source: Positional[str], folder: Positional[Path], max_drop: float = 0.005) -> None:
+    """Export by name or file.
 
-    Attributes:
+    Args:
         source: a name of `eeutils.list_weights()`, or a file of `Classifier.save`.
         folder: one that does not exist yet.
         max_drop: for a name: accuracy that leaving early may cost.
     """
-
-    source: Annotated[str, tyro.conf.Positional]
-    folder: Annotated[Path, tyro.conf.Positional]
-    max_drop: float = 0.005
+    is_file = Path(source).is_file()
+    export(Classifier.load(source) if is_file else load_classifier(source, max_drop=max_drop), folder)
+    print(f"wrote {folder}; try: python {folder / 'run.py'} photo.jpg")
 
 
 @message_instead_of_traceback()
 def main(args: Sequence[str] | None = None) -> None:
     """Export from the command line."""
-    options = tyro.cli(Options, prog="python -m eeutils.export", description=__doc__, args=args)
-    if Path(options.source).is_file():
-        classifier = Classifier.load(options.source)
-    else:
-        classifier = load_classifier(options.source, max_drop=options.max_drop)
-    export(classifier, options.folder)
-    print(f"wrote {options.folder}; try: python {options.folder / 'run.py'} photo.jpg")
+    tyro.cli(_export_named, prog="python -m eeutils.export", description=__doc__, args=args)
 
 
 if __name__ == "__main__":

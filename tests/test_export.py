@@ -13,8 +13,9 @@ from PIL import Image
 
 from eeutils import Classifier, MultiExitNet, ThresholdPolicy
 from eeutils.analysis import register_score
+from eeutils.analysis.policies import score_of
 from eeutils.data import Normalization
-from eeutils.export import export
+from eeutils.export import SCORES, export, main
 from eeutils.models import create_exit
 from tests.toys import between_scores, random_split
 
@@ -130,8 +131,24 @@ def test_export_refuses_scores_in_python_and_unknown_image_shapes(tmp_path):
             export(classifier, tmp_path / "photos")
 
 
+def test_export_main_names_a_source_that_is_unknown(tmp_path):
+    with pytest.raises(SystemExit, match="'nosuch'"):
+        main(["nosuch", str(tmp_path / "photos")])
+
+
 @pytest.mark.parametrize("score", ["entropy", "margin"])
 def test_export_answers_with_other_scores_and_fallbacks(folder, score):
     cascade = exported_cascade(folder)
     cascade.about |= {"score": score, "thresholds": [0.02], "fallback": "most_confident"}
     assert_answers(cascade, make_classifier(ThresholdPolicy(0.02, score), fallback="most_confident"))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_export_scores_even_and_sure_answers_as_the_package_does(folder, score):
+    cascade = exported_cascade(folder)
+    cascade.about |= {"score": score}
+    for classes in range(2, 200):
+        logits = torch.eye(classes)[:2] * torch.tensor([[0.0], [1000.0]])
+        scores = cascade.score(logits.numpy())
+        assert 0 <= scores.min() <= scores.max() <= 1
+        np.testing.assert_allclose(scores, score_of(logits, score), atol=1e-6)

@@ -20,16 +20,13 @@ class Cascade:
 
     def __call__(self, images):
         """Images (N, C, H, W) uint8 -> logits (N, classes) and the exit (N,) at which each left."""
-        if images.dtype != np.uint8 or list(images.shape[1:]) != self.about["image_shape"]:
-            raise ValueError(
-                f"images must be uint8 (N, *{self.about['image_shape']}), got {images.dtype} {images.shape}"
-            )
+        shape = self.about["image_shape"]
+        if images.dtype != np.uint8 or list(images.shape[1:]) != shape:
+            raise ValueError(f"images must be uint8 (N, *{shape}), got {images.dtype} {images.shape}")
         mean, std = (np.float32(self.about["normalization"][key])[:, None, None] * 255 for key in ("mean", "std"))
         features, rows, history = [(images - mean) / std], np.arange(len(images)), []
-        answers, exits = (
-            np.empty((len(images), len(self.about["classes"])), np.float32),
-            np.zeros(len(images), np.int64),
-        )
+        answers = np.empty((len(images), len(self.about["classes"])), np.float32)
+        exits = np.zeros(len(images), np.int64)
         thresholds = [np.inf if threshold is None else threshold for threshold in self.about["thresholds"]]
         for index, (stage, threshold) in enumerate(zip(self.stages, [*thresholds, None], strict=True)):
             *features, logits = stage(features)
@@ -47,7 +44,8 @@ class Cascade:
         """Return the confidence of each answer, from 0 to 1."""
         probs = softmax(logits)
         if self.about["score"] == "entropy":
-            return 1 + (probs * np.log(np.maximum(probs, 1e-38))).sum(1) / np.log(probs.shape[1])
+            certainty = 1 + (probs * np.log(np.maximum(probs, 1e-38))).sum(1) / np.log(probs.shape[1])
+            return certainty.clip(0, 1)  # an even softmax rounds to a little below 0
         best = np.sort(probs, 1)
         return best[:, -1] - best[:, -2] if self.about["score"] == "margin" else best[:, -1]
 
