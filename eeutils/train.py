@@ -82,23 +82,19 @@ def main(args: list[str] | None = None) -> None:
 
 def parsed(args: list[str] | None = None) -> TrainingRun:
     """Parse a command line, by default that of this process."""
-    runs = {name: _run_of(name) for name in list_recipes()}
-    choices = {name: (_described(run), run) for name, run in runs.items()}
+    choices = {name: _choice(name) for name in list_recipes()}
     return tyro.extras.overridable_config_cli(choices, prog="python -m eeutils.train", description=__doc__, args=args)
 
 
-def _run_of(name: str) -> TrainingRun:
-    """Return a recipe with the network and the data that its name tells."""
+def _choice(name: str) -> tuple[str, TrainingRun]:
+    """Return a recipe's line of `--help`, and its run with the network and the data that its name tells."""
     kind, _, net = name.removesuffix("_tinyimagenet").partition("_")
     model = {"cnn": net, "sdn": f"{net}_sdn", "muon": "airnet_3exits"}.get(kind, TrainingRun.model)
     data = next((data for data in ("tinyimagenet", "digits") if name.endswith(data)), TrainingRun.data)
-    return TrainingRun(model=model, data=data, train=recipe(name))
-
-
-def _described(run: TrainingRun) -> str:
-    """Describe a recipe in a line of `--help`."""
-    part = run.model if run.train.trained == "all" else "early exits of a trained network"
-    return f"{part} on {run.data}, {run.train.epochs} epochs in batches of {run.train.batch_size}"
+    config = recipe(name)
+    part = model if config.trained == "all" else "early exits of a trained network"
+    text = f"{part} on {data}, {config.epochs} epochs in batches of {config.batch_size}"
+    return text, TrainingRun(model=model, data=data, train=config)
 
 
 def train(run: TrainingRun) -> None:

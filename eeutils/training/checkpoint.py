@@ -15,22 +15,18 @@ A checkpoint is a dict in a file of `torch.save` with a checksum (`eeutils.files
     data        fingerprint of the dataset
 """
 
-import json
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from eeutils.data import ImageData
 from eeutils.files import load_state, reading, sha256_of_tensor
-from eeutils.training.config import TrainConfig
 
 _KEYS = ("net", "raw", "optimizer", "scaler", "epoch", "step", "losses", "rows", "config", "loss", "data")
 _MACHINE_FIELDS = ("precision", "compile")  # a run may be resumed with other values of these
@@ -62,11 +58,6 @@ def sigterm_noted(path: Path | None) -> Iterator[threading.Event]:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """Return the fields of a config as JSON has them, lists for tuples."""
-    return json.loads(json.dumps(asdict(config)))
-
-
 def fingerprint(data: ImageData) -> dict[str, Any]:
     """Fingerprint of a dataset."""
     train = data.train
@@ -95,7 +86,8 @@ def difference(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str
     if changed := [name for name, value in here["data"].items() if saved["data"].get(name) != value]:
         return f"other data ({saved['data']['name']}: other {', '.join(changed)})"
     ours, theirs = here["raw"], saved["raw"]
-    if _shapes(ours) != _shapes(theirs):
+    own, other = ({name: tensor.shape for name, tensor in state.items()} for state in (ours, theirs))
+    if own != other:
         return "another network"
     if changed := [name for name in frozen if not torch.equal(theirs[name], ours[name].cpu())]:
         return f"another backbone or last exit ({changed[0]} differs)"
@@ -105,7 +97,3 @@ def difference(saved: dict[str, Any], here: dict[str, Any], frozen: Iterable[str
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
     """Return a run's config with its parts flat, under names such as "loss.weights", and the name of its loss."""
     return pd.json_normalize(run["config"]).to_dict("records")[0] | {"loss": run["loss"]}
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}

@@ -1,9 +1,9 @@
 """One training run: `fit`, an epoch, a step, and how a run is saved and resumed."""
 
+import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from eeutils.files import exclusive, save_state
 from eeutils.models import MultiExitNet, whiten
 from eeutils.models.memory import channels_last, check_weights
 from eeutils.models.multiexit import uncompiled
-from eeutils.training.checkpoint import as_json, difference, fingerprint, load_checkpoint, sigterm_noted
+from eeutils.training.checkpoint import difference, fingerprint, load_checkpoint, sigterm_noted
 from eeutils.training.config import TrainConfig
 from eeutils.training.history import History, by_exit, show
 from eeutils.training.losses import Loss, exit_losses, exit_weights
@@ -57,7 +57,6 @@ def fit(
     config: TrainConfig,
     *,
     loss: Loss | None = None,
-    on_epoch: Callable[[History], object] | None = None,
     checkpoint: Path | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -73,7 +72,6 @@ def fit(
         config: such as `recipe("slim")`.
         loss: a function of the logits of all exits, E times (N, C) float32, and labels (N,). It returns the loss of
             each exit (E,), which `config.loss.weights` add up, or their sum (). By default `exit_losses`.
-        on_epoch: called with the history so far after each epoch; an exception ends the run.
         checkpoint: a file for this run only; it identifies the network by shapes of tensors, and `loss` by name.
         device: where to train; by default a GPU if there is one.
         progress: show a progress bar on stderr.
@@ -103,18 +101,10 @@ def fit(
             if run.epoch == config.epochs and shown:
                 print(f"{path} is finished: nothing is trained", file=sys.stderr)
             total, size = config.epochs * len(run.batches), run.batches.batch_size
-            options = {
-                "unit": "img",
-                "unit_scale": True,
-                "smoothing": 0.05,
-                "file": sys.stderr,
-                "disable": not shown,
-            }
+            options = {"unit": "img", "unit_scale": True, "smoothing": 0.05, "file": sys.stderr, "disable": not shown}
             with tqdm(total=total * size, initial=run.steps_done * size, **options) as bar:
                 while run.epoch < config.epochs and not run.stopped:
                     run.train_epoch(bar)
-                    if on_epoch and not run.step:
-                        on_epoch(History(tuple(run.rows)))
             net.load_state_dict(run.result.state_dict())
     finally:
         net.eval().to(home)
@@ -141,9 +131,8 @@ class _Run:
         if config.trained == "all":
             whiten(net, data.normalization(data.train.images[:_IMAGES_TO_WHITEN].to(device)))
         self.fingerprint = fingerprint(data) if self.path else {}
-        self.batches = TrainBatches(
-            data.train, config.batch_size, config.augmentation, device, config.seed, **asdict(self.workers)
-        )
+        options = asdict(self.workers)
+        self.batches = TrainBatches(data.train, config.batch_size, config.augmentation, device, config.seed, **options)
         self.small_steps = round(config.small_images * config.epochs * len(self.batches))
         self.val = data.val.to(device)
         self.optimizer = create_optimizer(trained_part(net, config.trained), config, device)
@@ -251,10 +240,9 @@ class _Run:
         bar.update(self.steps_done * self.batches.batch_size - bar.n)
 
     def _stop_diverged(self, what: str) -> NoReturn:
-        raise TrainingDivergedError(
-            f"{what} in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}; lower "
-            f"learning_rate (now {self.config.learning_rate}) or check the images"
-        )
+        now = f"in epoch {self.epoch + 1} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}"
+        hint = f"lower learning_rate={self.config.learning_rate} or check the images"
+        raise TrainingDivergedError(f"{what} {now}; {hint}")
 
     def resume(self) -> None:
         """Continue from the checkpoint if it exists; write it, so that a full disk shows before training."""
@@ -281,7 +269,7 @@ class _Run:
             "step": self.step,
             "losses": self.losses,
             "rows": self.rows,
-            "config": as_json(self.config),
+            "config": json.loads(json.dumps(asdict(self.config))),  # lists for tuples
             "loss": self.loss_name,
             "data": self.fingerprint,
         }
