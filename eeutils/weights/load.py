@@ -103,6 +103,7 @@ def _how_to_train(entry: WeightEntry, registry: Registry) -> str:
 
 
 _TRAINED_ALONE = {"early_exits": "ic_only", "exits": "exits_only"}
+_PUBLISHED_WIDTHS = {"mobilenet": 32, "resnet56": 16, "wideresnet32_4": 16}  # 64 for all others
 
 
 def load_run(folder: Path | str) -> MultiExitNet:
@@ -140,7 +141,8 @@ def run_name(run: Mapping[str, Any]) -> str:
     parts += [_TRAINED_ALONE.get(run["train"].get("trained"))]
     parts += ["e" + "+".join(map(str, run["exit_after"]))] if run.get("exit_after") else []
     parts += [f"{run['stem']}stem"] if run.get("stem") not in (None, "cifar") else []
-    parts += [f"w{run['width']}"] if run.get("width") not in (None, 64) else []
+    published = _PUBLISHED_WIDTHS.get(run["model"].removesuffix("_sdn"), 64)
+    parts += [f"w{run['width']}"] if run.get("width") not in (None, published) else []
     return "-".join(part for part in parts if part)
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eeutils import create_model, load_data, predict
+from eeutils import create_model, list_models, load_data, predict
 from eeutils.errors import IntegrityError
 from eeutils.weights import load_run
+from eeutils.weights.load import run_name
 from tools.publish import entry_name, entry_of
 
 
@@ -71,3 +72,15 @@ def test_entry_of_builds_the_network_that_was_trained(run):
 def test_entry_name_tells_all_that_differs(changes, name):
     run = {"model": "resnet18", "pool": "avg", "data": "cifar10", "stem": "cifar", "width": 64, "train": {"seed": 0}}
     assert entry_name(run | changes) == name
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_run_name_leaves_out_the_width_of_the_published_network_alone(model):
+    run = {"model": model, "data": "cifar10", "train": {}}
+    with torch.device("meta"):
+        published, *others = (
+            [parameter.shape for parameter in create_model(model, **width).parameters()]
+            for width in ({}, {"width": 16}, {"width": 32}, {"width": 64})
+        )
+    for width, shapes in zip((16, 32, 64), others, strict=True):
+        assert (run_name(run | {"width": width}) == run_name(run)) == (shapes == published)
