@@ -35,9 +35,7 @@ _OTHER_ANSWERS = 0.05  # how much the size of logits may differ on another machi
 class Classifier:
     """A network with exits, and everything needed to classify images with it.
 
-        classifier = Classifier(
-            net, data.classes, data.normalization, choice.policy, image_shape=data.image_shape
-        )
+        classifier = Classifier(net, data.classes, data.normalization, choice.policy, image_shape=data.image_shape)
         result = classifier(load_image("photo.jpg", size=32))
         print(classifier.classes[result.predicted[0]])
 

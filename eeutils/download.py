@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT_S = (10.0, 60.0)
-"""To connect, and between two pieces of an answer: a server that hangs is given up, a slow one is not."""
+"""To connect, and between two pieces of an answer: this gives up a server that hangs, but not a slow one."""
 BACKOFF_S = 1.0
-"""Before the second attempt; doubled before each further one."""
+"""Wait before the second attempt; doubled before each further one."""
 _ATTEMPTS = 4
 _LONGEST_WAIT_S = 60.0
 _LARGEST = 4 << 30  # where nobody says the size
 
 
 class _TryAgainError(Exception):
-    """A failure that a later attempt may better."""
+    """A failure that may not happen again."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)

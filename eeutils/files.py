@@ -101,8 +101,8 @@ def work_folder(target: Path, *, resume: bool = False, kind: str = "work") -> It
     folder = _beside(target, kind)
     with storing(target):
         lock = _locked(folder)
-        if not resume:
-            _empty(folder)
+        for path in () if resume else folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     finished = False
     try:
         yield folder
@@ -209,9 +209,7 @@ def reading(path: Path | str, *, keep: type[Exception] = IntegrityError) -> Iter
         raise
     except Exception as error:  # readers of damaged files raise what they please
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise IntegrityError(
-            f"{path} is damaged or of another kind ({reason[:200]}); restore it, or delete and remake it"
-        ) from error
+        raise IntegrityError(f"{path} is damaged or of another kind ({reason[:200]}); restore or remake it") from error
 
 
 @contextmanager
@@ -253,11 +251,6 @@ def _locked(folder: Path) -> int:
             if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
                 return lock
             os.close(lock)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _beside(target: Path, kind: str) -> Path:

@@ -20,8 +20,8 @@ from eeutils.plots.style import WRONG, draw_image, draw_right_and_wrong, exit_na
 def plot_first_correct(effect: Wasteful, ax: Axes | None = None) -> Axes:
     """Images classified correctly by this exit or an earlier one (bars), and by each exit alone (dots).
 
-    The upper part of a bar are those that no earlier exit had. A dot below the top of its bar is an exit that loses
-    what earlier ones knew.
+    The upper part of a bar shows those that no earlier exit had. A dot below the top of its bar is an exit that
+    loses what earlier ones knew.
     """
     ax = ax or new_axes()
     names = [exit_name(index, len(effect.costs)) for index in range(len(effect.costs))]

@@ -35,9 +35,6 @@ class PickledTensors(dict[str, Tensor]):
 def read_pickled_tensors(path: Path | str) -> PickledTensors:
     """Read the tensors of a saved network, or of a saved dict of tensors or networks, onto the CPU.
 
-    Args:
-        path: a file that `torch.save` wrote, in either format.
-
     Raises:
         FileNotFoundError: if there is no such file.
         IntegrityError: if it is damaged, too large, of another kind, holds no tensors, or calls a function that saved

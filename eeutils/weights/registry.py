@@ -67,12 +67,9 @@ class WeightEntry:
     training: TrainingRecord | None = None  # origin of the weights
 
     def __post_init__(self) -> None:
-        files = {
-            "trained": self.weights and self.weights.sha256,
-            "measured": self.predictions,
-            "external": self.weights,
-        }
-        fits = self.status == "not trained" or bool(files.get(self.status))
+        known = self.weights and self.weights.sha256
+        files = {"trained": known, "measured": self.predictions, "external": self.weights, "not trained": True}
+        fits = bool(files.get(self.status))
         require(fits, f"status must fit the files of {self.name}, got {self.status!r}")
 
     @property

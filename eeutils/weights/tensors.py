@@ -101,9 +101,8 @@ class TensorReport:
         return not (self.missing or self.unexpected)
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.matched)} tensors match by name and shape; only answers show whether they compute the same"
-        ]
+        only = "only answers show whether they compute the same"
+        lines = [f"{len(self.matched)} tensors match by name and shape; {only}"]
         lines += [f"  = {own} <- {theirs} {tuple(tensor.shape)}" for own, theirs, tensor in self.matched]
         lines += [f"  - {own} {shape} is missing in the file" for own, shape in self.missing]
         lines += [f"  + {theirs} {shape} of the file has no place" for theirs, shape in self.unexpected]

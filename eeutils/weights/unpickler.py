@@ -90,7 +90,7 @@ _CALLABLE = _BUILDERS.keys() | _HARMLESS
 
 
 class InertUnpickler(pickle._Unpickler):
-    """Python's unpickler, made inert: it imports, calls, hashes and allocates nothing at the file's wish.
+    """Python's unpickler, made inert: it imports, calls, hashes and allocates nothing because a file says so.
 
     The one in C would not do: it hashes any key of a dict, and allocates a memo as long as the file says.
     """
@@ -166,9 +166,6 @@ class InertUnpickler(pickle._Unpickler):
             # Names alone are of use. Other keys are not hashed, which for some would take for ever.
             target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) is str)
 
-    def make_list(self) -> None:
-        self.append(self.pop_mark())
-
     def refuse(self) -> None:
         require(False, "it uses an opcode that saved networks do not")
 
@@ -183,7 +180,7 @@ class InertUnpickler(pickle._Unpickler):
         pickle.DICT[0]: make_dict,
         pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,
         pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
-        pickle.FROZENSET[0]: make_list,
+        pickle.FROZENSET[0]: pickle._Unpickler.load_list,
         **dict.fromkeys((pickle.INST[0], pickle.OBJ[0], pickle.PERSID[0], pickle.BYTEARRAY8[0]), refuse),
         **dict.fromkeys((pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]), refuse),
         **dict.fromkeys((pickle.NEXT_BUFFER[0], pickle.READONLY_BUFFER[0]), refuse),

@@ -22,27 +22,15 @@ def test_load_weights_gives_a_network_ready_to_use(tiny_registry, tiny_net):
         torch.testing.assert_close(loaded, original, rtol=2e-2, atol=2e-2)  # half precision on the disk
 
 
-def test_load_weights_says_how_to_train_untrained_ones(tiny_registry):
-    name = "resnet18_3exits-spp-toy"
+@pytest.mark.parametrize(("ending", "hint"), [("", f"'{NAME}'"), ("-s1", f"'{NAME}'"), ("-ic_only", "list_weights")])
+def test_load_weights_says_how_to_train_and_offers_networks_trained_alike(tiny_registry, ending, hint):
+    entry = tiny_registry.entry("resnet18_3exits-spp-toy")
+    entry = replace(entry, name=entry.name + ending)
     for load in (load_weights, load_history, lambda name, registry: load_predictions(name, "test", registry=registry)):
         with pytest.raises(ValueError, match="not trained") as caught:
-            load(name, registry=tiny_registry)
+            load(entry.name, registry=with_entry(tiny_registry, entry))
         assert "train --width 64 && publish" in str(caught.value)
-        assert f"load_weights('{NAME}')" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("resnet18_3exits-spp-toy-s1", f"load_weights('{NAME}')"),
-        ("resnet18_3exits-spp-toy-ic_only", "list_weights() has"),
-    ],
-)
-def test_load_weights_offers_only_networks_trained_alike(tiny_registry, name, hint):
-    other = replace(tiny_registry.entry("resnet18_3exits-spp-toy"), name=name)
-    with pytest.raises(ValueError, match="not trained yet") as caught:
-        load_weights(name, registry=with_entry(tiny_registry, other))
-    assert hint in str(caught.value)
+        assert hint in str(caught.value)
 
 
 def test_load_weights_lists_names_similar_to_an_unknown_one(tiny_registry):
