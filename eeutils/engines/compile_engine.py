@@ -41,7 +41,9 @@ def _run(stage: StageModule, index: int) -> Run:
             if num_images >= _BATCH:
                 return compiled(map_tensors(_of_any_number, x))
             images = (map_tensors(lambda tensor, at=at: tensor[at : at + 1], x) for at in range(num_images))
-            return _together([compiled(image) for image in images])
+            features, logits = zip(*map(compiled, images), strict=True)
+            tensors = zip(*map(tensors_of, features), strict=True)
+            return map_tensors(lambda _: torch.cat(next(tensors)), features[0]), torch.cat(logits)
 
     return run
 
@@ -50,13 +52,6 @@ def _of_any_number(x: Tensor) -> Tensor:
     x = x.detach()  # the mark is on the tensor, which may be the caller's
     torch._dynamo.maybe_mark_dynamic(x, 0)
     return x
-
-
-def _together(parts: list[tuple[Features, Tensor]]) -> tuple[Features, Tensor]:
-    """Features and logits of single images -> of all of them."""
-    tensors = zip(*(tensors_of(features) for features, _ in parts), strict=True)
-    features = map_tensors(lambda _: torch.cat(next(tensors)), parts[0][0])
-    return features, torch.cat([logits for _, logits in parts])
 
 
 ENGINE = Engine(prepare, ("fp32", "bf16"), ("cpu", "cuda"))

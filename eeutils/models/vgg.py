@@ -47,16 +47,12 @@ def vgg16(
             channels = widths * width
         units[-1].append(nn.MaxPool2d(2))
     pixels = (image_size // 2 ** len(_STAGES)) ** 2
-    classifier = _classifier([channels * pixels, *(widths * width for widths in _HIDDEN[image_size]), num_classes])
+    sizes = [channels * pixels, *(widths * width for widths in _HIDDEN[image_size])]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(0.5)]
+    classifier = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
     return with_heads(units, classifier, exit_after, (in_channels, image_size, image_size), pool, num_classes)
 
 
 vgg16_sdn = shallow_deep(vgg16)
-
-
-def _classifier(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers from each size to the next; all but the last with a ReLU and dropout."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in pairwise(sizes[:-1]):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(0.5)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
