@@ -101,8 +101,8 @@ def work_folder(target: Path, *, resume: bool = False, kind: str = "work") -> It
     folder = _beside(target, kind)
     with storing(target):
         lock = _locked(folder)
-        for path in () if resume else folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not resume:
+            _empty(folder)
     finished = False
     try:
         yield folder
@@ -251,6 +251,11 @@ def _locked(folder: Path) -> int:
             if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
                 return lock
             os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _beside(target: Path, kind: str) -> Path:

@@ -15,7 +15,7 @@ from tests.toys import changed, weights
 @pytest.fixture
 def one_epoch(monkeypatch) -> None:
     """Train quick networks for an epoch."""
-    monkeypatch.setattr(notebook, "recipe", lambda name: recipe(name, epochs=1))
+    monkeypatch.setattr(notebook, "recipe", lambda name, epochs: recipe(name, epochs=1))
 
 
 def test_start_takes_quick_mode_from_the_environment(monkeypatch):

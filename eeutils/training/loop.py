@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -57,6 +58,7 @@ def fit(
     config: TrainConfig,
     *,
     loss: Loss | None = None,
+    on_epoch: Callable[[History], object] | None = None,
     checkpoint: Path | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -72,6 +74,7 @@ def fit(
         config: such as `recipe("slim")`.
         loss: a function of the logits of all exits, E times (N, C) float32, and labels (N,). It returns the loss of
             each exit (E,), which `config.loss.weights` add up, or their sum (). By default `exit_losses`.
+        on_epoch: called with the history so far after each epoch; an exception ends the run.
         checkpoint: a file for this run only; it identifies the network by shapes of tensors, and `loss` by name.
         device: where to train; by default a GPU if there is one.
         progress: show a progress bar on stderr.
@@ -105,6 +108,8 @@ def fit(
             with tqdm(total=total * size, initial=run.steps_done * size, **options) as bar:
                 while run.epoch < config.epochs and not run.stopped:
                     run.train_epoch(bar)
+                    if on_epoch and not run.step:
+                        on_epoch(History(tuple(run.rows)))
             net.load_state_dict(run.result.state_dict())
     finally:
         net.eval().to(home)

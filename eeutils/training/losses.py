@@ -21,6 +21,11 @@ def _deeper_counts_more(num_exits: int, _: float) -> tuple[float, ...]:
     return _UPF_WEIGHTS.get(num_exits) or tuple(depth / total for depth in range(1, num_exits + 1))
 
 
+def _deeper_mean_one(num_exits: int, _: float) -> tuple[float, ...]:
+    """The same ratios with mean 1, so that a head learns about as fast as that of a network without early exits."""
+    return tuple(num_exits * weight for weight in _deeper_counts_more(num_exits, _))
+
+
 def _sdn(num_exits: int, progress: float) -> tuple[float, ...]:
     """Ramp of Shallow-Deep Networks (arXiv 1810.07052, section 3): early exits start near 0, the last one has 1.
 
@@ -33,8 +38,7 @@ def _sdn(num_exits: int, progress: float) -> tuple[float, ...]:
 
 _SCHEMES: dict[str, Callable[[int, float], tuple[float, ...]]] = {
     "deeper_counts_more": _deeper_counts_more,
-    # With mean 1, a head learns about as fast as that of a network without early exits.
-    "deeper_mean_one": lambda num_exits, _: tuple(num_exits * each for each in _deeper_counts_more(num_exits, _)),
+    "deeper_mean_one": _deeper_mean_one,
     "equal": lambda num_exits, progress: (1 / num_exits,) * num_exits,
     "sdn": _sdn,
 }

@@ -15,7 +15,7 @@ from eeutils.data import TrainBatches
 from eeutils.errors import TrainingDivergedError
 from eeutils.models import airnet
 from eeutils.models.airnet import Whitening
-from eeutils.training import LossConfig, loop
+from eeutils.training import History, LossConfig, loop
 from eeutils.training.checkpoint import load_checkpoint
 from eeutils.training.loop import _Run
 from eeutils.training.losses import exit_losses, exit_weights
@@ -74,8 +74,11 @@ def test_fit_takes_a_loss_per_exit_or_their_sum(tiny_net, tiny_data, tiny_config
     assert not [name for name in history.rows[0] if name.startswith("train_loss_")]
 
 
-def test_fit_shows_progress(tiny_net, tiny_data, tiny_config, capsys):
-    fit(tiny_net(), tiny_data, tiny_config())
+def test_fit_calls_on_epoch_and_shows_progress(tiny_net, tiny_data, tiny_config, capsys):
+    seen: list[History] = []
+    history = fit(tiny_net(), tiny_data, tiny_config(), on_epoch=seen.append)
+    assert [len(each.rows) for each in seen] == [1, 2, 3]
+    assert seen[-1] == history
     shown = capsys.readouterr().err.split("\r")[-1]
     assert all(part in shown for part in ("epoch 3/3", "loss", "img/s", "<00:00"))
     assert shown.split("val")[1].count("%") == 3
