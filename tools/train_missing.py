@@ -98,7 +98,7 @@ def _wide() -> Iterator[PlannedRun]:
         for exits in (3, 2):
             yield PlannedRun(f"muon --model resnet18_{exits}exits --pool {pool} {tuned}")
     earlier = f"resnet18_3exits --exit-after 2 4 --pool {_BEST_HEADS}"  # at 27 % and 52 % of the multiply-adds
-    yield PlannedRun(f"modern --model {earlier} --width 64", wants_gpu=True)
+    yield PlannedRun(f"modern --model {earlier} --width 64", wants_gpu=True, results_only=True)
 
 
 def _slim() -> Iterator[PlannedRun]:
@@ -122,7 +122,7 @@ def _slim() -> Iterator[PlannedRun]:
     # For budgets that the first of three exits alone would spend: one more, after the first block of all.
     long = _LONG.format("28 --train.learning-rate 0.05 --train.warmup 0.1")
     earlier = f"32 --start-from resnet18_3exits-{_BEST_HEADS}-cifar10-w32 {long}"
-    yield PlannedRun(slim.format("resnet18 --exit-after 1 3 5", f"conv+{_BEST_HEADS}", earlier))
+    yield PlannedRun(slim.format("resnet18 --exit-after 1 3 5", f"conv+{_BEST_HEADS}", earlier), results_only=True)
     for seed in (1, 2):
         for pool in ("spp", _BEST_HEADS):
             yield PlannedRun(slim.format("resnet18_3exits", pool, 16) + _seeded(seed))

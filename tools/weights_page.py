@@ -54,7 +54,7 @@ _TRAINED = (
     "(`-s1`). The matrix peak is how fast the same machine multiplies large matrices."
 )
 _NOT_TRAINED = (
-    "`make weights` trains these, most valuable first; full width wants a GPU. Sorted by name, these commands "
+    "`make weights` trains these, most valuable first; they want a GPU. Sorted by name, these commands "
     "train them one by one and add them to the table:"
 )
 _EXTERNAL = (
