@@ -63,6 +63,8 @@ HEADLINE = {
     "resnet18_3exits-conv+conv+spp-cifar10-w16": "ResNet18, width 16, 3 exits",
     "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, width 24, 3 exits",
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, width 32, 3 exits",
+    "resnet18-avg-cifar10": "ResNet18, full width, no early exits",
+    "resnet18_3exits-spp-cifar10": "ResNet18, full width, 3 exits",
     "airnet_3exits-cifar10-w32": "AirNet, width 32, 3 exits",
     "airnet_3exits-cifar10": "AirNet, 3 exits",
     "mobilenet_sdn-mixed-cifar10": "MobileNet, Shallow-Deep, 7 exits",
@@ -87,7 +89,8 @@ DRAWN = {
     "resnet18_3exits-conv+conv+spp-cifar10-w24": "ResNet18, 3 exits, width 24",
     "resnet18_3exits-conv+conv+spp-cifar10-w32": "ResNet18, 3 exits, width 32",
     "resnet18-conv+conv+conv+spp-cifar10-e1+3+5-w32": "ResNet18, 4 exits, width 32",
-    "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "ResNet18, 3 exits, width 64",
+    "resnet18_3exits-spp-cifar10": "ResNet18, 3 exits, width 64",
+    "resnet18_3exits-conv+conv+spp-cifar10-e2+4": "ResNet18, 3 earlier exits, width 64",
 }
 
 
