@@ -5,7 +5,6 @@ import signal
 import time
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from eeutils.files import (
     work_folder,
     write_text,
 )
-from tests.toys import kill_this_process, run_in_child
+from tests.toys import kill_this_process, run_in_child, start_in_child
 
 TENSORS = {"x": torch.arange(12.0).view(3, 4), "y": torch.ones(2, dtype=torch.bfloat16), "empty": torch.empty(0, 2)}
 STATE = {"net": TENSORS, "epoch": 3, "rows": [{"loss": 1.5}]}
@@ -187,14 +186,13 @@ def test_exclusive_keeps_other_processes_out_and_says_that_it_waits(tmp_path, ca
             time.sleep(0.1)
             file.write("out\n")
 
-    with ThreadPoolExecutor(3) as pool:
-        with exclusive(log):
-            processes = [pool.submit(run_in_child, enter) for _ in range(3)]
-            said = ""
-            while said.count(str(log)) < 3:
-                said += capfd.readouterr().err
-                time.sleep(0.01)
-        assert [process.result() for process in processes] == [0, 0, 0]
+    with exclusive(log):
+        children = [start_in_child(enter) for _ in range(3)]
+        said = ""
+        while said.count(str(log)) < 3:
+            said += capfd.readouterr().err
+            time.sleep(0.01)
+    assert [wait() for wait in children] == [0, 0, 0]
     assert log.read_text().split() == ["in", "out"] * 3
 
 

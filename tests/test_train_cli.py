@@ -1,10 +1,8 @@
 import json
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -42,7 +40,7 @@ def test_train_main_writes_files_and_reads_those_of_a_finished_run(tmp_path, cap
     assert report["macs"] == test.costs.tolist()
     assert report["share_of_peak"] is not None
     assert str(report["test_accuracy"]) in capsys.readouterr().out
-    assert len(pd.read_csv(folder / "history.csv")) == 1
+    assert len((folder / "history.csv").read_text().splitlines()) == 2
     monkeypatch.setattr("eeutils.data.TrainBatches.epoch", None)  # nothing is trained again
     monkeypatch.setattr(cli, "device_name", lambda device: "another machine")
     cli.main(args)
@@ -118,8 +116,8 @@ def test_train_measures_a_backdoor(tmp_path, monkeypatch):
 def trained_from(donor: MultiExitNet, monkeypatch, folder: Path, *words: str) -> dict[str, torch.Tensor]:
     """Return what a run of `donor`'s backbone with two exits ends with."""
     monkeypatch.setattr(cli, "load_weights", lambda name: donor)
-    start = ["digits", "--model", "resnet18_2exits", "--width", "4", "--start-from", "donor", "--train.epochs", "1"]
-    cli.main([*start, *words, "--out", str(folder)])
+    start = f"digits --model resnet18_2exits --width 4 --start-from donor --train.epochs 1 --out {folder}"
+    cli.main([*start.split(), *words])
     return load_file(folder / "weights.safetensors")
 
 
@@ -148,7 +146,9 @@ def test_train_goes_on_with_the_last_exit_of_a_donor_that_has_the_same(pool, cop
 def test_train_exits_for_other_classes_on_a_frozen_backbone(monkeypatch, tmp_path):
     donor = create_model("resnet18", width=4, num_classes=3)
     trained = trained_from(donor, monkeypatch, tmp_path, "--train.trained", "exits")
-    assert {len(tensor) for name, tensor in trained.items() if fnmatch(name, "exits.8.*.bias")} == {10}
+    assert {
+        len(tensor) for name, tensor in trained.items() if name.startswith("exits.8.") and name.endswith(".bias")
+    } == {10}
     backbone = {name: tensor for name, tensor in donor.state_dict().items() if name.startswith("units.")}
     assert all(torch.equal(tensor, trained[name]) for name, tensor in backbone.items())
 

@@ -162,6 +162,11 @@ def unchanged(*nets: nn.Module, path: Path | None = None) -> Iterator[None]:
 
 def run_in_child(work: Callable[[], object]) -> int:
     """Run `work` in a forked process; return its exit code, or minus the number of the signal that ended it."""
+    return start_in_child(work)()
+
+
+def start_in_child(work: Callable[[], object]) -> Callable[[], int]:
+    """Return what waits for `run_in_child`; not to be called in threads, as locks of others would stay locked."""
     if not (child := os.fork()):
         try:
             work()
@@ -170,7 +175,7 @@ def run_in_child(work: Callable[[], object]) -> int:
             traceback.print_exc()
         finally:
             os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill_this_process() -> None:
