@@ -67,6 +67,11 @@ def tuned_convolutions() -> AbstractContextManager[None]:
     return _switched(cudnn, "benchmark", timed)
 
 
+def unrounded_convolutions() -> AbstractContextManager[None]:
+    """Compute float32 convolutions in full precision; by default a GPU rounds their factors to 10 bits (TF32)."""
+    return _switched(torch.backends.cudnn, "allow_tf32", False)
+
+
 @contextmanager
 def _switched(backend: Any, switch: str, value: bool) -> Iterator[None]:
     before = getattr(backend, switch)

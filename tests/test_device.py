@@ -3,7 +3,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from eeutils.device import choose_device, default_device, share_of_peak, tuned_convolutions
+from eeutils.device import choose_device, default_device, share_of_peak, tuned_convolutions, unrounded_convolutions
 
 
 def gpus(monkeypatch, number: int) -> None:
@@ -42,9 +42,18 @@ def test_share_of_peak_by_hand():
 def cudnn():
     """The switches, put back by hand: monkeypatch cannot, because they are not ordinary attributes."""
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     yield cudnn
-    cudnn.benchmark, cudnn.deterministic = before
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_unrounded_convolutions_puts_the_switch_back(cudnn, before):
+    cudnn.allow_tf32 = before
+    with suppress(KeyError), unrounded_convolutions():
+        assert not cudnn.allow_tf32
+        raise KeyError
+    assert cudnn.allow_tf32 is before
 
 
 @pytest.mark.parametrize("before", [True, False])

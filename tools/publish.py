@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eeutils.analysis.predictions import Predictions, predict
 from eeutils.data import ImageData, load_data
-from eeutils.device import choose_device
+from eeutils.device import choose_device, unrounded_convolutions
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import exclusive, save_tensors, sha256_of_file, work_folder
 from eeutils.models import MultiExitNet
@@ -229,7 +229,7 @@ def _set_aside(folder: Path) -> Iterator[None]:
 
 def _saved_predictions(net: MultiExitNet, data: ImageData, folder: Path) -> dict[str, Predictions]:
     """Save predictions of both splits and read them back, as users will."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a GPU would round factors to 10 bits
+    with unrounded_convolutions():
         for split, images in (("val", data.val), ("test", data.test)):
             predict(net, images, device=choose_device()).save(_predictions_file(folder, split))
     return {split: Predictions.load(_predictions_file(folder, split)) for split in ("val", "test")}

@@ -20,13 +20,12 @@ matplotlib.use("Agg")  # draws to files: there may be no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from eeutils.analysis.predictions import predict
 from eeutils.data import load_data
-from eeutils.device import choose_device
+from eeutils.device import choose_device, unrounded_convolutions
 from eeutils.errors import message_instead_of_traceback
 from eeutils.files import write_text
 from eeutils.plots import plot_curves, use_style
@@ -173,7 +172,7 @@ def headline_board(boards: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 def _recompute(entry: WeightEntry) -> Evaluation:
     net, data = load_weights(entry.name, choose_device()), load_data(entry.data)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as they were published
+    with unrounded_convolutions():  # as they were published
         return Evaluation(predict(net, data.val), predict(net, data.test))
 
 
