@@ -171,11 +171,13 @@ def _classes_to_explain(logits: Tensor, target: Classes) -> Tensor:
         return logits.argmax(1)
     num_images, num_classes = logits.shape
     classes = torch.as_tensor(target, device=logits.device)
-    exact = classes.shape in ((), (num_images,)) and not classes.is_floating_point()
-    fits = exact and bool(((classes >= 0) & (classes < num_classes)).all())
+    if classes.ndim == 0:
+        classes = classes.expand(num_images)
+    exact = not num_images or not (classes.is_floating_point() or classes.dtype == torch.bool)
+    fits = exact and classes.shape == (num_images,) and bool(((classes >= 0) & (classes < num_classes)).all())
     wanted = f"one class in 0..{num_classes - 1} or one for each of {num_images} images"
     require(fits, f"target must be {wanted}, got {target}")
-    return classes.long().expand(num_images)
+    return classes.long()
 
 
 def _logits_through_relu_modules(net: nn.Module, images: Tensor) -> Tensor:

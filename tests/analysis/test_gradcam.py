@@ -171,7 +171,7 @@ def test_gradcam_is_the_same_in_training_mode_frozen_and_in_inference_mode(metho
         assert torch.equal(method(net.requires_grad_(False), images.clone(), 6), expected)
 
 
-@pytest.mark.parametrize("target", [10, -1, [0, 12], [0], torch.tensor([0.0, 1.0])], ids=str)
+@pytest.mark.parametrize("target", [10, -1, [0, 12], [0], True, torch.tensor([0.0, 1.0])], ids=str)
 def test_gradcam_refuses_other_classes(target):
     with pytest.raises(ValueError, match="target"):
         grad_cam(network("resnet18_3exits"), pictures(2), 1, target)
