@@ -40,10 +40,7 @@ def _run(stage: StageModule, index: int) -> Run:
                 return compiled(x)
             if num_images >= _BATCH:
                 return compiled(map_tensors(_of_any_number, x))
-            images = (map_tensors(lambda tensor, at=at: tensor[at : at + 1], x) for at in range(num_images))
-            features, logits = zip(*map(compiled, images), strict=True)
-            tensors = zip(*map(tensors_of, features), strict=True)
-            return map_tensors(lambda _: torch.cat(next(tensors)), features[0]), torch.cat(logits)
+            return _together([compiled(_image(x, position)) for position in range(num_images)])
 
     return run
 
@@ -52,6 +49,17 @@ def _of_any_number(x: Tensor) -> Tensor:
     x = x.detach()  # the mark is on the tensor, which may be the caller's
     torch._dynamo.maybe_mark_dynamic(x, 0)
     return x
+
+
+def _image(x: Features, position: int) -> Features:
+    return map_tensors(lambda tensor: tensor[position : position + 1], x)
+
+
+def _together(parts: list[tuple[Features, Tensor]]) -> tuple[Features, Tensor]:
+    """Features and logits of single images -> of all of them."""
+    tensors = zip(*(tensors_of(features) for features, _ in parts), strict=True)
+    features = map_tensors(lambda _: torch.cat(next(tensors)), parts[0][0])
+    return features, torch.cat([logits for _, logits in parts])
 
 
 ENGINE = Engine(prepare, ("fp32", "bf16"), ("cpu", "cuda"))

@@ -20,17 +20,26 @@ _EXPORTER = threading.Lock()  # torch.export fails if two threads ask it at once
 
 
 class _Flat(nn.Module):
-    """A part of a network between lists of tensors, all that ONNX knows; of the last stage only the logits."""
+    """A part of a network between lists of tensors, whatever it takes and gives: ONNX knows no other."""
 
-    def __init__(self, part: nn.Module, given: Features, is_last: bool) -> None:
+    def __init__(self, part: nn.Module, given: Features) -> None:
         super().__init__()
         self.part, self.template = part, map_tensors(lambda tensor: tensor.to("meta"), given)
-        self.is_last = is_last
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         remaining = iter(tensors)
-        outputs = tensors_of(self.part(map_tensors(lambda _: next(remaining), self.template)))
-        return tuple(outputs[-1:] if self.is_last else outputs)
+        return tuple(tensors_of(self.part(map_tensors(lambda _: next(remaining), self.template))))
+
+
+class _LogitsOnly(nn.Module):
+    """The last stage, whose features nobody reads."""
+
+    def __init__(self, stage: StageModule) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: Features) -> Tensor:
+        return self.stage(x)[1]
 
 
 @torch.no_grad()
@@ -46,8 +55,9 @@ def to_onnx(net: MultiExitNet, images: Tensor) -> list[bytes]:
     stages, models = stage_modules(net), []
     for index, stage in enumerate(stages):
         handed_on = stage(x)[0]
+        part = _LogitsOnly(stage) if index == len(stages) - 1 else stage
         try:
-            models.append(_exported(stage, x, "features" if index else "images", is_last=index == len(stages) - 1))
+            models.append(_exported(part, x, "features" if index else "images"))
         except Exception as error:  # of many kinds, by what is not supported
             raise ValueError(_reason(stage, x, error)) from error
         x = handed_on
@@ -59,8 +69,8 @@ def as_array(images: Tensor) -> np.ndarray:
     return np.ascontiguousarray(images.float().numpy(force=True))
 
 
-def _exported(part: nn.Module, x: Features, name: str = "x", is_last: bool = False) -> bytes:
-    tensors, flat = tensors_of(x), _Flat(part, x, is_last).eval()
+def _exported(part: nn.Module, x: Features, name: str = "x") -> bytes:
+    tensors, flat = tensors_of(x), _Flat(part, x).eval()
     num_images = torch.export.Dim("num_images")
     outputs = len(flat(*tensors))
     return onnx_bytes(
@@ -75,8 +85,9 @@ def _exported(part: nn.Module, x: Features, name: str = "x", is_last: bool = Fal
 def onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], **names_and_shapes: Any) -> bytes:
     """`module` as an ONNX model, without anything about this machine in it."""
     with _EXPORTER, _quiet():
-        options = {"opset_version": OPSET, "external_data": False, "verbose": False, **names_and_shapes}
-        program = torch.onnx.export(module, inputs, **options)
+        program = torch.onnx.export(
+            module, inputs, opset_version=OPSET, external_data=False, verbose=False, **names_and_shapes
+        )
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, model.graph):
         part.ClearField("metadata_props")  # stack traces, with the paths of this machine
