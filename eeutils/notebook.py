@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ipywidgets import ValueWidget, VBox
 
 QUICK_WIDTH = 8
+QUICK_EPOCHS = 4
 
 YOURS = "yours/"
 """Prefix of networks trained here in notebook 2 or 3, such as "yours/resnet18_2exits-spp"."""
@@ -153,7 +154,7 @@ class Session:
         model, _, pool = kind.removesuffix("-ic_only").partition("-")
         torch.manual_seed(0)
         net = create_model(model, width=QUICK_WIDTH, **({"pool": pool} if pool else {}))
-        how = recipe("digits", epochs=4)
+        how = recipe("digits", epochs=QUICK_EPOCHS)
         if kind.endswith("-ic_only"):
             copy_backbone(net, self.network(f"{model.removesuffix('_sdn')}-avg"))
             how = replace(how, trained="early_exits", loss=LossConfig(weights="equal"))

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from eeutils import notebook, recipe
+from eeutils import notebook
 from eeutils.notebook import QUICK_WIDTH, Session, explore, start
 from eeutils.weights import Registry, WeightEntry, default_registry
 from tests.toys import changed, weights
@@ -15,7 +15,7 @@ from tests.toys import changed, weights
 @pytest.fixture
 def one_epoch(monkeypatch) -> None:
     """Train quick networks for an epoch."""
-    monkeypatch.setattr(notebook, "recipe", lambda name, epochs: recipe(name, epochs=1))
+    monkeypatch.setattr(notebook, "QUICK_EPOCHS", 1)
 
 
 def test_start_takes_quick_mode_from_the_environment(monkeypatch):

@@ -1,12 +1,12 @@
 import re
 
-from eeutils import notebook, recipe
+from eeutils import notebook
 from tools import demo
 
 
 def test_demo_prints_accuracies_and_what_leaving_early_saves(monkeypatch, tmp_path, empty_cache, capsys):
     monkeypatch.setenv("EEUTILS_QUICK", "1")
-    monkeypatch.setattr(notebook, "recipe", lambda name, epochs: recipe(name, epochs=1))
+    monkeypatch.setattr(notebook, "QUICK_EPOCHS", 1)
     monkeypatch.setattr(demo, "NETWORKS", ("resnet18-avg", "resnet18_3exits-spp"))
     monkeypatch.chdir(tmp_path)
     demo.main()
